@@ -1,0 +1,53 @@
+"""What the Scratch models share, and the functions that take any of them.
+
+Names are imported when first used, so that ``import scratch_core`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scratch_core.errors import CheckpointError, ConfigError, DataError, ScratchError
+    from scratch_core.generate import generate, stream
+    from scratch_core.models import ModelSpec, PretrainedModel
+    from scratch_core.weights import Rule, load, save, to_hf
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ModelSpec",
+    "PretrainedModel",
+    "Rule",
+    "ScratchError",
+    "generate",
+    "load",
+    "save",
+    "stream",
+    "to_hf",
+]
+
+_HOME = {
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "ModelSpec": "models",
+    "PretrainedModel": "models",
+    "Rule": "weights",
+    "ScratchError": "errors",
+    "generate": "generate",
+    "load": "weights",
+    "save": "weights",
+    "stream": "generate",
+    "to_hf": "weights",
+}
+
+
+def __getattr__(name: str):
+    """Import ``scratch_core.name`` from the module that defines it."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'scratch_core' has no attribute {name!r}")
+    # Bound here for good: the function `generate` must win over the submodule of the same name.
+    value = getattr(import_module(f"scratch_core.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,17 @@
+"""The errors that people see: each message states the rule, the values that break it, and what to do."""
+
+
+class ScratchError(ValueError):
+    """Base of every error that a caller's input can cause; the command line prints it and exits with 2."""
+
+
+class ConfigError(ScratchError):
+    """A model or run was described in a way that cannot be built, or that we do not implement."""
+
+
+class CheckpointError(ScratchError):
+    """A checkpoint cannot be read as it stands, or does not fit the model."""
+
+
+class DataError(ScratchError):
+    """Input data is empty, malformed, or does not fit the model."""

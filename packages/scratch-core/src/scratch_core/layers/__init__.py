@@ -1,0 +1,28 @@
+"""Layers that two models use unchanged. A variant lives, written out, in the package of its model."""
+
+from scratch_core.layers.attention import GroupedQueryAttention, MultiHeadAttention, MultiQueryAttention, attend
+from scratch_core.layers.cache import KeyValueCache, RingCache
+from scratch_core.layers.feed_forward import MLP, GatedMLP
+from scratch_core.layers.masks import causal_mask, padding_mask, positions_from_mask
+from scratch_core.layers.norm import LayerNorm, RMSNorm
+from scratch_core.layers.rope import Linear, Llama3, Rope, interleaved_to_half_split
+
+__all__ = [
+    "MLP",
+    "GatedMLP",
+    "GroupedQueryAttention",
+    "KeyValueCache",
+    "LayerNorm",
+    "Linear",
+    "Llama3",
+    "MultiHeadAttention",
+    "MultiQueryAttention",
+    "RMSNorm",
+    "RingCache",
+    "Rope",
+    "attend",
+    "causal_mask",
+    "interleaved_to_half_split",
+    "padding_mask",
+    "positions_from_mask",
+]

@@ -1,0 +1,64 @@
+r"""The layer between two attention layers: each position on its own, through a wider space.
+
+$$ \mathrm{MLP}(x) = W_d\, f(W_u x) \tag{1} $$
+$$ \mathrm{GatedMLP}(x) = W_d\, (f(W_g x) \odot W_u x) \tag{2} $$
+
+Eq. 1: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 2. Eq. 2: Shazeer 2020,
+https://arxiv.org/abs/2002.05202, eq. 6: SwiGLU with f = silu, GeGLU with f = gelu.
+
+Shapes: D model width, F feed-forward width.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class MLP(nnx.Module):
+    """Eq. 1 over the last axis, D -> F -> D, in ``dtype``."""
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        *,
+        activation: Callable[[jax.Array], jax.Array],
+        use_bias: bool = True,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        linear = partial(nnx.Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.up = linear(d_model, d_ff)
+        self.down = linear(d_ff, d_model)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return an array of x's shape, in ``dtype``."""
+        return self.down(self.activation(self.up(x)))  # eq. 1
+
+
+class GatedMLP(nnx.Module):
+    """Eq. 2 over the last axis, D -> F -> D, in ``dtype``."""
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        *,
+        activation: Callable[[jax.Array], jax.Array],
+        use_bias: bool = False,
+        dtype=jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        linear = partial(nnx.Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.gate = linear(d_model, d_ff)
+        self.up = linear(d_model, d_ff)
+        self.down = linear(d_ff, d_model)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return an array of x's shape, in ``dtype``."""
+        return self.down(self.activation(self.gate(x)) * self.up(x))  # eq. 2
