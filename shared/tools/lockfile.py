@@ -24,6 +24,5 @@ def clean(text: str) -> str:
 if __name__ == "__main__":
     if sys.argv[1:] != ["clean"]:
         sys.exit("usage: python3 shared/tools/lockfile.py clean < uv.lock > cleaned")
-    sys.stdin.reconfigure(encoding="utf-8", newline="")
-    sys.stdout.reconfigure(encoding="utf-8", newline="")
-    sys.stdout.write(clean(sys.stdin.read()))
+    # Bytes, so that no platform's encoding or line ends come in between.
+    sys.stdout.buffer.write(clean(sys.stdin.buffer.read().decode("utf-8")).encode("utf-8"))

@@ -1,0 +1,143 @@
+"""What the root tests share: where the tree is, which packages it holds, and how to call uv and git.
+
+A test that takes ``package`` runs once for every folder in ``packages/``; one that takes ``model_package`` once for
+every package that registers a model, which is what sets a model package apart from the others.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Package:
+    """One folder of ``packages/``, as its pyproject.toml describes it."""
+
+    folder: Path
+
+    @cached_property
+    def pyproject(self) -> dict:
+        return tomllib.loads((self.folder / "pyproject.toml").read_text(encoding="utf-8"))
+
+    @property
+    def project(self) -> dict:
+        return self.pyproject["project"]
+
+    @property
+    def name(self) -> str:
+        return self.project["name"]
+
+    @property
+    def module(self) -> str:
+        return self.name.replace("-", "_")
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Its entries in the registry of models: empty unless it is a model package."""
+        return self.project.get("entry-points", {}).get("scratch.models", {})
+
+    @property
+    def extras(self) -> list[str]:
+        return [r for group in self.project.get("optional-dependencies", {}).values() for r in group]
+
+    @property
+    def dev(self) -> list[str]:
+        return [r for r in self.pyproject.get("dependency-groups", {}).get("dev", []) if isinstance(r, str)]
+
+
+PACKAGES = [Package(p.parent) for p in sorted(ROOT.glob("packages/*/pyproject.toml"))]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give ``package`` and ``model_package`` their values, named by package."""
+    for argument, chosen in (("package", PACKAGES), ("model_package", [p for p in PACKAGES if p.models])):
+        if argument in metafunc.fixturenames:
+            metafunc.parametrize(argument, chosen, ids=[p.name for p in chosen])
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the tree."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def packages() -> list[Package]:
+    """Every package, in the order of its name."""
+    return PACKAGES
+
+
+def run(command: list, cwd: Path, **environment: str) -> str:
+    """Run a command outside of our virtual environment; return what it prints, or fail with it."""
+    inherited = {
+        k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT")
+    }
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env={**inherited, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if done.returncode:
+        pytest.fail(
+            f"{' '.join(map(str, command))}\nleft with {done.returncode} and said:\n{done.stdout}", pytrace=False
+        )
+    return done.stdout
+
+
+@pytest.fixture(scope="session", name="run")
+def run_fixture():
+    """The function above; import it this way, as root tests are not a Python package."""
+    return run
+
+
+@pytest.fixture(scope="session")
+def uv() -> list[str]:
+    """The command that starts uv: the one that started us, else one on the path, else the one beside this Python."""
+    if path := os.environ.get("UV") or shutil.which("uv"):
+        return [path]
+    if importlib.util.find_spec("uv"):
+        return [sys.executable, "-m", "uv"]
+    pytest.skip("uv is not installed")
+
+
+@pytest.fixture(scope="session")
+def git(root):
+    """A function that runs git in the tree and returns the bytes it prints; skips where there is no checkout."""
+    if not (root / ".git").exists() or not shutil.which("git"):
+        pytest.skip("not a git checkout")
+
+    def call(*arguments: str) -> bytes:
+        return subprocess.run(["git", *arguments], cwd=root, check=True, stdout=subprocess.PIPE).stdout
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def files(git, root) -> list[Path]:
+    """Every file that is committed or would be by ``git add .``."""
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").decode().split("\0")
+    return sorted({root / name for name in listed if name and (root / name).is_file()})
+
+
+@pytest.fixture(scope="session")
+def wheels(uv, root, tmp_path_factory) -> dict[str, Path]:
+    """A wheel of every package, by the package's name."""
+    folder = tmp_path_factory.mktemp("wheels")
+    run([*uv, "build", "--quiet", "--wheel", "--all-packages", "--out-dir", folder], cwd=root)
+    return {re.split("-", p.name)[0].replace("_", "-"): p for p in folder.glob("*.whl")}

@@ -1,0 +1,172 @@
+"""Protects the import rule: a model stands on scratch-core alone, and core knows no model.
+
+    model package -> scratch_core -> jax, flax, optax, numpy, safetensors, ...
+
+Never model -> model, never core -> model; ``layers/`` imports only ``layers/`` and ``errors``. The libraries that the
+models are compared with are imported by ``make_golden.py`` and by benchmarks only. What a package imports, it declares.
+The imports are read from the source, so that one inside a function or a test counts too.
+"""
+
+import ast
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REFERENCES = {"torch", "torchvision", "transformers", "timm", "sklearn", "tensorflow", "keras"}
+# scratch-classical is scikit-learn's interface over JAX: there it is a dependency, not only a reference.
+STANDS_ON = {"scratch-classical": {"sklearn"}}
+# Installed, a distribution tells what it provides; these are extras that need not be installed.
+PROVIDED_BY = {"PIL": "pillow", "tensorboardX": "tensorboardx", "huggingface_hub": "huggingface-hub"}
+
+
+class Import(NamedTuple):
+    """One imported module: its dotted name, where, and whether the import runs as soon as the file is imported."""
+
+    name: str
+    where: str
+    eager: bool
+
+    @property
+    def top(self) -> str:
+        return self.name.split(".")[0]
+
+
+def read_imports(path: Path, base: Path) -> list[Import]:
+    """Every module that a file imports, relative names resolved against ``base``, the folder that is on sys.path."""
+    found = []
+
+    def visit(node: ast.AST, eager: bool) -> None:
+        where = f"{path}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, where, eager) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = path.relative_to(base).parts[: -node.level] if node.level else ()
+            module = ".".join([*parents, *filter(None, [node.module])])
+            # `from package import module` may import a module: ask for the longer name where it is a file of ours.
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            ours = [n for n in names if (base / n.replace(".", "/")).with_suffix(".py").exists()]
+            found.extend(Import(name, where, eager) for name in ours or [module])
+        elif isinstance(node, ast.Call):
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if called in ("import_module", "__import__", "importorskip") and node.args:
+                argument = node.args[0]
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                    found.append(Import(argument.value, where, False))
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        )
+        for child in ast.iter_child_nodes(node):
+            visit(child, eager and not inside)
+
+    visit(ast.parse(path.read_text(encoding="utf-8"), str(path)), True)
+    return found
+
+
+def imports_below(folder: Path, base: Path, without: str = "") -> list[Import]:
+    return [i for path in sorted(folder.rglob("*.py")) if path.name != without for i in read_imports(path, base)]
+
+
+def source_imports(package) -> list[Import]:
+    return imports_below(package.folder / "src", package.folder / "src")
+
+
+def own_tests_imports(package) -> list[Import]:
+    """Those of the tests, without make_golden.py: it is a script with dependencies of its own."""
+    return imports_below(package.folder / "tests", package.folder, without="make_golden.py")
+
+
+def distribution(requirement: str) -> str:
+    """The normalised name at the front of a requirement."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement.strip())[0]).lower()
+
+
+def is_third_party(name: str) -> bool:
+    return name not in sys.stdlib_module_names and not re.match(r"scratch(_|$)", name) and name != "__future__"
+
+
+def undeclared(imports: list[Import], requirements: list[str]) -> list[str]:
+    """Those imports of other people's libraries that none of the requirements names."""
+    declared, provided = {distribution(r) for r in requirements}, packages_distributions()
+    found = []
+    for item in imports:
+        if is_third_party(item.top):
+            candidates = provided.get(item.top) or [PROVIDED_BY.get(item.top, item.top)]
+            if not declared & {distribution(c) for c in candidates}:
+                found.append(f"{item.where}: {item.name}")
+    return found
+
+
+def others(imports: list[Import], allowed: set[str]) -> list[str]:
+    return [f"{i.where}: {i.name}" for i in imports if re.match(r"scratch_", i.top) and i.top not in allowed]
+
+
+def test_a_package_imports_itself_and_core_alone(package):
+    allowed = {package.module}
+    if "scratch-core" in map(distribution, package.project["dependencies"]):
+        allowed.add("scratch_core")
+    assert others(source_imports(package) + own_tests_imports(package), allowed) == []
+    assert {distribution(r) for r in package.project["dependencies"] if r.startswith("scratch")} <= {"scratch-core"}
+
+
+def test_make_golden_imports_no_other_model(package):
+    for path in package.folder.rglob("make_golden.py"):
+        assert others(read_imports(path, path.parent), {package.module, "scratch_core"}) == []
+
+
+def test_a_package_declares_what_its_source_imports(package):
+    imports = source_imports(package)
+    eager = [i for i in imports if i.eager]
+    assert undeclared(eager, package.project["dependencies"]) == []
+    assert undeclared(imports, package.project["dependencies"] + package.extras) == [], "only an extra's import is lazy"
+
+
+def test_a_package_declares_what_its_tests_import(package):
+    declared = package.project["dependencies"] + package.extras + package.dev
+    assert undeclared(own_tests_imports(package), declared) == []
+
+
+def test_references_are_imported_by_goldens_and_benchmarks_alone(package):
+    allowed = STANDS_ON.get(package.name, set())
+    imports = source_imports(package) + own_tests_imports(package)
+    assert [f"{i.where}: {i.name}" for i in imports if i.top in REFERENCES - allowed] == []
+    forbidden = REFERENCES - allowed | (set() if "sklearn" in allowed else {"scikit-learn"})
+    assert not {distribution(r) for r in package.project["dependencies"] + package.extras + package.dev} & forbidden
+
+
+def test_nothing_else_imports_a_reference(root):
+    imports = imports_below(root / "tests", root) + imports_below(root / "shared/tools", root)
+    assert [f"{i.where}: {i.name}" for i in imports if i.top in REFERENCES] == []
+
+
+def test_layers_import_layers_and_errors_alone(root):
+    base = root / "packages/scratch-core/src"
+    imports = [i for i in imports_below(base / "scratch_core/layers", base) if i.top == "scratch_core"]
+    assert imports, "the layers were not found"
+    allowed = re.compile(r"scratch_core\.(layers|errors)(\.|$)")
+    assert [f"{i.where}: {i.name}" for i in imports if not allowed.match(i.name)] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import torch.nn as nn", [("torch.nn", True)]),
+        ("from .. import errors", [("scratch_core.errors", True)]),
+        ("from .rope import Rope", [("scratch_core.layers.rope", True)]),
+        ("from scratch_core import errors", [("scratch_core.errors", True)]),
+        ("from scratch_core import load", [("scratch_core", True)]),
+        ("def f():\n    import jax", [("jax", False)]),
+        ("if TYPE_CHECKING:\n    import jax", [("jax", False)]),
+        ("x = importlib.import_module('torch')", [("torch", False)]),
+    ],
+)
+def test_every_way_to_import_is_read(tmp_path, source, expected):
+    layers = tmp_path / "scratch_core/layers"
+    layers.mkdir(parents=True)
+    (tmp_path / "scratch_core/errors.py").touch()
+    path = layers / "example.py"
+    path.write_text(source)
+    assert [(i.name, i.eager) for i in read_imports(path, tmp_path)] == expected

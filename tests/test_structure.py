@@ -1,0 +1,121 @@
+"""Protects the shape of the tree: learn one package and you know them all.
+
+The top level, the files and the metadata that every package has, the versions that members ask of each other, and that
+nothing in the tree tells whose machine or which package index it came from.
+"""
+
+import ast
+import re
+
+from packaging.requirements import Requirement
+
+TOP_LEVEL = {"packages", "shared", "tests", "pyproject.toml", "uv.lock", "README.md", "LICENSE"}
+
+
+def test_top_level(files, root):
+    entries = {path.relative_to(root).parts[0] for path in files}
+    assert {name for name in entries if not name.startswith(".")} == TOP_LEVEL
+
+
+def test_every_package_has_the_same_frame(package):
+    source = package.folder / "src" / package.module
+    for path in ("pyproject.toml", "README.md", "CHANGELOG.md"):
+        assert (package.folder / path).is_file(), path
+    assert [p.name for p in (package.folder / "src").iterdir() if p.name != "__pycache__"] == [package.module]
+    assert (source / "__init__.py").is_file()
+    assert (source / "py.typed").is_file()
+    assert list((package.folder / "tests").glob("test_*.py"))
+
+
+def test_every_package_has_the_same_metadata(package):
+    project = package.project
+    assert package.folder.name == package.name
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
+    assert (project["readme"], project["license"], project["requires-python"]) == ("README.md", "Apache-2.0", ">=3.11")
+    assert package.pyproject["build-system"]["build-backend"] == "uv_build"
+    assert any(r.startswith("pytest") for r in package.dev), "`uv run --isolated --package` needs pytest in dev"
+    # A member's own tables would replace the root's, and sources of its own would not be the workspace.
+    assert set(package.pyproject) <= {"project", "dependency-groups", "build-system"}
+
+
+def test_the_changelog_tells_of_the_version(package):
+    headings = re.findall(r"^## (\S+)", (package.folder / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings
+    assert headings[0].strip("[]") == package.project["version"]
+
+
+def test_tests_are_no_python_packages(root):
+    """With two packages called ``tests`` pytest would import one for the other."""
+    assert [str(p) for p in root.glob("**/tests/**/__init__.py") if ".venv" not in p.parts] == []
+
+
+def test_a_model_package_has_the_files_of_a_model_package(model_package):
+    source, tests = model_package.folder / "src" / model_package.module, model_package.folder / "tests"
+    for name in ("__init__.py", "config.py", "model.py", "convert.py"):
+        assert (source / name).is_file(), name
+    for name in ("test_model.py", "test_parity.py", "make_golden.py"):
+        assert (tests / name).is_file(), name
+    assert "# /// script" in (tests / "make_golden.py").read_text(encoding="utf-8"), (
+        "make_golden.py is a PEP 723 script"
+    )
+
+
+def test_a_model_package_has_goldens(model_package):
+    goldens = [p for p in (model_package.folder / "tests/golden").glob("*") if p.is_dir()]
+    assert goldens
+    for folder in goldens:
+        names = {p.name for p in folder.iterdir()}
+        assert {"config.json", "io.safetensors"} <= names, folder
+        assert names & {"model.safetensors", "model.safetensors.index.json"}, folder
+
+
+def test_a_model_package_registers_under_its_name(model_package):
+    assert list(model_package.models.values()) == [f"{model_package.module}:SPEC"]
+    assert model_package.name == f"scratch-{next(iter(model_package.models))}"
+
+
+def test_models_are_known_to_each_other_by_entry_point_alone(root, packages):
+    """Adding a model touches nothing outside its folder: the root installs core and one model, and lists no other."""
+    listed = re.findall(r"scratch-[a-z0-9]+", (root / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(listed) <= {"scratch-core", "scratch-llama"}
+
+
+def test_the_bounds_between_members_admit_their_versions(packages):
+    """uv takes a member whatever its version, but a wheel whose bounds leave it out cannot be installed."""
+    versions = {p.name: p.project["version"] for p in packages}
+    checked = []
+    for package in packages:
+        for text in package.project["dependencies"] + package.extras + package.dev:
+            requirement = Requirement(text)
+            if requirement.name in versions:
+                version = versions[requirement.name]
+                assert requirement.specifier, f"{package.name} asks for {requirement.name} of any version"
+                assert requirement.specifier.contains(version), f"{package.name}: {text}, but it is at {version}"
+                checked.append(package.name)
+    assert checked
+
+
+def test_nothing_names_an_index_or_a_machine(files, root):
+    """The lockfile's working copy alone holds addresses; test_lockfile.py looks at its committed form."""
+    telltale = re.compile(
+        rb"py"
+        rb"pi\.org|python"
+        rb"hosted|https?://[^\s\"'<>)]*/simple\b|file:///[a-z]"
+        rb"|(?<![\w.~$}/-])/(?:root|work|home|Users)/[A-Za-z0-9_.-]"
+    )
+    found = []
+    for path in files:
+        if path != root / "uv.lock" and (match := telltale.search(path.read_bytes())):
+            found.append(f"{path.relative_to(root)}: {match[0].decode(errors='replace')}")
+    assert found == []
+
+
+def test_sources_raise_instead_of_asserting(package):
+    """``python -O`` drops an assert. testing.py is made of them, for tests."""
+    found = []
+    for path in sorted((package.folder / "src").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found += [
+            f"{path}:{n.lineno}" for n in ast.walk(tree) if isinstance(n, ast.Assert) and path.name != "testing.py"
+        ]
+    assert found == []
