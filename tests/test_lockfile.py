@@ -52,7 +52,7 @@ members = [
 [[package]]
 name = "some-library"
 version = "1.2.3"
-source = { registry = "https://index.invalid/simple" }
+source = { registry = "https://index.invalid/packages" }
 wheels = [
     { url = "https://files.invalid/a/b/some_library-1.2.3-py3-none-any.whl", hash = "sha256:0123", size = 7 },
 ]

@@ -1,0 +1,126 @@
+"""Protects installing one package: its wheel alone, in an empty environment, imports and works outside of the tree.
+
+A package that forgot to declare a dependency, ship a file, or bound a member's version passes every other test, because
+there the whole workspace is installed.
+"""
+
+import sys
+import zipfile
+
+import pytest
+
+USE_MODEL = """
+import tempfile
+from importlib.metadata import entry_points
+
+import numpy as np
+from flax import nnx
+
+import scratch_core
+
+(entry,) = entry_points(group="scratch.models")
+spec = entry.load()
+config = spec.config("tiny")
+model = spec.models[0](config, rngs=nnx.Rngs(0))
+model.eval()
+if spec.task == "image_classification":
+    size, channels = getattr(config, "image_size", 32), getattr(config, "num_channels", 3)
+    inputs = (np.linspace(0, 1, size * size * channels, dtype=np.float32).reshape(1, size, size, channels),)
+elif spec.task == "seq2seq_lm":
+    inputs = (np.arange(1, 9)[None], np.arange(1, 5)[None])
+else:
+    inputs = (np.arange(1, 9)[None],)
+before = model(*inputs)
+with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder + "/saved")
+    loaded = scratch_core.load(folder + "/saved")
+np.testing.assert_array_equal(before, loaded(*inputs))
+assert np.isfinite(before).all()
+"""
+
+USE = {
+    "scratch-core": """
+import subprocess, sys
+from pathlib import Path
+
+import numpy as np
+
+from scratch_core.data import digits
+from scratch_core.models import installed
+
+assert installed() == {}
+command = Path(sys.prefix) / ("Scripts" if sys.platform == "win32" else "bin") / "scratch"
+assert "train" in subprocess.run([command, "--help"], check=True, capture_output=True, text=True).stdout
+""",
+    "scratch-classical": """
+import numpy as np
+from scratch_classical import Ridge
+
+x = np.arange(12.0).reshape(6, 2) % 5
+fitted = Ridge(alpha=1e-6).fit(x, x @ [2.0, -1.0] + 3.0)
+np.testing.assert_allclose(fitted.coef_, [2.0, -1.0], atol=1e-4)
+""",
+}
+
+IMPORT_EVERYTHING = """
+import importlib, pkgutil
+from importlib.metadata import distributions
+
+package = importlib.import_module("{module}")
+assert {tree!r} not in package.__file__, package.__file__
+for module in pkgutil.walk_packages(package.__path__, "{module}."):
+    importlib.import_module(module.name)
+ours = {{d.name for d in distributions() if d.name.startswith("scratch")}}
+assert ours == {members!r}, ours
+"""
+
+
+@pytest.fixture(scope="session")
+def pins(root, uv, run, tmp_path_factory):
+    """The versions of the lockfile, so that what is tested is what was developed with, and comes from uv's cache."""
+    path = tmp_path_factory.mktemp("pins") / "constraints.txt"
+    everything = [
+        "--all-packages",
+        "--all-extras",
+        "--no-emit-workspace",
+        "--no-hashes",
+        "--no-annotate",
+        "--no-header",
+    ]
+    run([*uv, "export", "--quiet", "--frozen", *everything, "--output-file", path], cwd=root)
+    return path
+
+
+def test_a_wheel_ships_what_it_should(package, wheels):
+    names = zipfile.ZipFile(wheels[package.name]).namelist()
+    source = package.folder / "src"
+    wanted = {
+        p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    }
+    assert wanted <= set(names)
+    assert {name.split("/")[0] for name in names} == {
+        package.module,
+        f"{wheels[package.name].stem.split('-py3')[0]}.dist-info",
+    }
+
+
+def test_a_wheel_installed_alone_works(package, packages, root, wheels, pins, uv, run, tmp_path):
+    """Its members come as wheels too: their bounds are resolved here as anybody's installer would."""
+    members = tmp_path / "members.txt"
+    members.write_text("".join(f"{name} @ {path.as_uri()}\n" for name, path in wheels.items()))
+    environment = tmp_path / "environment"
+    python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    run([*uv, "venv", "--quiet", "--python", sys.executable, environment], cwd=tmp_path)
+    install = [*uv, "pip", "install", "--quiet", "--python", python, "--constraint", pins, "--constraint", members]
+    run([*install, f"{package.name} @ {wheels[package.name].as_uri()}"], cwd=tmp_path)
+
+    needed = {package.name} | {
+        p.name for p in packages if any(r.startswith(p.name) for r in package.project["dependencies"])
+    }
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    script = IMPORT_EVERYTHING.format(module=package.module, tree=str(root), members=needed)
+    assert package.models or package.name in USE, f"say in USE, above, how {package.name} is used"
+    script += USE_MODEL if package.models else USE[package.name]
+    (outside / "use.py").write_text(script, encoding="utf-8")
+    run([python, "-P", "use.py"], cwd=outside, JAX_PLATFORMS="cpu")
