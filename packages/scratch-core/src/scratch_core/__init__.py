@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from scratch_core.errors import CheckpointError, ConfigError, DataError, ScratchError
-    from scratch_core.generate import generate, stream
+    from scratch_core.generation import generate, stream
     from scratch_core.models import ModelSpec, PretrainedModel
     from scratch_core.weights import Rule, load, save, to_hf
 
@@ -35,10 +35,10 @@ _HOME = {
     "PretrainedModel": "models",
     "Rule": "weights",
     "ScratchError": "errors",
-    "generate": "generate",
+    "generate": "generation",
     "load": "weights",
     "save": "weights",
-    "stream": "generate",
+    "stream": "generation",
     "to_hf": "weights",
 }
 
@@ -47,7 +47,4 @@ def __getattr__(name: str):
     """Import ``scratch_core.name`` from the module that defines it."""
     if name not in _HOME:
         raise AttributeError(f"module 'scratch_core' has no attribute {name!r}")
-    # Bound here for good: the function `generate` must win over the submodule of the same name.
-    value = getattr(import_module(f"scratch_core.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+    return getattr(import_module(f"scratch_core.{_HOME[name]}"), name)

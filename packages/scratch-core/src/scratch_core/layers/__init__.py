@@ -1,7 +1,7 @@
 """Layers that two models use unchanged. A variant lives, written out, in the package of its model."""
 
 from scratch_core.layers.attention import GroupedQueryAttention, MultiHeadAttention, MultiQueryAttention, attend
-from scratch_core.layers.cache import KeyValueCache, RingCache
+from scratch_core.layers.cache import DecoderCache, KeyValueCache, RingCache
 from scratch_core.layers.feed_forward import MLP, GatedMLP
 from scratch_core.layers.masks import causal_mask, padding_mask, positions_from_mask
 from scratch_core.layers.norm import LayerNorm, RMSNorm
@@ -9,6 +9,7 @@ from scratch_core.layers.rope import Linear, Llama3, Rope, interleaved_to_half_s
 
 __all__ = [
     "MLP",
+    "DecoderCache",
     "GatedMLP",
     "GroupedQueryAttention",
     "KeyValueCache",

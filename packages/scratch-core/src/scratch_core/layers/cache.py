@@ -17,6 +17,8 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 
+from scratch_core.errors import DataError
+
 
 def _write(slots_BSKH: jax.Array, new_BTKH: jax.Array, slot_BT: jax.Array) -> jax.Array:
     """Return slots_BSKH with each new token in its slot; a slot of S or more drops the token."""
@@ -103,3 +105,33 @@ class RingCache:
         keys = jnp.concatenate([self.key_BSKH, key_BTKH.astype(self.key_BSKH.dtype)], axis=1)
         values = jnp.concatenate([self.value_BSKH, value_BTKH.astype(self.value_BSKH.dtype)], axis=1)
         return keys, values, jnp.concatenate([self._positions(), positions_BT], axis=1), after
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["layers"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class DecoderCache:
+    """A decoder's caches, one for each layer."""
+
+    layers: tuple[KeyValueCache | RingCache, ...]
+
+    @property
+    def length_B(self) -> jax.Array:
+        """Tokens that each row holds, int32."""
+        return self.layers[0].length_B
+
+    def check_room(self, attention_mask_BT: jax.Array) -> None:
+        """Raise DataError unless each row's new tokens (mask 1) fit. Within jit nothing can be checked."""
+        capacity = min((layer.capacity for layer in self.layers if isinstance(layer, KeyValueCache)), default=None)
+        if (
+            capacity is None
+            or isinstance(self.length_B, jax.core.Tracer)
+            or isinstance(attention_mask_BT, jax.core.Tracer)
+        ):
+            return
+        held, new = self.length_B, attention_mask_BT.astype(bool).sum(axis=1)
+        row = int((held + new).argmax())
+        if held[row] + new[row] > capacity:
+            raise DataError(
+                f"the cache has room for {capacity} tokens: row {row} holds {held[row]} and gets {new[row]} more; "
+                f"make it larger with init_cache(batch_size, capacity)"
+            )

@@ -1,0 +1,71 @@
+r"""Losses as (sum, weight): the total over what counts, and how much counts.
+
+The mean is their quotient, taken once over everything: over the micro-batches of an accumulated step, over
+the batches of an evaluation, over the devices of a mesh. So each of these gives exactly the mean over
+all examples, however unevenly padding fell.
+
+$$ \mathrm{sum} = -\sum_t w_t \log p(y_t), \qquad \mathrm{weight} = \sum_t w_t $$
+
+Shapes: B batch, T positions, V classes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+IGNORED = -100
+"""Label of a position that does not count, as in PyTorch and Hugging Face."""
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> tuple[jax.Array, jax.Array]:
+    """Return the sum of cross-entropies in nats, and the number of labels that count (both float32 scalars).
+
+    logits [..., V]. labels [...] are integers, -100 where ignored, or probabilities [..., V].
+    ``label_smoothing`` mixes that share of a uniform distribution into the labels (Szegedy et al. 2016,
+    https://arxiv.org/abs/1512.00567, section 7).
+    """
+    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        weights = jnp.ones(labels.shape[:-1])
+        hit = (labels * logprobs).sum(axis=-1)
+    else:
+        weights = (labels != IGNORED).astype(jnp.float32)
+        hit = jnp.take_along_axis(logprobs, jnp.where(labels == IGNORED, 0, labels)[..., None], axis=-1)[..., 0]
+    if label_smoothing:
+        hit = (1 - label_smoothing) * hit + label_smoothing * logprobs.mean(axis=-1)
+    return -(weights * hit).sum(), weights.sum()
+
+
+def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Return the loss of predicting each next token.
+
+    batch: "input_ids" int32 [B, T]; optional "attention_mask" [B, T] (1: real token); optional "labels"
+    [B, T], aligned with input_ids as in Hugging Face (shifted here; -100: not counted), by default the real
+    tokens themselves.
+    """
+    attention_mask = batch.get("attention_mask")
+    labels = batch.get("labels")
+    if labels is None:
+        labels = batch["input_ids"]
+        if attention_mask is not None:
+            labels = jnp.where(attention_mask == 1, labels, IGNORED)
+    logits = model(batch["input_ids"], attention_mask)
+    return cross_entropy(logits[:, :-1], labels[:, 1:])
+
+
+def image_classification_loss(
+    model: Any, batch: Mapping[str, jax.Array], label_smoothing: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+    """Return the loss of an image classifier.
+
+    batch: "images" float [B, rows, columns, channels]; "labels" int [B], or probabilities [B, V].
+    """
+    return cross_entropy(model(batch["images"]), batch["labels"], label_smoothing)
+
+
+def accuracy(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Return the number of images classified rightly, and the number of images; batch as for the loss."""
+    right = model(batch["images"]).argmax(axis=-1) == batch["labels"]
+    return right.sum().astype(jnp.float32), jnp.float32(right.size)

@@ -1,0 +1,104 @@
+"""Parallelism as a table: parameter path -> logical axes -> mesh axes. Layers know nothing of it.
+
+A mesh has the axes ``data`` (whole copies of the model, each with its part of the batch), ``fsdp`` (the
+batch is split, and so are the parameters, gathered layer by layer) and ``tensor`` (heads and feed-forward
+features are split). Any of them may be 1. A dimension that its mesh axis does not divide stays whole.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from scratch_core.errors import ConfigError
+
+BATCH = ("data", "fsdp")
+
+MESH_AXES: Mapping[str, str] = {
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "feed_forward": "tensor",
+}
+
+AXES: Mapping[str, tuple[str | None, ...]] = {
+    "*embedding.embedding": ("vocab", "embed"),
+    "*query.kernel": ("embed", "heads", None),
+    "*key.kernel": ("embed", "heads", None),
+    "*value.kernel": ("embed", "heads", None),
+    "*out.kernel": ("heads", None, "embed"),
+    "*gate.kernel": ("embed", "feed_forward"),
+    "*up.kernel": ("embed", "feed_forward"),
+    "*down.kernel": ("feed_forward", "embed"),
+    "*head.kernel": ("embed", "vocab"),
+}
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
+    """Return a mesh of data x fsdp x tensor devices (default: the first of all devices).
+
+    Raises ConfigError if there are not that many.
+    """
+    devices = jax.devices() if devices is None else devices
+    size = data * fsdp * tensor
+    if size > len(devices):
+        raise ConfigError(f"a mesh of {data} x {fsdp} x {tensor} needs {size} devices, {len(devices)} are here")
+    axes = ("data", "fsdp", "tensor")
+    return jax.make_mesh((data, fsdp, tensor), axes, axis_types=(AxisType.Auto,) * 3, devices=devices[:size])
+
+
+def shardings(
+    parameters: Mapping[str, Any], mesh: Mesh, axes: Mapping[str, tuple[str | None, ...]] | None = None
+) -> dict[str, NamedSharding]:
+    """Return {dotted path: sharding} for arrays or their shapes; ``axes`` are rows that come before the table's."""
+    table = {**(axes or {}), **AXES}
+    return {path: NamedSharding(mesh, _spec(path, value.shape, mesh, table)) for path, value in parameters.items()}
+
+
+@cache
+def _pattern(glob: str) -> re.Pattern[str]:
+    return re.compile(re.escape(glob).replace(r"\*", ".*"))
+
+
+def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, table: Mapping[str, tuple[str | None, ...]]) -> PartitionSpec:
+    for glob, logical in table.items():
+        if _pattern(glob).fullmatch(path) and len(logical) == len(shape):
+            names = (MESH_AXES[name] if name else None for name in logical)
+            return PartitionSpec(
+                *(name if name and size % mesh.shape[name] == 0 else None for name, size in zip(names, shape))
+            )
+    return PartitionSpec()
+
+
+def shard_model(model: nnx.Module, mesh: Mesh) -> None:
+    """Move a model's variables, in place, to the devices of a mesh: parameters by the table, the rest to all."""
+    state = nnx.state(model)
+    flat = dict(nnx.to_flat_state(state))
+    placed = {}
+    table = {**getattr(model, "axes", {}), **AXES}
+    for path, leaf in flat.items():
+        name = ".".join(map(str, path))
+        spec = _spec(name, leaf.shape, mesh, table) if isinstance(leaf, nnx.Param) else PartitionSpec()
+        placed[path] = leaf.replace(jax.device_put(leaf[...], NamedSharding(mesh, spec)))
+    nnx.update(model, nnx.from_flat_state(placed))
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """Return a batch (a tree of arrays, axis 0 the batch) split over the mesh's data and fsdp axes.
+
+    Raises ConfigError if they do not divide the batch.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH))
+
+    def place(array: Any) -> jax.Array:
+        if array.shape[0] % parts:
+            raise ConfigError(f"data * fsdp = {parts} must divide the batch of {array.shape[0]}")
+        return jax.device_put(jnp.asarray(array), sharding)
+
+    return jax.tree.map(place, batch)

@@ -1,0 +1,150 @@
+"""Configurations of Llama 2 (https://arxiv.org/abs/2307.09288) and Llama 3 (https://arxiv.org/abs/2407.21783).
+
+The presets carry the figures of the released models' own config.json files.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+from scratch_core.config import field, positive, read_rope, rope_to_hf, unsupported
+from scratch_core.errors import ConfigError
+from scratch_core.layers import Llama3, Rope
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Raises ConfigError for sizes that cannot be built."""
+
+    vocab_size: int  # V
+    d_model: int  # D
+    num_layers: int  # L
+    num_heads: int  # N
+    num_kv_heads: int  # K; fewer than N is grouped-query attention
+    head_dim: int  # H
+    d_ff: int  # F
+    rope: Rope = Rope(10_000.0)
+    norm_epsilon: float = 1e-5
+    max_positions: int = 4096
+    tie_embeddings: bool = False  # the output head reads the embedding
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    bos_token_id: int | None = 1
+    eos_token_id: int | tuple[int, ...] | None = 2
+    pad_token_id: int | None = None
+
+    def __post_init__(self):
+        positive(self, "vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
+        positive(self, "norm_epsilon", "max_positions")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}")
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim={self.head_dim} must be even: rotary features come in pairs")
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the configuration of a config.json in either spelling of rotary positions.
+
+        Raises ConfigError for a missing or malformed field, and for one that asks for what is not
+        implemented here.
+        """
+        unsupported(fields, hidden_act="silu")
+        heads, d_model = field(fields, "num_attention_heads", int), field(fields, "hidden_size", int)
+        head_dim = field(fields, "head_dim", int, None)
+        if head_dim is None:
+            if heads < 1 or d_model % heads:
+                raise ConfigError(f"num_attention_heads={heads} must divide hidden_size={d_model} without a head_dim")
+            head_dim = d_model // heads
+        eos = field(fields, "eos_token_id", (int, list), None)
+        return cls(
+            vocab_size=field(fields, "vocab_size", int),
+            d_model=d_model,
+            num_layers=field(fields, "num_hidden_layers", int),
+            num_heads=heads,
+            num_kv_heads=field(fields, "num_key_value_heads", int, heads),
+            head_dim=head_dim,
+            d_ff=field(fields, "intermediate_size", int),
+            rope=read_rope(fields),
+            norm_epsilon=field(fields, "rms_norm_eps", float, 1e-6),
+            max_positions=field(fields, "max_position_embeddings", int, 2048),
+            tie_embeddings=field(fields, "tie_word_embeddings", bool, False),
+            attention_bias=field(fields, "attention_bias", bool, False),
+            mlp_bias=field(fields, "mlp_bias", bool, False),
+            bos_token_id=field(fields, "bos_token_id", int, None),
+            eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+            pad_token_id=field(fields, "pad_token_id", int, None),
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """Return the fields of a config.json that every version of transformers reads."""
+        return {
+            "model_type": "llama",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.d_model,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.d_ff,
+            **rope_to_hf(self.rope),
+            "rms_norm_eps": self.norm_epsilon,
+            "max_position_embeddings": self.max_positions,
+            "tie_word_embeddings": self.tie_embeddings,
+            "attention_bias": self.attention_bias,
+            "mlp_bias": self.mlp_bias,
+            "hidden_act": "silu",
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": list(self.eos_token_id) if isinstance(self.eos_token_id, tuple) else self.eos_token_id,
+            "pad_token_id": self.pad_token_id,
+        }
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """Return a model for the tests and the first run: byte tokens, 0.9 M parameters."""
+        tokens = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
+        return cls(264, 128, 4, 4, 2, 32, 384, max_positions=1024, tie_embeddings=True, **tokens)
+
+    @classmethod
+    def llama2_7b(cls) -> Self:
+        """Return Llama 2 7B."""
+        return cls(32_000, 4096, 32, 32, 32, 128, 11_008)
+
+    @classmethod
+    def llama2_13b(cls) -> Self:
+        """Return Llama 2 13B."""
+        return cls(32_000, 5120, 40, 40, 40, 128, 13_824)
+
+    @classmethod
+    def llama2_70b(cls) -> Self:
+        """Return Llama 2 70B."""
+        return cls(32_000, 8192, 80, 64, 8, 128, 28_672)
+
+    @classmethod
+    def llama3_8b(cls) -> Self:
+        """Return Llama 3 8B."""
+        return cls(128_256, 4096, 32, 32, 8, 128, 14_336, Rope(500_000.0), max_positions=8192, **_LLAMA3_TOKENS)
+
+    @classmethod
+    def llama3_70b(cls) -> Self:
+        """Return Llama 3 70B."""
+        return cls(128_256, 8192, 80, 64, 8, 128, 28_672, Rope(500_000.0), max_positions=8192, **_LLAMA3_TOKENS)
+
+    @classmethod
+    def llama3_1_8b(cls) -> Self:
+        """Return Llama 3.1 8B: Llama 3 8B with rotary positions scaled to 131,072 tokens."""
+        rope = Rope(500_000.0, Llama3(8.0, 1.0, 4.0, 8192))
+        return dataclasses.replace(cls.llama3_8b(), rope=rope, max_positions=131_072)
+
+    @classmethod
+    def llama3_2_1b(cls) -> Self:
+        """Return Llama 3.2 1B: tied embeddings."""
+        return cls(128_256, 2048, 16, 32, 8, 64, 8192, _LLAMA3_2_ROPE, 1e-5, 131_072, True, **_LLAMA3_TOKENS)
+
+    @classmethod
+    def llama3_2_3b(cls) -> Self:
+        """Return Llama 3.2 3B: tied embeddings."""
+        return cls(128_256, 3072, 28, 24, 8, 128, 8192, _LLAMA3_2_ROPE, 1e-5, 131_072, True, **_LLAMA3_TOKENS)
+
+
+_LLAMA3_TOKENS = {"bos_token_id": 128_000, "eos_token_id": 128_001}
+_LLAMA3_2_ROPE = Rope(500_000.0, Llama3(32.0, 1.0, 4.0, 8192))

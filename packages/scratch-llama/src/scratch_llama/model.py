@@ -1,0 +1,124 @@
+r"""Llama: a decoder-only transformer with RMSNorm, rotary positions, grouped queries and SwiGLU.
+
+Sources: Touvron et al. 2023, https://arxiv.org/abs/2302.13971 (section 2.2) and
+https://arxiv.org/abs/2307.09288 (section 2.2); Llama Team 2024, https://arxiv.org/abs/2407.21783
+(section 3.2). Every block normalises before, and adds after, each of its two layers:
+
+$$ h = x + \mathrm{Attention}(\mathrm{RMSNorm}(x)) \tag{1} $$
+$$ y = h + \mathrm{SwiGLU}(\mathrm{RMSNorm}(h)) \tag{2} $$
+$$ \mathrm{logits} = \mathrm{RMSNorm}(y_L)\, W_{\mathrm{head}} \tag{3} $$
+
+Llama 2 and 3 differ in numbers alone: vocabulary, head counts, and the frequencies of the rotary positions.
+
+Shapes: B batch, T positions, D model width, V vocabulary.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from scratch_core import PretrainedModel
+from scratch_core.layers import DecoderCache, GatedMLP, GroupedQueryAttention, RMSNorm, positions_from_mask
+
+from scratch_llama import convert
+from scratch_llama.config import LlamaConfig
+
+
+class Block(nnx.Module):
+    """One layer: attention, then feed-forward, each on a normalised input and added to the residual stream."""
+
+    def __init__(self, config: LlamaConfig, *, dtype, rngs: nnx.Rngs):
+        D = config.d_model
+        self.attention_norm = RMSNorm(D, epsilon=config.norm_epsilon)
+        self.attention = GroupedQueryAttention(
+            D,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            rope=config.rope,
+            use_bias=config.attention_bias,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.feed_forward_norm = RMSNorm(D, epsilon=config.norm_epsilon)
+        self.feed_forward = GatedMLP(
+            D, config.d_ff, activation=jax.nn.silu, use_bias=config.mlp_bias, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x_BTD, positions_BT, cache=None):
+        """Return y_BTD, and the cache with these T tokens appended (None without one)."""
+        attended_BTD, cache = self.attention(self.attention_norm(x_BTD), positions_BT, cache)
+        x_BTD = x_BTD + attended_BTD  # eq. 1
+        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD)), cache  # eq. 2
+
+
+class Llama(PretrainedModel):
+    """Llama as a causal language model. ``dtype`` is what the layers compute in; logits are float32."""
+
+    Config = LlamaConfig
+    architectures = ("LlamaForCausalLM",)
+    buffers = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
+    rules = staticmethod(convert.rules)
+
+    def __init__(self, config: LlamaConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.embedding = nnx.Embed(
+            config.vocab_size, config.d_model, embedding_init=nnx.initializers.normal(0.02), dtype=dtype, rngs=rngs
+        )
+        self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(config.d_model, epsilon=config.norm_epsilon)
+        if not config.tie_embeddings:
+            self.head = nnx.Linear(config.d_model, config.vocab_size, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+        """Return logits [B, T, V], float32.
+
+        input_ids int [B, T]; attention_mask [B, T] is 1 at real tokens (None: everywhere), padding on
+        either side. Logits at padding are finite and mean nothing.
+        """
+        return self.logits(self.hidden(input_ids, attention_mask))
+
+    def hidden(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+        """Return the residual stream after the last norm, x_BTD; arguments as for the call."""
+        positions_BT = positions_from_mask(jnp.ones_like(input_ids) if attention_mask is None else attention_mask)
+        x_BTD = self.embedding(input_ids)
+        for layer in self.layers:
+            x_BTD, _ = layer(x_BTD, positions_BT)
+        return self.norm(x_BTD)
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Return the head's logits for normalised x_BTD; a tied head reads the embedding itself."""
+        logits_BTV = self.embedding.attend(x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
+        return logits_BTV.astype(jnp.float32)  # eq. 3
+
+    def init_cache(self, batch_size: int, capacity: int) -> DecoderCache:
+        """Return an empty cache with room for ``capacity`` tokens in each row."""
+        return DecoderCache(tuple(layer.attention.empty_cache(batch_size, capacity) for layer in self.layers))
+
+    def decode(
+        self,
+        input_ids: jax.Array,
+        cache: DecoderCache,
+        attention_mask: jax.Array | None = None,
+        *,
+        last_only: bool = False,
+    ) -> tuple[jax.Array, DecoderCache]:
+        """Return the logits of the next T tokens of each row, float32 [B, T, V], and the cache after them.
+
+        input_ids int [B, T] continue what the cache holds; T may be 1, a few, or a whole prompt.
+        attention_mask [B, T] is 0 at padding, which takes no room. last_only: logits [B, 1, V] of each
+        row's last real token alone. Outside jit, raises DataError if the cache has no room.
+        """
+        attention_mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        cache.check_room(attention_mask)
+        positions_BT = positions_from_mask(attention_mask, cache.length_B)
+        x_BTD = self.embedding(input_ids)
+        after = []
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            x_BTD, layer_cache = layer(x_BTD, positions_BT, layer_cache)
+            after.append(layer_cache)
+        if last_only:
+            last_B = positions_BT.argmax(axis=1)
+            x_BTD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
+        return self.logits(self.norm(x_BTD)), DecoderCache(tuple(after))
