@@ -1,0 +1,133 @@
+"""Batches by number: batch k is a pure function of the data, the seed and k, so that the step is the whole position.
+
+Training batches come from a Grain `MapDataset` (shuffled anew in each epoch, endless, random access): a run that goes
+on at step k reads ``batches[k]`` and needs no other state. Evaluation batches are a finite sequence in fixed order.
+With several processes, process i of n reads rows i, i + n, ... of the same global order.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scratch_core.data.batches import CausalLMBatch, ImageClassificationBatch
+from scratch_core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import grain
+
+
+class Windows:
+    """Windows of T tokens, each overlapping the one before by a token: each token is predicted once per epoch.
+
+    Item i is {"input_ids": int32 [T]}; a rest shorter than T is left out. Raises DataError if there are fewer than
+    T tokens, ConfigError if T < 2.
+    """
+
+    def __init__(self, tokens: np.ndarray, sequence_length: int):
+        if sequence_length < 2:
+            raise ConfigError(f"sequence_length={sequence_length} must be at least 2: a token and the next one")
+        if len(tokens) < sequence_length:
+            raise DataError(
+                f"{len(tokens)} tokens are fewer than one window of sequence_length={sequence_length}: "
+                "give more text or a shorter sequence_length"
+            )
+        self.tokens, self.length = tokens, sequence_length
+
+    def __len__(self) -> int:
+        """Return the number of full windows."""
+        return (len(self.tokens) - 1) // (self.length - 1)
+
+    def __getitem__(self, index: int) -> CausalLMBatch:
+        """Return window ``index``."""
+        start = int(index) * (self.length - 1)
+        return {"input_ids": self.tokens[start : start + self.length].astype(np.int32)}
+
+
+class Images:
+    """Item i is {"images": float32 [Y, X, C] in 0..1, "labels": int32 []}.
+
+    ``images`` is [N, Y, X] or [N, Y, X, C], of any number type; ``maximum`` is the value that becomes 1.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, maximum: float = 255.0):
+        if len(images) != len(labels):
+            raise DataError(f"{len(images)} images but {len(labels)} labels: there must be one label for each image")
+        self.images_NYXC = images[..., None] if images.ndim == 3 else images
+        self.labels, self.maximum = labels, maximum
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> ImageClassificationBatch:
+        """Return one image and its label, or several where ``index`` names several."""
+        images = np.asarray(self.images_NYXC[index], np.float32) / np.float32(self.maximum)
+        return {"images": images, "labels": np.asarray(self.labels[index], np.int32)}
+
+
+def training_batches(
+    source: Any, batch_size: int, *, seed: int, process_index: int = 0, process_count: int = 1
+) -> "grain.MapDataset":
+    """Return the endless, shuffled batches of ``source`` (anything with len and ``source[i]``): ``batches[k]``.
+
+    Each epoch has an order of its own, drawn from ``seed``; a batch may hold the end of one epoch and the start of
+    the next. Raises ConfigError if ``process_count`` does not divide ``batch_size``, DataError for an empty source.
+    """
+    if batch_size < 1 or batch_size % process_count:
+        raise ConfigError(f"batch_size={batch_size} must be positive and a multiple of {process_count} processes")
+    if len(source) == 0:
+        raise DataError("the training data is empty")
+    import grain  # 3 s of import: only when training starts
+
+    order = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    return order[process_index::process_count].batch(batch_size // process_count)
+
+
+class TextEvaluation(Sequence):
+    """All of ``tokens`` in order, in batches of one shape; every token but the first is a target exactly once.
+
+    Batch k is {"input_ids": int32 [B, T], "labels": int32 [B, T]}; the last windows are filled up with token 0 and
+    label -100, which no loss counts. Raises DataError if there are fewer than two tokens.
+    """
+
+    def __init__(self, tokens: np.ndarray, batch_size: int, sequence_length: int):
+        if len(tokens) < 2:
+            raise DataError(f"{len(tokens)} held-out tokens: at least 2 are needed")
+        if batch_size < 1 or sequence_length < 2:
+            raise ConfigError(f"batch_size={batch_size} must be >= 1 and sequence_length={sequence_length} >= 2")
+        self.tokens, self.batch_size, self.length = tokens, batch_size, sequence_length
+        self.num_windows = -(-(len(tokens) - 1) // (sequence_length - 1))
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-self.num_windows // self.batch_size)
+
+    def __getitem__(self, index: int) -> CausalLMBatch:
+        """Return batch ``index``."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        B, T = self.batch_size, self.length
+        where_BT = (np.arange(B)[:, None] + index * B) * (T - 1) + np.arange(T)
+        real_BT = where_BT < len(self.tokens)
+        ids_BT = self.tokens[np.minimum(where_BT, len(self.tokens) - 1)].astype(np.int32)
+        return {"input_ids": np.where(real_BT, ids_BT, 0), "labels": np.where(real_BT, ids_BT, -100)}
+
+
+class ImageEvaluation(Sequence):
+    """All images in order, in batches of ``batch_size``; the last may be smaller."""
+
+    def __init__(self, source: Images, batch_size: int):
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size} must be at least 1")
+        self.source, self.batch_size = source, batch_size
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-len(self.source) // self.batch_size)
+
+    def __getitem__(self, index: int) -> ImageClassificationBatch:
+        """Return batch ``index``."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.source[index * self.batch_size : (index + 1) * self.batch_size]

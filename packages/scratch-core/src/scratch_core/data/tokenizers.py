@@ -1,0 +1,221 @@
+"""Text to token ids and back: bytes as they are, or the tokenizer that a checkpoint brings.
+
+A tokenizer here is anything with ``vocab_size``, ``bos_id``, ``eos_id``, ``pad_id``, ``encode``, ``decode``,
+``stream``, ``count_bytes`` and ``save``; there are two.
+"""
+
+import codecs
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from scratch_core.errors import DataError
+
+NOTE = "scratch_tokenizer.json"
+
+
+class TextStream(Protocol):
+    """Turns tokens into text as they come."""
+
+    def push(self, token: int) -> str:
+        """Return the text that is certain now that ``token`` has come; often one character, sometimes none."""
+        ...
+
+    def finish(self) -> str:
+        """Return what was held back; an unfinished character becomes U+FFFD."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """What both tokenizers offer."""
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Return the int32 ids [T] of ``text``, with no special tokens added."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ``ids``, special tokens left out."""
+        ...
+
+    def stream(self) -> TextStream:
+        """Return a fresh incremental decoder."""
+        ...
+
+    def count_bytes(self, ids: np.ndarray) -> int:
+        """Return how many bytes of UTF-8 text ``ids`` stand for; the unit of bits per byte."""
+        ...
+
+    def save(self, folder: str | Path) -> None:
+        """Write what ``load_tokenizer`` needs into ``folder``."""
+        ...
+
+
+class ByteTokenizer:
+    """The 256 bytes and three special tokens: no vocabulary to learn or to ship, and no text it cannot hold."""
+
+    bos_id, eos_id, pad_id = 256, 257, 258
+    vocab_size = 259
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Return the int32 ids [T] of the UTF-8 bytes of ``text``."""
+        data = text.encode("utf-8", errors="surrogateescape") if isinstance(text, str) else text
+        return np.frombuffer(data, np.uint8).astype(np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ``ids``; bytes that are no UTF-8 become U+FFFD. DataError for an id outside [0, 259)."""
+        stream = self.stream()
+        return "".join([stream.push(int(i)) for i in ids]) + stream.finish()
+
+    def stream(self) -> "ByteStream":
+        """Return a decoder that holds back the bytes of an unfinished character."""
+        return ByteStream()
+
+    def count_bytes(self, ids: np.ndarray) -> int:
+        """Return the number of ids that are bytes."""
+        return int((np.asarray(ids) < 256).sum())
+
+    def save(self, folder: str | Path) -> None:
+        """Write the note ``scratch_tokenizer.json`` into ``folder``."""
+        note = {"type": "bytes", "bos_id": self.bos_id, "eos_id": self.eos_id, "pad_id": self.pad_id}
+        (Path(folder) / NOTE).write_text(json.dumps(note) + "\n")
+
+
+class ByteStream:
+    """Incremental UTF-8: a character split over several tokens comes out when its last byte is there."""
+
+    def __init__(self):
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """Return the text completed by ``token``; special tokens are silent."""
+        if not 0 <= token < ByteTokenizer.vocab_size:
+            raise DataError(f"token {token} is outside the byte vocabulary [0, {ByteTokenizer.vocab_size})")
+        return self._decoder.decode(bytes([token])) if token < 256 else ""
+
+    def finish(self) -> str:
+        """Return U+FFFD if a character was left unfinished."""
+        return self._decoder.decode(b"", final=True)
+
+
+class HuggingFaceTokenizer:
+    """A ``tokenizer.json`` read by Hugging Face ``tokenizers`` (the extra ``scratch-core[tokenizers]``).
+
+    bos, eos and pad are those named in ``tokenizer_config.json``; None where it names none. Raises DataError if the
+    extra is missing or the file cannot be read.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        try:
+            from tokenizers import Tokenizer as Fast
+        except ImportError as error:
+            raise DataError(
+                f"{self.folder / 'tokenizer.json'} needs the package 'tokenizers': "
+                "install the extra with `uv pip install 'scratch-core[tokenizers]'`"
+            ) from error
+        try:
+            self._fast = Fast.from_file(str(self.folder / "tokenizer.json"))
+        except Exception as error:  # the library raises a bare Exception whatever is wrong
+            raise DataError(f"{self.folder / 'tokenizer.json'} cannot be read as a tokenizer: {error}") from error
+        self._settings = _read_json(self.folder / "tokenizer_config.json")
+        self.vocab_size = self._fast.get_vocab_size(with_added_tokens=True)
+        self.bos_id, self.eos_id, self.pad_id = (self._special(name) for name in ("bos", "eos", "pad"))
+
+    def _special(self, name: str) -> int | None:
+        token = self._settings.get(f"{name}_token")
+        content = token.get("content") if isinstance(token, dict) else token  # AddedToken, or a plain string
+        return self._fast.token_to_id(content) if isinstance(content, str) else None
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Return the int32 ids [T] of ``text`` (bytes are read as UTF-8, U+FFFD where they are not)."""
+        text = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text
+        return np.asarray(self._fast.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ``ids``, special tokens left out."""
+        return self._fast.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def stream(self) -> "HuggingFaceStream":
+        """Return an incremental decoder."""
+        return HuggingFaceStream(self)
+
+    def count_bytes(self, ids: np.ndarray) -> int:
+        """Return the length in UTF-8 of the decoded text."""
+        return len(self.decode(ids).encode("utf-8"))
+
+    def save(self, folder: str | Path) -> None:
+        """Copy ``tokenizer.json`` and ``tokenizer_config.json`` into ``folder``."""
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if (self.folder / name).exists() and self.folder.resolve() != Path(folder).resolve():
+                (Path(folder) / name).write_bytes((self.folder / name).read_bytes())
+
+
+class HuggingFaceStream:
+    """Decodes from the last token whose text was certain, and shows what a new token adds to that.
+
+    A word piece decoded alone may lose its leading space, and a character may be split over tokens; so two texts are
+    compared, of the tokens shown and of these with the new ones, and nothing is shown that ends in U+FFFD.
+    """
+
+    def __init__(self, tokenizer: HuggingFaceTokenizer):
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._start = self._shown = 0  # ids[start:shown] give the context, ids[shown:] are not shown yet
+
+    def push(self, token: int) -> str:
+        """Return the text that ``token`` makes certain."""
+        self._ids.append(int(token))
+        text = self._pending()
+        if not text or text.endswith("\ufffd"):
+            return ""
+        self._start, self._shown = self._shown, len(self._ids)
+        return text
+
+    def finish(self) -> str:
+        """Return the rest, with U+FFFD for an unfinished character."""
+        text, self._ids, self._start, self._shown = self._pending(), [], 0, 0
+        return text
+
+    def _pending(self) -> str:
+        before = self._tokenizer.decode(self._ids[self._start : self._shown])
+        return self._tokenizer.decode(self._ids[self._start :])[len(before) :]
+
+
+def load_tokenizer(folder: str | Path) -> ByteTokenizer | HuggingFaceTokenizer:
+    """Return the tokenizer that ``folder`` holds: our note for bytes, or Hugging Face's ``tokenizer.json``.
+
+    Raises DataError if there is neither, or if the file cannot be read.
+    """
+    folder = Path(folder)
+    if (folder / NOTE).is_file():
+        note = _read_json(folder / NOTE)
+        if note.get("type") != "bytes":
+            raise DataError(f"{folder / NOTE}: type={note.get('type')!r} is not a tokenizer we know; expected 'bytes'")
+        return ByteTokenizer()
+    if (folder / "tokenizer.json").is_file():
+        return HuggingFaceTokenizer(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: give one that holds tokenizer.json or {NOTE}")
+    hint = "; tokenizer.model (SentencePiece) must be converted first" if (folder / "tokenizer.model").exists() else ""
+    raise DataError(f"{folder} holds no tokenizer: expected tokenizer.json or {NOTE}{hint}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the object in ``path``, {} if there is no such file; DataError if it is not a JSON object."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} must hold a JSON object, found {type(value).__name__}")
+    return value

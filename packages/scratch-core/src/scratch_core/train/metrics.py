@@ -1,0 +1,124 @@
+"""What a run reports: a JSONL file always, a progress bar on a terminal, plain lines elsewhere."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one JSON object per line, each with its "step". ``path`` None: nothing is written."""
+
+    def __init__(self, path: str | Path | None):
+        self.path = None if path is None else Path(path)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one line in a single write, so that a reader or a kill never sees half of it."""
+        if self.path is None:
+            return
+        line = (json.dumps(record) + "\n").encode()
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(file, line)
+        finally:
+            os.close(file)
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all whole lines; a torn last line (the machine went down) is left out."""
+        if self.path is None or not self.path.exists():
+            return []
+        records = []
+        for line in self.path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+        return records
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the lines of later steps: they will be made again by the run that goes on from ``step``."""
+        if self.path is None or not self.path.exists():
+            return
+        kept = [record for record in self.read() if record.get("step", 0) <= step]
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(partial, self.path)
+
+
+class Throughput:
+    """Things per second since the last question; the first step, which compiles, is not counted."""
+
+    def __init__(self):
+        self._since: float | None = None
+        self._count = 0
+
+    def add(self, count: int) -> None:
+        """Note that a step over ``count`` things is done."""
+        if self._since is None:
+            self._since = time.monotonic()
+        else:
+            self._count += count
+
+    def rate(self) -> float | None:
+        """Return things per second since the last call; None if nothing was counted."""
+        now = time.monotonic()
+        if self._since is None or not self._count or now <= self._since:
+            return None
+        rate, self._count, self._since = self._count / (now - self._since), 0, now
+        return rate
+
+
+def batch_size(batch: dict[str, Any]) -> tuple[int, str]:
+    """Return how much a batch holds and in which unit: tokens, images, or examples."""
+    if "input_ids" in batch:
+        return batch["input_ids"].size, "tokens"
+    rows = len(next(iter(batch.values())))
+    return rows, "images" if "images" in batch else "examples"
+
+
+class Progress:
+    """Shows how far a run is: a bar on a terminal, a plain line per logged step elsewhere. Used as a context."""
+
+    def __init__(self, total: int, start: int = 0, *, stream: TextIO | None = None):
+        self.stream = stream or sys.stderr
+        self.total, self.start, self._began = total, start, time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        """Start the bar where there is a terminal."""
+        if self.stream.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            text = "loss {task.fields[loss]}  {task.fields[rate]}"
+            columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn(text), TimeRemainingColumn())
+            self._bar = Bar(*columns, console=Console(file=self.stream), expand=True)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self.total, completed=self.start, loss="-", rate="")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        """Move the bar to ``step``."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def report(self, step: int, loss: float, rate: float | None, unit: str) -> None:
+        """Show the numbers of a logged step."""
+        speed = "" if rate is None else f"{rate:,.0f} {unit}/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=speed)
+            return
+        done = max(1, step - self.start)
+        left = (time.monotonic() - self._began) / done * (self.total - step)
+        line = f"step {step}/{self.total}  loss {loss:.4f}  {speed}  {left // 60:.0f}:{left % 60:02.0f} left"
+        print(line, file=self.stream, flush=True)
