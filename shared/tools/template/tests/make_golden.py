@@ -1,0 +1,15 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["numpy", "safetensors", "torch", "transformers"]
+# ///
+"""Record what the reference implementation of Template computes: run with ``uv run tests/make_golden.py``.
+
+For each variant it writes ``tests/golden/<name>/``: ``config.json`` and ``model.safetensors`` as the reference
+saves them, with small random weights, and ``io.safetensors`` with the inputs and what came out: ``logits``,
+``loss``, ``gradient.<key>``. The tests read these files and never run this script.
+"""
+
+import sys
+
+if __name__ == "__main__":
+    sys.exit("make_golden.py: build the reference model here, with a fixed seed, and save what it computes")

@@ -1,0 +1,37 @@
+"""Protects ``shared/tools/new_package.py``: a new package has every file, passes its tests, touches nothing else."""
+
+import subprocess
+import sys
+
+
+def call(root, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, root / "shared/tools/new_package.py", *arguments], capture_output=True, text=True
+    )
+
+
+def test_a_new_package_passes_its_tests(root, tmp_path, run):
+    done = call(root, "aardvark", "--packages", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "| [scratch-aardvark](packages/scratch-aardvark) |" in done.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["scratch-aardvark"]
+    folder = tmp_path / "scratch-aardvark"
+    assert (folder / "src/scratch_aardvark/py.typed").is_file()
+    assert "emplate" not in "".join(p.read_text() for p in folder.rglob("*") if p.is_file())
+
+    ruff = [sys.executable, "-m", "ruff"]
+    run([*ruff, "check", "--config", root / "pyproject.toml", folder], cwd=tmp_path)
+    run([*ruff, "format", "--check", "--config", root / "pyproject.toml", folder], cwd=tmp_path)
+    # Not installed: the registry does not know it, but its source is on the path.
+    options = ["-c", root / "pyproject.toml", "--rootdir", folder, "-p", "no:cacheprovider", "-p", "no:xdist"]
+    said = run([sys.executable, "-m", "pytest", *options, folder], cwd=tmp_path, PYTHONPATH=str(folder / "src"))
+    assert " passed" in said
+
+
+def test_a_wrong_name_is_refused(root, tmp_path):
+    (tmp_path / "scratch-taken").mkdir()
+    for name in ("Big", "two-words", "taken", "core", "../up"):
+        done = call(root, name, "--packages", tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert len(done.stderr.splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["scratch-taken"]
