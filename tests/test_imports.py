@@ -3,13 +3,14 @@
     model package -> scratch_core -> jax, flax, optax, numpy, safetensors, ...
 
 Never model -> model, never core -> model; ``layers/`` imports only ``layers/`` and ``errors``. The libraries that the
-models are compared with are imported by ``make_golden.py`` and by benchmarks only. What a package imports, it declares.
+models are compared with are imported by ``make_golden.py`` and by benchmarks only. What a file imports, it declares.
 The imports are read from the source, so that one inside a function or a test counts too.
 """
 
 import ast
 import re
 import sys
+import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,12 @@ REFERENCES = {"torch", "torchvision", "transformers", "timm", "sklearn", "tensor
 # scratch-classical is scikit-learn's interface over JAX: there it is a dependency, not only a reference.
 STANDS_ON = {"scratch-classical": {"sklearn"}}
 # Installed, a distribution tells what it provides; these are extras that need not be installed.
-PROVIDED_BY = {"PIL": "pillow", "tensorboardX": "tensorboardx", "huggingface_hub": "huggingface-hub"}
+PROVIDED_BY = {
+    "sklearn": "scikit-learn",
+    "PIL": "pillow",
+    "tensorboardX": "tensorboardx",
+    "huggingface_hub": "huggingface-hub",
+}
 
 
 class Import(NamedTuple):
@@ -66,8 +72,10 @@ def read_imports(path: Path, base: Path) -> list[Import]:
     return found
 
 
-def imports_below(folder: Path, base: Path, without: str = "") -> list[Import]:
-    return [i for path in sorted(folder.rglob("*.py")) if path.name != without for i in read_imports(path, base)]
+def imports_below(folder: Path, base: Path) -> list[Import]:
+    """Those of all files but the scripts that make the tests' data: they declare dependencies of their own."""
+    paths = [path for path in sorted(folder.rglob("*.py")) if not path.name.startswith("make_")]
+    return [i for path in paths for i in read_imports(path, base)]
 
 
 def source_imports(package) -> list[Import]:
@@ -75,8 +83,7 @@ def source_imports(package) -> list[Import]:
 
 
 def own_tests_imports(package) -> list[Import]:
-    """Those of the tests, without make_golden.py: it is a script with dependencies of its own."""
-    return imports_below(package.folder / "tests", package.folder, without="make_golden.py")
+    return imports_below(package.folder / "tests", package.folder)
 
 
 def distribution(requirement: str) -> str:
@@ -112,9 +119,15 @@ def test_a_package_imports_itself_and_core_alone(package):
     assert {distribution(r) for r in package.project["dependencies"] if r.startswith("scratch")} <= {"scratch-core"}
 
 
-def test_make_golden_imports_no_other_model(package):
-    for path in package.folder.rglob("make_golden.py"):
-        assert others(read_imports(path, path.parent), {package.module, "scratch_core"}) == []
+def test_scripts_that_make_data_declare_what_they_need_and_no_other_model(package):
+    for path in package.folder.rglob("make_*.py"):
+        assert path.parent == package.folder / "tests"
+        block = re.match(r"(?:#!.*\n)?# /// script\n((?:#.*\n)*?)# ///\n", path.read_text(encoding="utf-8"))
+        assert block, f"{path} must open with a PEP 723 block"
+        declared = tomllib.loads(re.sub("^# ?", "", block[1], flags=re.MULTILINE))["dependencies"]
+        imports = read_imports(path, path.parent)
+        assert others(imports, {package.module, "scratch_core"}) == []
+        assert undeclared(imports, declared) == []
 
 
 def test_a_package_declares_what_its_source_imports(package):

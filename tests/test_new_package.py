@@ -10,7 +10,7 @@ def call(root, *arguments) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_new_package_passes_its_tests(root, tmp_path, run):
+def test_a_new_package_passes_its_tests(root, tmp_path, uv, run):
     done = call(root, "aardvark", "--packages", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "| [scratch-aardvark](packages/scratch-aardvark) |" in done.stdout
@@ -22,9 +22,11 @@ def test_a_new_package_passes_its_tests(root, tmp_path, run):
     ruff = [sys.executable, "-m", "ruff"]
     run([*ruff, "check", "--config", root / "pyproject.toml", folder], cwd=tmp_path)
     run([*ruff, "format", "--check", "--config", root / "pyproject.toml", folder], cwd=tmp_path)
-    # Not installed: the registry does not know it, but its source is on the path.
-    options = ["-c", root / "pyproject.toml", "--rootdir", folder, "-p", "no:cacheprovider", "-p", "no:xdist"]
-    said = run([sys.executable, "-m", "pytest", *options, folder], cwd=tmp_path, PYTHONPATH=str(folder / "src"))
+    # Installed beside this environment rather than into it, with its entry point: the registry must know it.
+    installed = tmp_path / "installed"
+    run([*uv, "pip", "install", "--quiet", "--no-deps", "--target", installed, folder], cwd=tmp_path)
+    options = ["-q", "-c", root / "pyproject.toml", "--rootdir", folder, "-p", "no:cacheprovider"]
+    said = run([sys.executable, "-m", "pytest", *options, folder], cwd=tmp_path, PYTHONPATH=str(installed))
     assert " passed" in said
 
 

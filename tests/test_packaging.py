@@ -17,19 +17,15 @@ import numpy as np
 from flax import nnx
 
 import scratch_core
+from scratch_core.testing import random_batch
 
 (entry,) = entry_points(group="scratch.models")
 spec = entry.load()
 config = spec.config("tiny")
 model = spec.models[0](config, rngs=nnx.Rngs(0))
 model.eval()
-if spec.task == "image_classification":
-    size, channels = getattr(config, "image_size", 32), getattr(config, "num_channels", 3)
-    inputs = (np.linspace(0, 1, size * size * channels, dtype=np.float32).reshape(1, size, size, channels),)
-elif spec.task == "seq2seq_lm":
-    inputs = (np.arange(1, 9)[None], np.arange(1, 5)[None])
-else:
-    inputs = (np.arange(1, 9)[None],)
+_, batch = random_batch(spec, config, batch_size=1)
+inputs = [batch[name] for name in ("images", "input_ids", "decoder_input_ids") if name in batch]
 forward = nnx.jit(lambda model, *inputs: model(*inputs))
 before = forward(model, *inputs)
 with tempfile.TemporaryDirectory() as folder:

@@ -5,8 +5,9 @@
 """Record what the reference implementation of Template computes: run with ``uv run tests/make_golden.py``.
 
 For each variant it writes ``tests/golden/<name>/``: ``config.json`` and ``model.safetensors`` as the reference
-saves them, with small random weights, and ``io.safetensors`` with the inputs and what came out: ``logits``,
-``loss``, ``gradient.<key>``. The tests read these files and never run this script.
+saves them, with small random weights, and ``io.safetensors`` with what ``scratch_core.testing`` compares:
+``input_ids``, ``attention_mask``, ``labels``, ``logits``, ``last_hidden_state``, ``loss``, ``grad.<key>``, and the
+greedy tokens. The tests read these files and never run this script.
 """
 
 import sys

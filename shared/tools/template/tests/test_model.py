@@ -1,74 +1,81 @@
-"""Properties of Template that hold whatever its weights are."""
+"""What must hold of Template whatever its weights: causality, caching, padding, training, sharding."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scratch_core
 from flax import nnx
+from scratch_core.errors import ConfigError
 from scratch_core.losses import causal_lm_loss
-from scratch_template import Template, TemplateConfig
-
-
-forward = nnx.jit(lambda model, *inputs: model(*inputs))
-decode = nnx.jit(lambda model, *inputs: model.decode(*inputs))
+from scratch_core.testing import (
+    check_causal,
+    check_decoding,
+    check_meshes,
+    check_two_traces,
+    overfit_one_batch,
+    random_batch,
+)
+from scratch_template import SPEC, Template, TemplateConfig
 
 
 @pytest.fixture(scope="module")
-def model() -> Template:
+def model():
+    return Template(TemplateConfig.tiny(), rngs=nnx.Rngs(0))
+
+
+def test_logits_have_the_shape_of_the_tokens(model):
+    logits = model(jnp.ones((2, 7), jnp.int32))
+    assert (logits.shape, logits.dtype) == ((2, 7, 264), jnp.float32)
+
+
+def test_no_token_reads_a_later_one(model):
+    check_causal(model)
+
+
+def test_cached_chunked_and_padded_decoding_equal_the_full_pass(model):
+    check_decoding(model)
+
+
+def test_generation_compiles_twice(model):
+    check_two_traces(model)
+
+
+def test_overfits_one_batch():
     model = Template(TemplateConfig.tiny(), rngs=nnx.Rngs(0))
-    model.eval()
-    return model
+    overfit_one_batch(model, *random_batch(SPEC, model.config))
 
 
-@pytest.fixture(scope="module")
-def input_ids() -> jax.Array:
-    return jax.random.randint(jax.random.key(1), (2, 9), 0, 256)
+def test_gradients_are_finite_with_padding(model):
+    batch = {"input_ids": jnp.ones((2, 6), jnp.int32), "attention_mask": jnp.array([[1] * 6, [0] * 6])}
+    gradients = nnx.jit(nnx.grad(lambda model: causal_lm_loss(model, batch)[0]))(model)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
-def test_logits(model, input_ids):
-    logits = forward(model, input_ids)
-    assert logits.shape == (2, 9, model.config.vocab_size)
-    assert logits.dtype == jnp.float32
-    assert jnp.isfinite(logits).all()
+def test_meshes_give_the_losses_of_one_device():
+    check_meshes("template")
 
 
-def test_a_token_changes_nothing_before_it(model, input_ids):
-    before, after = forward(model, input_ids), forward(model, input_ids.at[:, 5].add(1))
-    np.testing.assert_array_equal(before[:, :5], after[:, :5])
-    assert (before[:, 5:] != after[:, 5:]).any(axis=-1).all()
-
-
-def test_padding_changes_nothing(model, input_ids):
-    padded = jnp.pad(input_ids, ((0, 0), (3, 0)))
-    mask = (jnp.arange(12) >= 3).astype(jnp.int32) * jnp.ones((2, 1), jnp.int32)
-    np.testing.assert_allclose(forward(model, padded, mask)[:, 3:], forward(model, input_ids), atol=1e-5)
-
-
-def test_cached_is_uncached(model, input_ids):
-    cache = model.init_cache(2, 16)
-    first, cache = decode(model, input_ids[:, :6], cache)
-    second, cache = decode(model, input_ids[:, 6:], cache)
-    np.testing.assert_allclose(jnp.concatenate([first, second], axis=1), forward(model, input_ids), atol=1e-5)
-
-
-def test_gradients_are_finite_and_reach_every_parameter(model, input_ids):
-    gradients = nnx.jit(nnx.grad(lambda m: causal_lm_loss(m, {"input_ids": input_ids})[0]))(model)
-    for path, gradient in nnx.to_flat_state(gradients):
-        values = np.asarray(gradient[...])
-        assert np.isfinite(values).all(), path
-        assert (values != 0).any(), path
-
-
-def test_saved_and_loaded_is_the_same(model, input_ids, tmp_path):
+def test_saved_and_loaded_is_the_same(model, tmp_path):
     model.save_pretrained(tmp_path / "saved")
     loaded = Template.from_pretrained(tmp_path / "saved")
-    np.testing.assert_array_equal(forward(model, input_ids), forward(loaded, input_ids))
-    assert loaded.config == model.config
+    ids = np.ones((1, 4), np.int32)
+    np.testing.assert_array_equal(loaded(ids), model(ids))
 
 
-@pytest.mark.parametrize("wrong", [{"num_heads": 3}, {"d_ff": 0}])
-def test_sizes_that_cannot_be_built_are_refused(wrong):
-    fields = {"vocab_size": 264, "d_model": 64, "num_layers": 2, "num_heads": 4, "d_ff": 192}
-    with pytest.raises(scratch_core.ConfigError, match=next(iter(wrong))):
-        TemplateConfig(**{**fields, **wrong})
+@pytest.mark.parametrize("preset", SPEC.presets)
+def test_config_survives_a_round_trip(preset):
+    config = SPEC.config(preset)
+    assert TemplateConfig.from_hf(config.to_hf()) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": 3}, "2 \\* num_heads=6 must divide d_model=64"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"vocab_size": None}, "no field 'vocab_size'"),
+    ],
+)
+def test_a_config_that_cannot_be_built_says_why(change, message):
+    with pytest.raises(ConfigError, match=message):
+        TemplateConfig.from_hf({**TemplateConfig.tiny().to_hf(), **change})

@@ -1,18 +1,19 @@
-"""Template computes what its reference computes: the goldens of make_golden.py, through convert.py."""
+"""Golden checkpoints of the reference's TemplateForCausalLM, through the key table and back."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
-from scratch_template import Template
+from scratch_core.testing import check_causal_lm, check_round_trip, read_io
 
-GOLDENS = sorted(p.parent for p in (Path(__file__).parent / "golden").glob("*/config.json"))
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))
 
 
-@pytest.mark.parametrize("folder", GOLDENS, ids=[p.name for p in GOLDENS])
-def test_logits(folder):
-    io = load_file(folder / "io.safetensors")
-    logits = Template.from_pretrained(folder)(io["input_ids"], io["attention_mask"])
-    real = io["attention_mask"] == 1
-    np.testing.assert_allclose(logits[real], io["logits"][real], rtol=0, atol=5e-5)
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_reference(name):
+    check_causal_lm(GOLDEN / name, read_io(GOLDEN / name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trip_keeps_every_byte(name, tmp_path):
+    check_round_trip(GOLDEN / name, tmp_path)
