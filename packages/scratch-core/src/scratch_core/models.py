@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from scratch_core.errors import ConfigError
@@ -43,6 +44,9 @@ class PretrainedModel(nnx.Module):
     """Regular expressions of their keys that hold nothing learned, such as tables computed from the config."""
     axes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
     """Rows that the sharding table of :mod:`scratch_core.parallel` lacks: parameter path -> logical axes."""
+
+    def __init__(self, config: Any, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        raise NotImplementedError(f"{type(self).__name__} must define __init__(config, *, dtype, rngs)")
 
     config: Any
     checkpoint_dtype: str | None = None
@@ -138,7 +142,19 @@ def _install(name: str) -> str:
     )
 
 
+class _StillStream(nnx.RngStream):
+    """A random stream that does not count: under tracing, counting takes time quadratic in the number of layers."""
+
+    def __call__(self) -> jax.Array:
+        return self.key[...]
+
+
 def count_parameters(model_class: type[PretrainedModel], config: Any) -> int:
     """Return the number of parameters of a configuration, without allocating them."""
-    abstract = nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract, nnx.Param)))
+
+    def create() -> PretrainedModel:
+        rngs = nnx.Rngs(0)
+        rngs.default = _StillStream(0, tag="default")
+        return model_class(config, rngs=rngs)
+
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(nnx.eval_shape(create), nnx.Param)))

@@ -119,6 +119,7 @@ class Llama(PretrainedModel):
             x_BTD, layer_cache = layer(x_BTD, positions_BT, layer_cache)
             after.append(layer_cache)
         if last_only:
-            last_B = positions_BT.argmax(axis=1)
-            x_BTD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
+            last_B11 = positions_BT.argmax(axis=1)[:, None, None]
+            x_B1D = jnp.take_along_axis(x_BTD, last_B11, axis=1)
+            return self.logits(self.norm(x_B1D)), DecoderCache(tuple(after))
         return self.logits(self.norm(x_BTD)), DecoderCache(tuple(after))

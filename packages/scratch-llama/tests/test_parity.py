@@ -1,0 +1,51 @@
+"""Golden checkpoints of transformers' LlamaForCausalLM, through the key table and back."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scratch_core
+from scratch_core.testing import (
+    LOGITS,
+    assert_close,
+    check_causal_lm,
+    check_round_trip,
+    jitted,
+    read_io,
+    with_legacy_config,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = sorted(path.name for path in GOLDEN.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_reference(name):
+    check_causal_lm(GOLDEN / name, read_io(GOLDEN / name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_reference_under_the_legacy_config(name, tmp_path):
+    io = read_io(GOLDEN / name)
+    model = scratch_core.load(with_legacy_config(GOLDEN / name, tmp_path / name))
+    assert model.config == scratch_core.load(GOLDEN / name).config
+    real = io["attention_mask"] == 1
+    assert_close(
+        np.asarray(jitted(model)(io["input_ids"], io["attention_mask"]))[real], io["logits"][real], LOGITS, name
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trip_keeps_every_byte(name, tmp_path):
+    check_round_trip(GOLDEN / name, tmp_path)
+
+
+def test_computing_in_bfloat16_is_as_close_as_the_reference_in_bfloat16():
+    io = read_io(GOLDEN / "llama2-bf16")
+    real = io["attention_mask"] == 1
+    model = scratch_core.load(GOLDEN / "llama2-bf16", dtype=jnp.bfloat16)
+    assert model.embedding.embedding.dtype == jnp.bfloat16
+    ours = np.asarray(jitted(model)(io["input_ids"], io["attention_mask"]))[real]
+    noise = np.abs(io["logits_bf16"] - io["logits"])[real].max()
+    assert np.abs(ours - io["logits"][real]).max() < 1.5 * noise
