@@ -5,7 +5,7 @@ on at step k reads ``batches[k]`` and needs no other state. Evaluation batches a
 With several processes, process i of n reads rows i, i + n, ... of the same global order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,7 +84,7 @@ def training_batches(
     return order[process_index::process_count].batch(batch_size // process_count)
 
 
-class TextEvaluation(Sequence):
+class TextEvaluation:
     """All of ``tokens`` in order, in batches of one shape; every token but the first is a target exactly once.
 
     Batch k is {"input_ids": int32 [B, T], "labels": int32 [B, T]}; the last windows are filled up with token 0 and
@@ -103,6 +103,10 @@ class TextEvaluation(Sequence):
         """Return the number of batches."""
         return -(-self.num_windows // self.batch_size)
 
+    def __iter__(self) -> Iterator[CausalLMBatch]:
+        """Return all batches, one after another."""
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> CausalLMBatch:
         """Return batch ``index``."""
         if not 0 <= index < len(self):
@@ -114,7 +118,7 @@ class TextEvaluation(Sequence):
         return {"input_ids": np.where(real_BT, ids_BT, 0), "labels": np.where(real_BT, ids_BT, -100)}
 
 
-class ImageEvaluation(Sequence):
+class ImageEvaluation:
     """All images in order, in batches of ``batch_size``; the last may be smaller."""
 
     def __init__(self, source: Images, batch_size: int):
@@ -125,6 +129,10 @@ class ImageEvaluation(Sequence):
     def __len__(self) -> int:
         """Return the number of batches."""
         return -(-len(self.source) // self.batch_size)
+
+    def __iter__(self) -> Iterator[ImageClassificationBatch]:
+        """Return all batches, one after another."""
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> ImageClassificationBatch:
         """Return batch ``index``."""

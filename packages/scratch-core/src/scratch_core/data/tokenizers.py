@@ -32,10 +32,25 @@ class TextStream(Protocol):
 class Tokenizer(Protocol):
     """What both tokenizers offer."""
 
-    vocab_size: int
-    bos_id: int | None
-    eos_id: int | None
-    pad_id: int | None
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special ones included."""
+        ...
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text, if there is one."""
+        ...
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a text, if there is one."""
+        ...
+
+    @property
+    def pad_id(self) -> int | None:
+        """The token that fills up a batch, if there is one."""
+        ...
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Return the int32 ids [T] of ``text``, with no special tokens added."""
@@ -189,7 +204,7 @@ class HuggingFaceStream:
         return self._tokenizer.decode(self._ids[self._start :])[len(before) :]
 
 
-def load_tokenizer(folder: str | Path) -> ByteTokenizer | HuggingFaceTokenizer:
+def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Return the tokenizer that ``folder`` holds: our note for bytes, or Hugging Face's ``tokenizer.json``.
 
     Raises DataError if there is neither, or if the file cannot be read.

@@ -41,9 +41,9 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp  # 2 s of import: only when there is something to save or restore
 
         self.folder = Path(folder).absolute()
-        self._orbax = ocp.training.Checkpointer(
+        self._orbax: Any = ocp.training.Checkpointer(
             str(self.folder),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),  # ty: ignore[invalid-argument-type]
             save_decision_policy=_Always(),
             cleanup_tmp_directories=True,
         )

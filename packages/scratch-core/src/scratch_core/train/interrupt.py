@@ -2,19 +2,22 @@
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Self
 
 
 class Interrupt:
-    """While this context is open, the first SIGINT or SIGTERM is only noted in ``received``; a second one acts.
+    """While this context is open, the first SIGINT or SIGTERM is only noted in ``received``; a later one acts.
 
+    Later means a second later: a launcher such as `uv run` may pass on a Ctrl-C that the terminal sent as well.
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self):
         self.received: str | None = None
         self._before: dict[int, object] = {}
+        self._first = 0.0
 
     def __enter__(self) -> Self:
         """Install the handlers."""
@@ -28,8 +31,11 @@ class Interrupt:
         self._put_back()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        self._put_back()
+        if self.received is None:
+            self.received, self._first = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._first > 1.0:
+            self._put_back()
+            signal.raise_signal(number)
 
     def _put_back(self) -> None:
         for number, handler in self._before.items():

@@ -65,7 +65,7 @@ class Trainer:
         keep: int = 3,
         log_every: int = 10,
         max_skipped: int = 10,
-        learning_rate: optax.Schedule | None = None,
+        learning_rate: Callable[[int], Any] | None = None,
     ):
         numbers = {"accumulate": accumulate, "save_every": save_every, "keep": keep, "log_every": log_every}
         for name, value in (numbers | {"max_skipped": max_skipped}).items():
@@ -90,7 +90,7 @@ class Trainer:
         self.state = self._on_mesh(
             {
                 "parameters": parameters,
-                "optimizer": optimizer.init(parameters),  # ty: ignore[invalid-argument-type]
+                "optimizer": optimizer.init(parameters),
                 "rest": rest,
                 "step": jnp.zeros((), jnp.int32),
                 "skipped": jnp.zeros((), jnp.int32),  # updates in a row that were not finite
@@ -190,7 +190,7 @@ class Trainer:
             gradients, total, weight, new_rest = carry
         loss = total / weight
         gradients = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)  # eq. 1
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         updates, new_optimizer = self.optimizer.update(gradients, state["optimizer"], parameters)
         new = {"parameters": optax.apply_updates(parameters, updates), "optimizer": new_optimizer, "rest": new_rest}
 

@@ -1,0 +1,132 @@
+"""The `scratch` command: models, train, generate, convert, inspect.
+
+Only this module is read for `scratch --help`; each command imports what it needs when it runs. Everything that a
+user's input can cause ends as one message on stderr and exit code 2, with no traceback (`--debug` shows it).
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from scratch_core.errors import ConfigError, ScratchError
+
+Folder = Annotated[str, tyro.conf.Positional]
+
+
+def models() -> None:
+    """List the installed models, their presets and how many parameters each has."""
+    from scratch_core.cli import listing
+
+    listing.models()
+
+
+def train(name: Folder) -> None:
+    """Train a model from scratch; `scratch train NAME --help` shows the options of its task.
+
+    Args:
+        name: A model that `scratch models` lists.
+    """
+    # Only for the help: the options depend on the model, so `main` hands these arguments on.
+    raise ConfigError(f"train {name}: not reached")
+
+
+def generate(
+    folder: Folder,
+    /,
+    prompt: str = "",
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int = 0,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+) -> None:
+    """Continue a prompt, written as it is generated.
+
+    Args:
+        folder: A Hugging Face folder or a run of `scratch train`.
+        prompt: The text to continue.
+        max_new_tokens: How many tokens to write at most.
+        temperature: 0 takes the likeliest token each time; higher is more varied.
+        top_k: Draw from the k likeliest tokens only.
+        top_p: Draw from the likeliest tokens that hold this share of the probability.
+        min_p: Leave out tokens less likely than this share of the likeliest.
+        repetition_penalty: Above 1 makes tokens that are there already less likely.
+        seed: Of the random draws.
+        dtype: Of the weights and the computation; the default is float32.
+    """
+    from scratch_core.cli import writing
+
+    sampling = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }
+    writing.generate(folder, prompt, max_new_tokens, seed, dtype, sampling)
+
+
+def convert(source: Folder, destination: Folder, /) -> None:
+    """Turn a Hugging Face folder into an Orbax folder, or an Orbax folder into a Hugging Face folder.
+
+    Args:
+        source: The folder to read; what it holds decides the direction.
+        destination: The folder to make; it must not exist, or be empty.
+    """
+    from scratch_core.cli import conversion
+
+    conversion.convert(source, destination)
+
+
+def inspect(folder: Folder, /) -> None:
+    """Show the architecture, parameters, dtypes and sizes of a folder without loading it.
+
+    Args:
+        folder: A Hugging Face folder or a run of `scratch train`.
+    """
+    from scratch_core.cli import listing
+
+    listing.inspect(folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        if arguments[:1] == ["train"] and arguments[1:2] not in ([], ["-h"], ["--help"]):
+            from scratch_core.cli import training
+
+            return training.run(arguments[1], arguments[2:])
+        commands: dict[str, Callable[..., Any]] = {
+            "models": models,
+            "train": train,
+            "generate": generate,
+            "convert": convert,
+            "inspect": inspect,
+        }
+        description = "Models written from scratch: train, generate, convert. With --debug, errors show a traceback."
+        tyro.extras.subcommand_cli_from_dict(commands, prog="scratch", description=description, args=arguments)
+        return 0
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ScratchError, OSError) as error:
+        if debug:
+            raise
+        place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        print(f"scratch: error: {place}{text}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("\nscratch: interrupted", file=sys.stderr)
+        return 130

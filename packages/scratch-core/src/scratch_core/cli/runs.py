@@ -1,0 +1,154 @@
+"""The folder of a run: what makes it resumable, and what keeps one run from overwriting another.
+
+    runs/llama-tiny/
+      run.json           model, task, options, data: what --resume goes on with
+      metrics.jsonl      a line per logged step
+      checkpoints/       Orbax: parameters, optimizer, RNG, step
+      config.json model.safetensors ...    the trained model, in the Hugging Face layout
+
+A task's options are a frozen dataclass that derives from `RunOptions`.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from scratch_core.config import read_json
+from scratch_core.errors import CheckpointError, ConfigError
+
+RECORD = "run.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options that every task has."""
+
+    preset: str = "tiny"
+    """Size of the model; `scratch models` lists them."""
+    steps: int = 1000
+    """How many updates in all."""
+    batch_size: int = 32
+    """Examples per update."""
+    learning_rate: float = 1e-3
+    """Its peak: after the warm-up, before the cosine decay."""
+    accumulate: int = 1
+    """Split each batch into this many pieces, to need less memory; the result is the same."""
+    seed: int = 0
+    """Of the parameters and the order of the data."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Where the run goes: a new folder. The default is a new one under runs/."""
+    resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """Go on with this run and its own options; without a value, with the newest run of this model under runs/.
+    Only --steps may be given with it."""
+
+    def check(self) -> None:
+        """Raise ConfigError for a number that makes no sense."""
+        for name in ("steps", "batch_size", "accumulate", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{flag(name)} {getattr(self, name)} must be at least 1")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ConfigError(f"--learning-rate {self.learning_rate} must be above 0 and finite")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"--seed {self.seed} must be in 0 .. 2**32 - 1")
+        if self.batch_size % self.accumulate:
+            raise ConfigError(f"--accumulate {self.accumulate} must divide --batch-size {self.batch_size}")
+
+
+Options = TypeVar("Options", bound=RunOptions)
+
+
+def flag(name: str) -> str:
+    """Return an option as one writes it."""
+    return "--" + name.replace("_", "-")
+
+
+def new_folder(out: str | None, name: str) -> Path:
+    """Return where a new run goes: ``out``, or the first of runs/NAME, runs/NAME-2, ... that is free; nothing is made.
+
+    Raises ConfigError if ``out`` is a file, or a folder that is not empty.
+    """
+    if out is None:
+        number = 1
+        while (path := Path("runs", name if number == 1 else f"{name}-{number}")).exists():
+            number += 1
+        return path
+    path = Path(out)
+    if path.is_dir() and any(path.iterdir()):
+        if (path / RECORD).exists():
+            raise ConfigError(f"{out} holds another run: choose another --out, or go on with it by --resume {out}")
+        raise ConfigError(f"{out} is not empty: choose another --out")
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{out} is a file: choose another --out")
+    return path
+
+
+def create(folder: Path, model: str, task: str, options: RunOptions, data: str, fingerprint: str) -> None:
+    """Make ``folder`` with its record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "model": model,
+        "task": task,
+        "options": {k: v for k, v in dataclasses.asdict(options).items() if k not in ("out", "resume")},
+        "data": data,
+        "fingerprint": fingerprint,
+        "scratch_core": version("scratch-core"),
+    }
+    write_record(folder, record)
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write run.json; it appears whole or not at all."""
+    partial = folder / (RECORD + ".partial")
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(partial, folder / RECORD)
+
+
+def newest(model: str) -> str:
+    """Return the newest run of ``model`` under runs/. Raises ConfigError if there is none."""
+    records = sorted(Path("runs").glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in records:
+        if read_json(path).get("model") == model:
+            return str(path.parent)
+    raise ConfigError(f"--resume: there is no run of {model} under runs/; name its folder")
+
+
+def stored(options: Options, model: str) -> tuple[Path, dict[str, Any], Options]:
+    """Return the folder, the record and the options of the run that ``options.resume`` names.
+
+    Raises CheckpointError if there is no such run, ConfigError if it is of another model, or if an option was
+    given that differs from the run's own.
+    """
+    folder = Path(str(options.resume))
+    if not (folder / RECORD).is_file():
+        raise CheckpointError(f"--resume {folder}: there is no run (no {RECORD} in that folder)")
+    record = read_json(folder / RECORD)
+    if record.get("model") != model:
+        raise ConfigError(f"--resume {folder}: that is a run of {record.get('model')}, not of {model}")
+    names = {field.name: field.default for field in dataclasses.fields(options)}
+    try:
+        own = type(options)(**record["options"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / RECORD} is damaged, or of another version: {error}") from error
+    for name, default in names.items():
+        given = getattr(options, name)
+        if name in ("steps", "resume") or given in (default, getattr(own, name)):
+            continue
+        raise ConfigError(
+            f"{flag(name)} {given} cannot be changed: the run {folder} has {getattr(own, name)}; "
+            "with --resume only --steps may be given"
+        )
+    steps = options.steps if options.steps != names["steps"] else own.steps
+    return folder, record, dataclasses.replace(own, steps=steps)
+
+
+def command(*words: str) -> str:
+    """Return a command line that can be pasted into a shell."""
+    return shlex.join(("uv", "run", "scratch", *words))

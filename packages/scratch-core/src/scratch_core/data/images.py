@@ -1,0 +1,270 @@
+"""Image files: opened with suspicion, and preprocessed as the checkpoint's own pipeline does.
+
+``preprocessor_config.json`` (transformers) or ``pretrained_cfg`` (timm) say how: resize, crop, scale, normalise.
+The pixels come from Pillow, whose resize filters are the ones both libraries were made for.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from scratch_core.config import field, read_json, unsupported
+from scratch_core.errors import ConfigError, DataError
+
+MAX_PIXELS = 100_000_000
+"""Pixels of the largest image that is opened; more is refused before anything is decompressed."""
+
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers, 0 to 5
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def read_image(image: Any, num_channels: int = 3) -> Any:
+    """Return an image file, or a Pillow image, as a Pillow image of 8 bits: "RGB", or "L" for one channel.
+
+    It is turned upright by its EXIF tag. Grey, palette and CMYK images are converted, of 16 bits the high 8
+    are kept, an alpha channel is left out, and of an animation the first frame is taken. Raises DataError for a
+    missing, damaged, truncated or unknown file, for more than 3 channels wanted, and beyond MAX_PIXELS.
+    """
+    try:
+        from PIL import Image, ImageOps, UnidentifiedImageError
+    except ImportError:
+        raise ConfigError("image files need Pillow: install `scratch-core[images]`") from None
+    if num_channels not in (1, 3):
+        raise DataError(f"an image file gives 1 or 3 channels, the model wants {num_channels}")
+    name = "the image" if isinstance(image, Image.Image) else str(image)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what is checked below
+            opened = image if isinstance(image, Image.Image) else Image.open(Path(image))
+            with contextlib.nullcontext() if opened is image else opened:  # what we were given stays open
+                columns, rows = opened.size
+                if columns * rows > MAX_PIXELS:
+                    raise DataError(
+                        f"{name} has {columns} x {rows} pixels, more than {MAX_PIXELS}, and is refused unread: "
+                        "it may be made to exhaust the memory. Make it smaller"
+                    )
+                upright = ImageOps.exif_transpose(opened)
+                return _to_8_bits(upright, name).convert("L" if num_channels == 1 else "RGB")
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"there is no file {name}") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise DataError(f"{name} cannot be opened: {error.strerror}") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name} is refused unread: {error}") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{name} is no image that Pillow knows, or its beginning is damaged") from None
+    except Exception as error:  # decoders raise whatever their reading of damaged bytes leads to
+        raise DataError(f"{name} is damaged or truncated: {type(error).__name__}: {error}") from error
+
+
+def _to_8_bits(image: Any, name: str) -> Any:
+    """Return an image that Pillow's own convert() treats rightly: it would clip 16 bits to 255."""
+    from PIL import Image
+
+    if image.mode == "F":
+        raise DataError(f"{name} holds floating-point pixels of unknown range: save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(f"{name} has pixels from {values.min()} to {values.max()}: save it with 8 or 16 bits")
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode in ("La", "RGBa"):  # colours already multiplied by alpha
+        return image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    return image
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageProcessor:
+    """``((resize, crop)(pixels) * scale - mean) / std``, as float32 [rows, columns, channels].
+
+    ``resize`` is (rows, columns), or the length of the shorter edge, or None. ``crop`` (rows, columns) is cut
+    from the centre, with zeros around what is smaller. mean and std () leave pixels as they are.
+    """
+
+    resize: tuple[int, int] | int | None
+    crop: tuple[int, int] | None = None
+    resample: str = "bilinear"
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    round_crop: bool = False  # an odd margin: True: torchvision rounds half of it, False: transformers floors it
+
+    def __post_init__(self):
+        if self.resample not in FILTERS:
+            raise ConfigError(f"resample={self.resample!r} must be one of {', '.join(FILTERS)}")
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise ConfigError(f"image mean {self.mean} and std {self.std} must be of one length, and std positive")
+        sizes = [n for size in (self.resize, self.crop) for n in ((size,) if isinstance(size, int) else size or ())]
+        if not all(0 < n <= 10_000 for n in sizes):
+            raise ConfigError(f"resize={self.resize} and crop={self.crop} must be from 1 to 10000 pixels")
+
+    def __call__(self, image: Any, channels: int = 3) -> np.ndarray:
+        """Return an image file or Pillow image as the model's input. Raises DataError as :func:`read_image`."""
+        if self.mean and len(self.mean) != channels:
+            raise ConfigError(f"the preprocessing is for {len(self.mean)} channels, the model wants {channels}")
+        pixels = np.asarray(self.resized(read_image(image, channels)), np.float32)
+        pixels_YXC = pixels.reshape(*pixels.shape[:2], channels) * np.float32(self.scale)
+        if self.mean:
+            pixels_YXC = (pixels_YXC - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return pixels_YXC
+
+    def resized(self, image: Any) -> Any:
+        """Return a Pillow image resized and cropped: what the model sees, in 8 bits. Raises DataError."""
+        columns, rows = image.size
+        if self.resize is not None:
+            rows, columns = self._resized_to(rows, columns)
+            image = image.resize((columns, rows), FILTERS.index(self.resample))
+        if self.crop is not None:
+            top, left = self._margin(rows, self.crop[0]), self._margin(columns, self.crop[1])
+            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))  # zeros beyond the edge
+        return image
+
+    def _resized_to(self, rows: int, columns: int) -> tuple[int, int]:
+        if isinstance(self.resize, tuple):
+            return self.resize
+        short = min(rows, columns)
+        size = int(self.resize * rows / short), int(self.resize * columns / short)
+        if size[0] * size[1] > MAX_PIXELS:
+            raise DataError(
+                f"an image of {columns} x {rows} pixels would be {size[1]} x {size[0]} with its shorter edge at "
+                f"{self.resize}, more than {MAX_PIXELS} pixels: crop it first"
+            )
+        return size
+
+    def _margin(self, size: int, crop: int) -> int:
+        if self.round_crop:
+            return round((size - crop) / 2)
+        return (size - crop) // 2 if size >= crop else -math.ceil((crop - size) / 2)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Self | None:
+        """Return the preprocessing of a checkpoint folder, None if it names none. Raises ConfigError."""
+        folder = Path(folder)
+        if (folder / "preprocessor_config.json").exists():
+            return cls.from_hf(read_json(folder / "preprocessor_config.json"))
+        timm = read_json(folder / "config.json").get("pretrained_cfg")
+        return cls.from_timm(timm) if isinstance(timm, dict) else None
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the preprocessing of a preprocessor_config.json, in the spellings of all versions.
+
+        Raises ConfigError for a step that is not implemented.
+        """
+        unsupported(fields, do_pad=False, rescale_offset=False, include_top=False, do_reduce_labels=False)
+        kind = field(fields, "image_processor_type", str, None) or field(fields, "feature_extractor_type", str, "")
+        resample = field(fields, "resample", int, 3 if "ConvNe" in kind else 2)
+        if not 0 <= resample < len(FILTERS):
+            raise ConfigError(f"preprocessor_config.json: resample={resample} must be a filter of Pillow, 0 to 5")
+        resize = crop = None
+        if field(fields, "do_resize", bool, True):
+            # A bare number meant a square to most, the shorter edge to some.
+            square = not any(name in kind for name in ("ConvNe", "CLIP", "Bit", "LeViT", "MobileNet"))
+            resize = _size(fields, "size", square, default=384 if "ConvNe" in kind else 224)
+        if "ConvNe" in kind and isinstance(resize, int):
+            edge = resize
+            if edge < 384:
+                resize, crop = int(edge / field(fields, "crop_pct", float, 224 / 256)), (edge, edge)
+            else:
+                resize = (edge, edge)
+        if field(fields, "do_center_crop", bool, False):
+            crop = _size(fields, "crop_size", True, default=224)
+            crop = (crop, crop) if isinstance(crop, int) else crop
+        normalize = field(fields, "do_normalize", bool, True)
+        half = [0.5, 0.5, 0.5]
+        return cls(
+            resize=resize,
+            crop=crop,
+            resample=FILTERS[resample],
+            scale=field(fields, "rescale_factor", float, 1 / 255) if field(fields, "do_rescale", bool, True) else 1.0,
+            mean=tuple(map(float, field(fields, "image_mean", list, half))) if normalize else (),
+            std=tuple(map(float, field(fields, "image_std", list, half))) if normalize else (),
+            round_crop=field(fields, "round_crop", bool, False),
+        )
+
+    @classmethod
+    def from_timm(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the preprocessing of a timm pretrained_cfg: its evaluation transform.
+
+        Raises ConfigError for a crop mode other than the centre.
+        """
+        unsupported(fields, crop_mode="center")
+        _, rows, columns = field(fields, "input_size", list, [3, 224, 224])
+        if rows != columns:
+            raise ConfigError(f"pretrained_cfg: input_size {rows} x {columns} must be square")
+        return cls(
+            resize=math.floor(rows / field(fields, "crop_pct", float, 0.875)),
+            crop=(rows, columns),
+            resample=field(fields, "interpolation", str, "bilinear"),
+            mean=tuple(map(float, field(fields, "mean", list, list(IMAGENET_MEAN)))),
+            std=tuple(map(float, field(fields, "std", list, list(IMAGENET_STD)))),
+            round_crop=True,
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write preprocessor_config.json, which from_hf and transformers read."""
+        fields: dict[str, Any] = {
+            "image_processor_type": "ViTImageProcessor" if self.crop is None else "BitImageProcessor",
+            "do_resize": self.resize is not None,
+            "resample": FILTERS.index(self.resample),
+            "do_center_crop": self.crop is not None,
+            "do_rescale": self.scale != 1.0,
+            "rescale_factor": self.scale,
+            "do_normalize": bool(self.mean),
+        }
+        if self.resize is not None:
+            pair = isinstance(self.resize, tuple)
+            fields["size"] = (
+                {"height": self.resize[0], "width": self.resize[1]} if pair else {"shortest_edge": self.resize}
+            )
+        if self.crop is not None:
+            fields |= {"crop_size": {"height": self.crop[0], "width": self.crop[1]}, "round_crop": self.round_crop}
+        if self.mean:
+            fields |= {"image_mean": list(self.mean), "image_std": list(self.std)}
+        path = Path(folder) / "preprocessor_config.json"
+        path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _size(fields: Mapping[str, Any], name: str, square: bool, default: int) -> tuple[int, int] | int:
+    """Return a size: a number, a list, {"height", "width"} or {"shortest_edge"}. Raises ConfigError for others."""
+    value = field(fields, name, (int, list, dict), default)
+    if isinstance(value, int):
+        return (value, value) if square else value
+    if isinstance(value, dict):
+        known = {key: number for key, number in value.items() if number is not None}
+        if set(known) == {"height", "width"}:
+            value = [known["height"], known["width"]]
+        elif set(known) == {"shortest_edge"} and isinstance(known["shortest_edge"], int):
+            return known["shortest_edge"]
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(n, int) for n in value):
+        raise ConfigError(
+            f"preprocessor_config.json: {name}={value!r} must be a number, height and width, or shortest_edge"
+        )
+    return value[0], value[1]
+
+
+def overlay(image: Any, heat_YX: np.ndarray) -> Any:
+    """Return a Pillow image with heat over it: the hottest place red, the coldest as it was.
+
+    heat_YX is of any size and scale >= 0; it is stretched over the whole image.
+    """
+    from PIL import Image
+
+    image = image.convert("RGB")
+    heat_YX = np.asarray(heat_YX, np.float32)
+    span = heat_YX.max() - heat_YX.min()
+    heat_YX = (heat_YX - heat_YX.min()) / span if span > 0 else np.zeros_like(heat_YX)
+    stretched = Image.fromarray((heat_YX * 255).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
+    strength_YX = np.asarray(stretched, np.float32)[..., None] / 255
+    colour_YXC = np.concatenate([np.full_like(strength_YX, 255), 160 * (1 - strength_YX), 0 * strength_YX], axis=-1)
+    mixed_YXC = np.asarray(image, np.float32) * (1 - 0.65 * strength_YX) + colour_YXC * 0.65 * strength_YX
+    return Image.fromarray(mixed_YXC.round().clip(0, 255).astype(np.uint8))

@@ -1,0 +1,394 @@
+"""The trainer: what it computes equals the plain loop, and a run that stops goes on as if it had not."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from scratch_core.data import TextEvaluation, Windows, training_batches
+from scratch_core.errors import CheckpointError, ConfigError, DataError
+from scratch_core.losses import causal_lm_loss
+from scratch_core.train import Checkpoints, MetricsLog, Trainer, adamw, warmup_cosine
+from scratch_core.train.checkpoints import digest
+
+
+class Toy(nnx.Module):
+    """A language model that sees the last token only, with a normalisation and dropout to carry state."""
+
+    def __init__(self, vocab_size=32, width=16, *, dropout=0.0, normalise=False, rngs):
+        self.embedding = nnx.Embed(vocab_size, width, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, rngs=rngs) if normalise else None
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.layers = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(2)])
+        self.head = nnx.Linear(width, vocab_size, rngs=rngs)
+
+    def __call__(self, input_ids, attention_mask=None):
+        x = self.embedding(input_ids)
+        x = self.norm(x) if self.norm is not None else x
+        for layer in self.layers:
+            x = x + nnx.gelu(layer(self.dropout(x)))
+        return self.head(x)
+
+
+def toy(**options):
+    return Toy(rngs=nnx.Rngs(0), **options)
+
+
+def tokens(count=2000):
+    """A text in which a token says much about the next."""
+    steps = np.random.default_rng(0).choice([1, 3], count)
+    return (np.cumsum(steps) % 32).astype(np.uint16)
+
+
+def batches(batch_size=8, seed=0):
+    return training_batches(Windows(tokens(), 16), batch_size, seed=seed)
+
+
+def parameters(model):
+    return jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_step_equals_the_plain_loop():
+    # Written out by hand, eagerly: what the trainer must do, and all that it may do.
+    data, reference, optimizer = batches(), toy(), optax.adam(1e-2)
+    graphdef, params = nnx.split(reference, nnx.Param, ...)[:2]
+    rest = nnx.split(reference, nnx.Param, ...)[2]
+    state, losses = optimizer.init(params), []
+    for k in range(3):
+
+        def mean_loss(params, batch=data[k]):
+            total, weight = causal_lm_loss(nnx.merge(graphdef, params, rest), batch)
+            return total / weight
+
+        loss, gradients = jax.value_and_grad(mean_loss)(params)
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(float(loss))
+
+    model = toy()
+    trainer = Trainer(model, optax.adam(1e-2), causal_lm_loss)
+    for k in range(3):
+        assert abs(trainer.fit(data, k + 1).loss - losses[k]) < 1e-5
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), parameters(model), nnx.to_pure_dict(params))
+
+
+def test_fit_learns_and_compiles_once(monkeypatch):
+    traces = []
+
+    def counted(model, batch):
+        traces.append(1)
+        return causal_lm_loss(model, batch)
+
+    model = toy()
+    trainer = Trainer(model, adamw(warmup_cosine(1e-2, 150), weight_decay=0.0), counted)
+    held_out = TextEvaluation(tokens(700)[500:], 4, 16)
+    before = trainer.evaluate(held_out)["loss"]
+    outcome = trainer.fit(batches(), 150)
+    after = trainer.evaluate(held_out)["loss"]
+    assert outcome.step == trainer.step == 150
+    assert outcome.interrupted is None
+    assert before > 3.0
+    assert after < 1.0  # two equally likely successors: log 2 = 0.69
+    assert len(traces) == 2  # one for the step, one for the evaluation
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulation_equals_the_large_batch(accumulate):
+    # Labels are missing very unevenly: a mean of means would differ in the first digit.
+    batch = dict(batches(batch_size=8)[0])
+    labels = np.array(batch["input_ids"])
+    labels[0, 2:] = labels[3, 5:] = labels[6] = -100
+    data = [batch | {"labels": labels}] * 3
+    plain, split = toy(), toy()
+    losses = []
+    for model, pieces in ((plain, 1), (split, accumulate)):
+        trainer = Trainer(model, optax.sgd(0.1), causal_lm_loss, accumulate=pieces)
+        losses.append([trainer.fit(data, k + 1).loss for k in range(3)])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parameters(plain), parameters(split))
+
+
+def test_accumulate_must_divide_the_batch():
+    with pytest.raises(ConfigError, match="accumulate=3 must divide the batch size 8"):
+        Trainer(toy(), optax.sgd(0.1), causal_lm_loss, accumulate=3).fit(batches(), 1)
+
+
+def test_every_step_reads_its_own_batch():
+    seen = []
+
+    class Recorder:
+        def __getitem__(self, k):
+            seen.append(k)
+            return batches()[k]
+
+    # SGD with rate 0: the loss of each step is that of its batch at the first parameters.
+    model = toy()
+    trainer = Trainer(model, optax.sgd(0.0), causal_lm_loss)
+    losses = [trainer.fit(Recorder(), k + 1).loss for k in range(4)]
+    expected = [float(np.divide(*causal_lm_loss(model, batches()[k]))) for k in range(4)]
+    assert seen == [0, 1, 2, 3]
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert len(set(losses)) == 4
+
+
+def test_dropout_is_on_in_fit_off_in_evaluate_and_drawn_anew():
+    model = toy(dropout=0.5)
+    batch = batches()[0]
+    trainer = Trainer(model, optax.sgd(0.0), causal_lm_loss)
+    first, second = (trainer.fit([batch] * 2, k + 1).loss for k in range(2))
+    one, two = (trainer.evaluate([batch])["loss"] for _ in range(2))
+    assert abs(first - second) > 1e-4  # nothing was learnt: only the mask differs
+    assert one == two
+    off = float(np.divide(*causal_lm_loss(model, batch)))  # fit leaves the model in evaluation mode
+    assert abs(one - off) < 1e-6
+    assert abs(first - one) > 1e-4
+
+
+def test_running_statistics_move_in_fit_and_not_in_evaluate():
+    model = toy(normalise=True)
+    trainer = Trainer(model, optax.sgd(0.0), causal_lm_loss)
+    start = np.array(model.norm.mean[...])
+    trainer.evaluate([batches()[0]])
+    np.testing.assert_array_equal(model.norm.mean[...], start)
+    trainer.fit(batches(), 2)
+    assert np.abs(np.asarray(model.norm.mean[...]) - start).max() > 1e-4
+
+
+def test_evaluation_is_one_mean_over_all_targets_and_counts_no_padding():
+    model, data = toy(), tokens(100)
+    trainer = Trainer(model, optax.sgd(0.0), causal_lm_loss)
+    logits = model(jnp.asarray(data[None, :-1].astype(np.int32)))  # this model reads one token: context is no matter
+    expected = float(optax.softmax_cross_entropy_with_integer_labels(logits[0], data[1:].astype(np.int32)).mean())
+    for batch_size, length in ((1, 100), (4, 16), (3, 7)):
+        assert abs(trainer.evaluate(TextEvaluation(data, batch_size, length))["loss"] - expected) < 1e-5
+    padded = dict(TextEvaluation(data, 4, 16)[1])
+    padded["input_ids"] = np.where(padded["labels"] == -100, 5, padded["input_ids"])  # what stands in the padding
+    assert trainer.evaluate([padded]) == trainer.evaluate([TextEvaluation(data, 4, 16)[1]])
+
+
+def test_metrics_are_named_and_an_empty_evaluation_is_an_error():
+    trainer = Trainer(toy(), optax.sgd(0.0), causal_lm_loss)
+    count = lambda model, batch: (jnp.float32(3.0), jnp.float32(2.0))  # noqa: E731
+    assert trainer.evaluate([batches()[0]], {"constant": count})["constant"] == 1.5
+    with pytest.raises(DataError, match="nothing to evaluate"):
+        trainer.evaluate([])
+
+
+def test_frozen_parameters_stay_as_they_are():
+    model = toy()
+    before = parameters(model)
+    in_head = lambda path, x: isinstance(x, nnx.Param) and "head" in path  # noqa: E731
+    Trainer(model, adamw(1e-2), causal_lm_loss, trainable=in_head).fit(batches(), 3)
+    after = parameters(model)
+    assert np.abs(after["head"]["kernel"] - before["head"]["kernel"]).max() > 1e-3
+    before.pop("head"), after.pop("head")
+    same(before, after)
+
+
+def test_updates_that_are_not_finite_are_skipped_and_then_stop_the_run(tmp_path):
+    def broken(model, batch):
+        total, weight = causal_lm_loss(model, batch)
+        return jnp.where(batch["bad"][0], jnp.nan, 1.0) * total, weight
+
+    def data(bad):
+        return [dict(batches()[k]) | {"bad": np.array([b] * 8)} for k, b in enumerate(bad)]
+
+    model = toy()
+    trainer = Trainer(model, optax.adam(1e-2), broken, max_skipped=3, folder=tmp_path, log_every=1)
+    trainer.fit(data([False]), 1)
+    good = parameters(model)
+    trainer.fit(data([False, True, True]), 3)
+    same(good, parameters(model))
+    trainer.fit(data([False, True, True, False]), 4)  # the count starts again
+    with pytest.raises(ConfigError, match="3 steps in a row, up to step 7"):
+        trainer.fit(data([False, True, True, False] + [True] * 9), 13)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(parameters(model)))
+    assert [line["skipped"] for line in trainer.metrics.read()][:7] == [0, 1, 2, 0, 1, 2, 3]
+    trainer.close()
+
+
+def run(folder, steps, *, until=None, **options):
+    """Train in ``folder`` up to ``steps``, interrupted by SIGINT in step ``until``; goes on where it was."""
+    model = toy(dropout=0.2, normalise=True)
+    trainer = Trainer(
+        model, adamw(warmup_cosine(1e-2, 12)), causal_lm_loss, folder=folder, save_every=5, log_every=1, **options
+    )
+    assert trainer.restore() == []
+    source = batches()
+
+    class Data:
+        def __getitem__(self, k):
+            if k + 1 == until:
+                os.kill(os.getpid(), signal.SIGINT)
+            return source[k]
+
+    outcome = trainer.fit(Data(), steps)
+    trainer.close()
+    return model, outcome, trainer
+
+
+def test_interrupted_and_resumed_is_bit_identical(tmp_path):
+    whole, outcome, _ = run(tmp_path / "whole", 12)
+    assert (outcome.step, outcome.interrupted) == (12, None)
+    _, outcome, _ = run(tmp_path / "parts", 12, until=7)
+    assert (outcome.step, outcome.interrupted) == (7, "SIGINT")
+    parts, outcome, trainer = run(tmp_path / "parts", 12)
+    assert (outcome.step, outcome.interrupted) == (12, None)
+    same(parameters(whole), parameters(parts))
+    # Everything: optimizer, dropout's RNG, running statistics; and the log has each step once, with the same loss.
+    lines = [json.loads(line) for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
+    expected = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [(line["loss"], line["gradient_norm"]) for line in lines] == [
+        (line["loss"], line["gradient_norm"]) for line in expected
+    ]
+    assert trainer.step == 12
+
+
+def test_resume_reads_the_checkpoint(tmp_path):
+    # Steps 1 to 5 are in the checkpoint: a resume that nothing reads would start at 0 and log them again.
+    run(tmp_path, 5)
+    MetricsLog(tmp_path / "metrics.jsonl").append({"step": 6, "loss": 99.0})  # after the last checkpoint: made again
+    _, outcome, trainer = run(tmp_path, 6)
+    steps = [line["step"] for line in trainer.metrics.read()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert outcome.loss == trainer.metrics.read()[-1]["loss"] != 99.0
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    Trainer(toy(), optax.sgd(0.1), causal_lm_loss).fit(batches(), 1)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint32, np.int8, np.bool_, jnp.bfloat16, np.float16])
+def test_digest_notices_each_bit_and_each_swap(dtype):
+    random = np.random.default_rng(0)
+    x = random.integers(0, 2 if dtype is np.bool_ else 100, (7, 9)).astype(dtype)
+    x[0, 0], x[3, 4] = 0, 1
+    base = int(digest(jnp.asarray(x)))
+    assert int(digest(jnp.asarray(x.copy()))) == base
+    bits = x.view(np.uint8).copy()
+    for position in range(bits.size) if dtype is not np.bool_ else []:
+        for bit in (0, 7):
+            bits.flat[position] ^= 1 << bit
+            assert int(digest(jnp.asarray(bits.view(x.dtype).reshape(x.shape)))) != base
+            bits.flat[position] ^= 1 << bit
+    swapped = x.copy()
+    swapped[0, 0], swapped[3, 4] = x[3, 4], x[0, 0]
+    assert int(digest(jnp.asarray(swapped))) != base
+
+
+def state(value):
+    return {
+        "parameters": {"layers": {0: {"kernel": jnp.full((64, 64), value)}, 1: {"kernel": jnp.ones((3,), jnp.bfloat16)}}},
+        "optimizer": (jnp.int32(value), {"m": jnp.arange(4.0)}, ()),
+        "key": jax.random.key(int(value)),
+    }
+
+
+def test_checkpoints_keep_the_newest_and_restore_every_kind_of_array(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.restore(state(0.0)) is None
+    for step in range(1, 5):
+        checkpoints.save(step, state(float(step)))
+    found = checkpoints.restore(state(0.0))
+    assert found.step == 4
+    assert found.damaged == []
+    assert checkpoints.steps() == [3, 4]
+    key = found.state.pop("key")
+    expected = state(4.0)
+    same(found.state, {name: expected[name] for name in found.state})
+    assert float(jax.random.uniform(key)) == float(jax.random.uniform(expected["key"]))
+    checkpoints.close()
+
+
+def test_values_are_copied_before_the_state_is_donated(tmp_path):
+    advance = jax.jit(lambda x: x + 1, donate_argnums=0)
+    checkpoints, x = Checkpoints(tmp_path), jnp.zeros((1000, 1000))
+    checkpoints.save(1, {"x": x})
+    for _ in range(20):
+        x = advance(x)
+    found = checkpoints.restore({"x": x})
+    assert found.damaged == []
+    assert float(found.state["x"].max()) == 0.0
+    checkpoints.close()
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def test_a_flipped_bit_is_noticed_named_and_passed_over(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    random = jax.random.uniform(jax.random.key(0), (64, 64))  # does not compress: a flipped bit decodes
+    for step in (1, 2):
+        checkpoints.save(step, {"parameters": {"kernel": random * step}, "small": jnp.ones(2)})
+    checkpoints.wait()
+    path = largest_file(tmp_path / "2" / "state")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    like = {"parameters": {"kernel": random}, "small": jnp.ones(2)}
+    found = checkpoints.restore(like)
+    assert found.step == 1
+    assert len(found.damaged) == 1
+    assert "step 2 is damaged" in found.damaged[0]
+    assert "parameters.kernel" in found.damaged[0] or "cannot be read" in found.damaged[0]
+    np.testing.assert_array_equal(found.state["parameters"]["kernel"], random)
+    checkpoints.save(2, like)  # the run comes by again
+    assert checkpoints.restore(like).step == 2
+    checkpoints.close()
+
+
+def test_all_damaged_is_an_error_and_so_is_another_model(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"kernel": jnp.ones((4, 4))})
+    with pytest.raises(CheckpointError, match=r"step 1 is of another model.*kernel: wanted .*5.*found .*4"):
+        checkpoints.restore({"kernel": jnp.ones((5, 4))})
+    with pytest.raises(CheckpointError, match="bias"):
+        checkpoints.restore({"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)})
+    largest_file(tmp_path / "1" / "state").write_bytes(b"")
+    (tmp_path / "1" / "state" / "manifest.ocdbt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no step is intact: .*step 1 is damaged"):
+        checkpoints.restore({"kernel": jnp.ones((4, 4))})
+    checkpoints.close()
+
+
+def test_metrics_log_leaves_out_a_torn_line(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        log.append({"step": step})
+    with open(log.path, "a") as file:
+        file.write('{"step": 4, "lo')
+    assert [line["step"] for line in log.read()] == [1, 2, 3]
+    log.truncate_after(2)
+    assert log.path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_schedule_and_decay():
+    schedule = warmup_cosine(1.0, 100, warmup=10)
+    assert [round(float(schedule(k)), 3) for k in (0, 5, 10, 55, 100)] == [0.0, 0.5, 1.0, 0.55, 0.1]
+    assert float(warmup_cosine(1.0, 5)(0)) == 1.0
+    with pytest.raises(ConfigError, match="warmup=5 must be at least 0 and less than steps=5"):
+        warmup_cosine(1.0, 5, warmup=5)
+    parameters = {"kernel": jnp.ones(2), "bias": jnp.ones(2), "norm": {"scale": jnp.ones(2)}}
+    optimizer = adamw(0.1, weight_decay=0.5)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, parameters), optimizer.init(parameters), parameters)
+    assert float(updates["kernel"][0]) == pytest.approx(-0.05)
+    assert float(updates["bias"][0]) == float(updates["norm"]["scale"][0]) == 0.0
+
+
+@pytest.mark.parametrize("option", ["accumulate", "save_every", "keep", "log_every", "max_skipped"])
+def test_numbers_below_one_are_refused(option):
+    with pytest.raises(ConfigError, match=f"{option}=0 must be at least 1"):
+        Trainer(toy(), optax.sgd(0.1), causal_lm_loss, **{option: 0})
