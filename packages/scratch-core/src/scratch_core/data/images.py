@@ -121,24 +121,12 @@ class ImageProcessor:
         """Return a Pillow image resized and cropped: what the model sees, in 8 bits. Raises DataError."""
         columns, rows = image.size
         if self.resize is not None:
-            rows, columns = self._resized_to(rows, columns)
+            rows, columns = _resized_to(self.resize, rows, columns)
             image = image.resize((columns, rows), FILTERS.index(self.resample))
         if self.crop is not None:
             top, left = self._margin(rows, self.crop[0]), self._margin(columns, self.crop[1])
             image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))  # zeros beyond the edge
         return image
-
-    def _resized_to(self, rows: int, columns: int) -> tuple[int, int]:
-        if isinstance(self.resize, tuple):
-            return self.resize
-        short = min(rows, columns)
-        size = int(self.resize * rows / short), int(self.resize * columns / short)
-        if size[0] * size[1] > MAX_PIXELS:
-            raise DataError(
-                f"an image of {columns} x {rows} pixels would be {size[1]} x {size[0]} with its shorter edge at "
-                f"{self.resize}, more than {MAX_PIXELS} pixels: crop it first"
-            )
-        return size
 
     def _margin(self, size: int, crop: int) -> int:
         if self.round_crop:
@@ -232,6 +220,19 @@ class ImageProcessor:
             fields |= {"image_mean": list(self.mean), "image_std": list(self.std)}
         path = Path(folder) / "preprocessor_config.json"
         path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _resized_to(resize: tuple[int, int] | int, rows: int, columns: int) -> tuple[int, int]:
+    if isinstance(resize, tuple):
+        return resize
+    short = min(rows, columns)
+    size = int(resize * rows / short), int(resize * columns / short)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise DataError(
+            f"an image of {columns} x {rows} pixels would be {size[1]} x {size[0]} with its shorter edge at {resize}, "
+            f"more than {MAX_PIXELS} pixels: crop it first"
+        )
+    return size
 
 
 def _size(fields: Mapping[str, Any], name: str, square: bool, default: int) -> tuple[int, int] | int:

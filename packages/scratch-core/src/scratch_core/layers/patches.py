@@ -1,0 +1,44 @@
+r"""From images to patches: each square of pixels becomes one vector.
+
+Source: Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929, eq. 1, without class token and positions.
+Patches do not overlap, so the convolution with kernel and stride P is one matrix product:
+
+$$ z_{yx} = E\, \mathrm{vec}(\mathrm{patch}_{yx}) + b \tag{1} $$
+
+Shapes: B batch, Y rows, X columns, C channels of the image; R rows and S columns of patches; P rows and
+Q columns in a patch; D model width.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from scratch_core.errors import DataError
+
+
+class PatchEmbedding(nnx.Module):
+    """Eq. 1: images [B, Y, X, C] to patches [B, Y // P, X // Q, D] in ``dtype``.
+
+    patch_size is (P, Q). Pixels beyond the last whole patch are not read, as by a convolution without padding.
+    """
+
+    def __init__(
+        self, patch_size: tuple[int, int], num_channels: int, d_model: int, *, dtype=jnp.float32, rngs: nnx.Rngs
+    ):
+        shape = (*patch_size, num_channels, d_model)
+        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros(d_model))
+        self.dtype = dtype
+
+    def __call__(self, images_BYXC: jax.Array) -> jax.Array:
+        """Return patches_BRSD. Raises DataError for other channels, or for an image smaller than a patch."""
+        P, Q, C, D = self.kernel.shape
+        if images_BYXC.ndim != 4 or images_BYXC.shape[-1] != C or images_BYXC.shape[1] < P or images_BYXC.shape[2] < Q:
+            raise DataError(
+                f"images of shape {images_BYXC.shape} must be [batch, rows >= {P}, columns >= {Q}, channels = {C}]"
+            )
+        B, R, S = images_BYXC.shape[0], images_BYXC.shape[1] // P, images_BYXC.shape[2] // Q
+        pixels = images_BYXC[:, : R * P, : S * Q].astype(self.dtype).reshape(B, R, P, S, Q, C)
+        pixels = pixels.transpose(0, 1, 3, 2, 4, 5).reshape(B, R, S, P * Q * C)
+        kernel = self.kernel[...].astype(self.dtype).reshape(P * Q * C, D)
+        return pixels @ kernel + self.bias[...].astype(self.dtype)  # eq. 1
