@@ -109,7 +109,7 @@ class _Run:
 
     def __init__(self, model, input_ids, attention_mask, max_new_tokens, eos, pad, settings, key):
         self.input_ids, mask_BT = _check(model, input_ids, attention_mask, max_new_tokens)
-        B, T = self.input_ids.shape
+        T = self.input_ids.shape[1]
         P, R = bucket(T), bucket(max_new_tokens)
         prompt_BP = np.pad(self.input_ids, ((0, 0), (0, P - T)))
         mask_BP = np.pad(mask_BT, ((0, 0), (0, P - T)))

@@ -50,26 +50,22 @@ class Sampling:
         min_p: float | None = None,
         repetition_penalty: float | None = None,
     ) -> "Sampling":
-        """Return the settings after checking them; temperature 0 is greedy. Raises ConfigError."""
-        for name, value, rule, holds in (
-            ("temperature", temperature, "be 0 (greedy) or more", temperature >= 0),
-            ("top_k", top_k, "be at least 1", top_k is None or top_k >= 1),
-            ("top_p", top_p, "be in (0, 1]", top_p is None or 0 < top_p <= 1),
-            ("min_p", min_p, "be in [0, 1]", min_p is None or 0 <= min_p <= 1),
-            (
-                "repetition_penalty",
-                repetition_penalty,
-                "be above 0",
-                repetition_penalty is None or repetition_penalty > 0,
+        """Return the settings after checking them. Raises ConfigError.
+
+        Temperature 0 is greedy; the likeliest token is in every top-k, top-p and min-p, so these do nothing then.
+        """
+        rules = {
+            f"temperature={temperature} must be 0 (greedy) or more": temperature >= 0,
+            f"top_k={top_k} must be at least 1": top_k is None or top_k >= 1,
+            f"top_p={top_p} must be in (0, 1]": top_p is None or 0 < top_p <= 1,
+            f"min_p={min_p} must be in [0, 1]": min_p is None or 0 <= min_p <= 1,
+            f"repetition_penalty={repetition_penalty} must be above 0": (
+                repetition_penalty is None or repetition_penalty > 0
             ),
-        ):
-            if not holds:
-                raise ConfigError(f"{name}={value} must {rule}")
+        }
+        if broken := [rule for rule, holds in rules.items() if not holds]:
+            raise ConfigError("; ".join(broken))
         if temperature == 0:
-            if (top_k, top_p, min_p) != (None, None, None):
-                raise ConfigError(
-                    f"top_k={top_k}, top_p={top_p}, min_p={min_p} need a temperature above 0: at 0 the likeliest token wins"
-                )
             return cls(repetition_penalty=repetition_penalty)
         return cls(temperature, top_k, top_p, min_p, repetition_penalty)
 
@@ -81,7 +77,8 @@ def sample(settings: Sampling, logits_BV: jax.Array, seen_BV: jax.Array | None, 
         logits_BV = jnp.where(seen_BV, penalise(logits_BV, settings.repetition_penalty), logits_BV)
     if settings.temperature is None:
         return greedy(logits_BV)
-    return jax.random.categorical(key, restrict(settings, logits_BV), axis=-1).astype(jnp.int32)
+    logits_BV = restrict(settings, logits_BV / settings.temperature)
+    return jax.random.categorical(key, logits_BV, axis=-1).astype(jnp.int32)
 
 
 def greedy(logits_BV: jax.Array) -> jax.Array:
@@ -98,8 +95,7 @@ def penalise(logits_BV: jax.Array, penalty: float | jax.Array) -> jax.Array:
 
 
 def restrict(settings: Sampling, logits_BV: jax.Array) -> jax.Array:
-    """Return logits at the temperature, -inf for every token that top-k, top-p or min-p leaves out."""
-    logits_BV = logits_BV / settings.temperature
+    """Return the logits with -inf for every token that top-k, top-p or min-p leaves out."""
     if settings.top_k is not None and settings.top_k < logits_BV.shape[1]:
         threshold_B = jax.lax.top_k(logits_BV, settings.top_k)[0].min(axis=-1)
         logits_BV = jnp.where(logits_BV >= threshold_B[:, None], logits_BV, -jnp.inf)

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -286,7 +286,7 @@ def resolve(folder: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def open_folder(folder: Path) -> Iterator[dict[str, Any]]:
+def open_folder(folder: Path) -> Generator[dict[str, Any]]:
     """Yield {key: safetensors slice} of all weight files of a folder.
 
     Raises CheckpointError for missing, damaged or unsafe files.
@@ -407,7 +407,8 @@ def _place(theirs: Any, transform: Transform, shape: tuple[int, ...], dtype: Any
     """Return our array, read once from the file, as one array or each part on its devices."""
     parts: dict[Any, np.ndarray] = {}
 
-    def read(index: Index) -> np.ndarray:
+    def read(index: Index | None) -> np.ndarray:
+        index = index or (slice(None),) * len(shape)
         bounds = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True))
         key = tuple((part.start, part.stop) for part in bounds)
         if key not in parts:
@@ -417,7 +418,7 @@ def _place(theirs: Any, transform: Transform, shape: tuple[int, ...], dtype: Any
 
     try:
         if sharding is None:
-            return jnp.asarray(read(tuple(slice(0, size) for size in shape)))
+            return jnp.asarray(read(None))
         return jax.make_array_from_callback(shape, sharding, read)
     except SafetensorError as error:
         raise CheckpointError(f"a tensor of shape {list(shape)} cannot be read: {error}") from error

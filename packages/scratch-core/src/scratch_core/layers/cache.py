@@ -16,6 +16,7 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from scratch_core.errors import DataError
 
