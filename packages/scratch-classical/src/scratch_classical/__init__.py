@@ -1,0 +1,4 @@
+"""Linear models, nearest neighbours and support vector machines in JAX, behind scikit-learn's interface."""
+
+from .coordinate_descent import ElasticNet, ElasticNetCV, Lasso, LassoCV, enet_path, lasso_path
+from .linear import LinearRegression, Ridge, RidgeCV

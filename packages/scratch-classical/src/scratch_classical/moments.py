@@ -1,0 +1,139 @@
+"""Second moments of a regression problem: all that ridge, lasso and their cross-validation need of the data.
+
+Around any shift $(s, t)$, with weights $\\omega_i$ and $n = \\sum_i \\omega_i$,
+
+$$ G = \\sum_i \\omega_i (x_i - s)(x_i - s)^\\top, \\quad B = \\sum_i \\omega_i (x_i - s)(y_i - t)^\\top, \\quad
+   u = \\sum_i \\omega_i (x_i - s), \\quad v = \\sum_i \\omega_i (y_i - t) \\tag{1} $$
+
+are sums over samples, so a training fold is the total minus the fold held out. Centring is then algebra,
+
+$$ G_c = G - u u^\\top / n, \\qquad B_c = B - u v^\\top / n, \\qquad \\bar x = s + u / n \\tag{2} $$
+
+which loses no digits when the shift is a typical row. It is exact for a constant column: that column is zero.
+
+Shapes: I samples, D features, K outputs.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .arrays import Layout, Rows, as_rows, is_on_device, pad
+
+
+class Sums(NamedTuple):
+    """Eq. 1, with the shift it is taken around. Two of the same shift may be added and subtracted."""
+
+    gram: jax.Array
+    cross: jax.Array
+    target: jax.Array
+    x: jax.Array
+    y: jax.Array
+    weight: jax.Array
+
+
+class Moments(NamedTuple):
+    """Eq. 2: centred gram [D, D], cross [D, K], target [K] = sum of squares of y; the means and the total weight."""
+
+    gram: jax.Array
+    cross: jax.Array
+    target: jax.Array
+    mean_x: jax.Array
+    mean_y: jax.Array
+    weight: jax.Array
+
+
+def symmetric_product(Z_RD: jax.Array, V_RD: jax.Array) -> jax.Array:
+    """Return $Z^\\top V$, known to be symmetric: only block columns from the diagonal down are multiplied."""
+    D = Z_RD.shape[1]
+    parts = 1 if D < 64 else 2 if D < 384 else 4
+    # The barrier keeps the transpose out of the product: XLA's matrix product is slower on a transposed left side.
+    Z_DR = jax.lax.optimization_barrier(Z_RD.T)
+    edges = [D * p // parts for p in range(parts + 1)]
+    columns = [Z_DR[low:] @ V_RD[:, low:high] for low, high in zip(edges, edges[1:])]
+    lower = jnp.concatenate([jnp.pad(c, ((D - c.shape[0], 0), (0, 0))) for c in columns], axis=1)
+    return lower
+
+
+def mirror(lower_DD: jax.Array) -> jax.Array:
+    """Copy the lower triangle of a matrix onto the upper one."""
+    low = jnp.tril(lower_DD)
+    return low + jnp.tril(lower_DD, -1).T
+
+
+def sums(rows: Rows, y_IK: Any, weight_I: Any, shift_x: Any, shift_y: Any) -> Sums:
+    """Return eq. 1 in one pass over the rows."""
+    in_blocks = rows.num_blocks > 0
+
+    def part(X_RD: Any, y_RK: Any, weight_R: Any) -> tuple[jax.Array, jax.Array]:
+        Z_RD = X_RD - shift_x
+        V_RL = jnp.concatenate([y_RK - shift_y, jnp.ones_like(weight_R)[:, None]], axis=1)
+        W_RL = V_RL * weight_R[:, None]
+        Zw_RD = Z_RD * weight_R[:, None]
+        gram = symmetric_product(Z_RD, Zw_RD) if in_blocks else Z_RD.T @ Zw_RD
+        return gram, W_RL.T @ Z_RD, W_RL.T @ V_RL
+
+    gram, with_x_LD, with_y_LL = rows.sum(part, y_IK, weight_I)
+    return Sums(
+        mirror(gram) if in_blocks else gram,
+        with_x_LD[:-1].T,
+        jnp.diagonal(with_y_LL)[:-1],
+        with_x_LD[-1],
+        with_y_LL[-1, :-1],
+        with_y_LL[-1, -1],
+    )
+
+
+def centered(s: Sums, shift_x: Any, shift_y: Any, fit_intercept: bool = True) -> Moments:
+    """Return eq. 2; without an intercept the shift must be zero and nothing is subtracted."""
+    if not fit_intercept:
+        return Moments(s.gram, s.cross, s.target, jnp.zeros_like(s.x), jnp.zeros_like(s.y), s.weight)
+    x, y = s.x / s.weight, s.y / s.weight
+    return Moments(
+        s.gram - jnp.outer(s.x, x),
+        s.cross - jnp.outer(s.x, y),
+        s.target - s.y * y,
+        shift_x + x,
+        shift_y + y,
+        s.weight,
+    )
+
+
+def moments(X: Any, y_IK: Any, sample_weight: Any = None, fit_intercept: bool = True) -> Moments:
+    """Return the centred moments of arrays: the differentiable form, used by the pure solvers."""
+    weight_I = jnp.ones(X.shape[0], X.dtype) if sample_weight is None else jnp.asarray(sample_weight, X.dtype)
+    shift_x, shift_y = jnp.zeros(X.shape[1], X.dtype), jnp.zeros(y_IK.shape[1], X.dtype)
+    if fit_intercept:
+        shift_x, shift_y = (weight_I @ X) / weight_I.sum(), (weight_I @ y_IK) / weight_I.sum()
+    return centered(sums(as_rows(X), y_IK, weight_I, shift_x, shift_y), shift_x, shift_y, fit_intercept)
+
+
+def typical_row(X: Any, fit_intercept: bool) -> Any:
+    """Return the median of nine rows of X, a good shift: its entries occur in X, so constant columns vanish."""
+    if not fit_intercept:
+        return np.zeros(X.shape[1], X.dtype)
+    picked = X[:: max(1, X.shape[0] // 9)][:9]
+    picked = picked[: len(picked) - 1 + len(picked) % 2]  # an odd number of rows: the median is one of the values
+    if is_on_device(X):
+        return jnp.median(picked, axis=0).astype(X.dtype)
+    with np.errstate(invalid="ignore"):
+        return np.sort(picked, axis=0)[len(picked) // 2]
+
+
+def typical_target(y_IK: np.ndarray, fit_intercept: bool) -> np.ndarray:
+    """Return the median of about a hundred targets, a good shift for them."""
+    if not fit_intercept:
+        return np.zeros(y_IK.shape[1], y_IK.dtype)
+    return np.median(y_IK[:: max(1, len(y_IK) // 99)], axis=0).astype(y_IK.dtype)
+
+
+def problem(layout: Layout, X: Any, y: np.ndarray, sample_weight: Any, fit_intercept: bool) -> tuple[Any, ...]:
+    """Return (rows, y_IK, weight_I, shift_x, shift_y) padded alike, ready for :func:`sums`."""
+    y_IK = np.asarray(y, X.dtype).reshape(len(y), -1)
+    weight = np.ones(len(y), X.dtype) if sample_weight is None else np.asarray(sample_weight, X.dtype)
+    shift_x, shift_y = typical_row(X, fit_intercept), typical_target(y_IK, fit_intercept)
+    if not is_on_device(X):
+        shift_x = pad(shift_x, layout.rows.tail.shape[1])
+    return layout.rows, layout.arrange(y_IK), layout.arrange(weight), shift_x, shift_y
