@@ -1,0 +1,266 @@
+r"""Mamba-2: a causal language model without attention, whose layers each carry a state of constant size.
+
+Source: Dao and Gu 2024, https://arxiv.org/abs/2405.21060, section 7 (figure 6, right). One mixer, for an input $u$:
+
+$$ [z, x, B, C, \delta] = u W_{in} \tag{1} $$
+$$ [x, B, C] \leftarrow \mathrm{silu}(\mathrm{conv}([x, B, C])) \qquad \text{each channel over its last } K \text{ steps} \tag{2} $$
+$$ \Delta_t = \mathrm{clip}(\mathrm{softplus}(\delta_t + b)), \qquad a_t = \exp(-\Delta_t\, e^{A_{\log}}) \tag{3} $$
+$$ y = \mathrm{SSD}(\Delta x, a, B, C) + D x \qquad \text{the operator of ssd.py} \tag{4} $$
+$$ \mathrm{out} = \mathrm{RMSNorm}(y \odot \mathrm{silu}(z))\, W_{out} \tag{5} $$
+
+Every layer adds its mixer's output, on a normalised input, to the residual stream. *Selection* is eqs. 1 to 3: how much
+is kept ($a_t$), written ($\Delta_t B_t$) and read ($C_t$) is decided by the token itself.
+
+**Padding.** Real tokens are moved to the front of each row, where a causal model cannot see the padding behind them,
+and results are moved back. A padded step then has $\Delta = 0$, which leaves the state as it was, and the
+convolution's window is taken at each row's own end.
+
+Shapes: B batch, T time, D model width, I inner width H * P, H heads, P head width, G groups, N state, V vocabulary,
+C channels of the convolution (I + 2 G N), K its width, W = K - 1 inputs that it remembers.
+"""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from scratch_core import PretrainedModel
+from scratch_core.layers import RMSNorm
+
+from scratch_mamba2 import convert, ssd
+from scratch_mamba2.config import Mamba2Config
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["window_BWC", "state_BHPN"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class MixerState:
+    """All that a layer knows of the past: the convolution's last inputs, and the state of eq. 4 in float32."""
+
+    window_BWC: jax.Array
+    state_BHPN: jax.Array
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["layers"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Mamba2Cache:
+    """The states of all layers; its size does not depend on how much was read."""
+
+    layers: tuple[MixerState, ...]
+
+
+class CausalConv(nnx.Module):
+    """Eq. 2 before silu: each channel is a weighted sum of its own last K inputs."""
+
+    def __init__(self, channels: int, width: int, *, use_bias: bool, rngs: nnx.Rngs):
+        uniform = partial(jax.random.uniform, minval=-(width**-0.5), maxval=width**-0.5)
+        self.kernel = nnx.Param(uniform(rngs.params(), (width, 1, channels)))
+        self.bias = nnx.Param(uniform(rngs.params(), (channels,))) if use_bias else None
+
+    def __call__(self, padded: jax.Array) -> jax.Array:
+        """Return y_BTC for [B, W + T, C], the T inputs after the W before them."""
+        K = self.kernel.shape[0]
+        T, kernel = padded.shape[1] - K + 1, self.kernel[...].astype(padded.dtype)
+        y_BTC = sum(padded[:, k : k + T] * kernel[k] for k in range(K))
+        return y_BTC if self.bias is None else y_BTC + self.bias[...].astype(padded.dtype)
+
+
+class GatedRMSNorm(nnx.Module):
+    """Eq. 5: the gate first, then RMSNorm within each of G groups of channels, in float32."""
+
+    def __init__(self, width: int, num_groups: int, *, epsilon: float):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.num_groups, self.epsilon = num_groups, epsilon
+
+    def __call__(self, y_BTI: jax.Array, z_BTI: jax.Array) -> jax.Array:
+        B, T, I = y_BTI.shape
+        y = (y_BTI * jax.nn.silu(z_BTI.astype(jnp.float32))).reshape(B, T, self.num_groups, -1)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        return y.reshape(B, T, I) * self.scale[...]
+
+
+class Mixer(nnx.Module):
+    """Eqs. 1 to 5. Projections run in ``dtype``; step sizes, the operator and the norm in float32."""
+
+    def __init__(self, config: Mamba2Config, *, dtype, rngs: nnx.Rngs):
+        D, H, I, C = config.d_model, config.num_heads, config.d_inner, _channels(config)
+        self.config, self.dtype = config, dtype
+        linear = partial(nnx.Linear, use_bias=config.use_bias, dtype=dtype, rngs=rngs)
+        self.in_proj = linear(D, I + C + H, kernel_init=_uniform(D**-0.5))
+        self.conv = CausalConv(C, config.conv_width, use_bias=config.conv_bias, rngs=rngs)
+        # Initial step sizes are log-uniform in [dt_min, dt_max], decay rates uniform in [1, 16].
+        low, high = math.log(config.dt_min), math.log(config.dt_max)
+        dt_H = jnp.exp(jax.random.uniform(rngs.params(), (H,), minval=low, maxval=high))
+        dt_H = jnp.maximum(dt_H, config.dt_floor)
+        self.dt_bias = nnx.Param(dt_H + jnp.log(-jnp.expm1(-dt_H)))  # softplus of this is dt
+        self.A_log = nnx.Param(jnp.log(jax.random.uniform(rngs.params(), (H,), minval=1.0, maxval=16.0)))
+        self.D = nnx.Param(jnp.ones(H))
+        self.norm = GatedRMSNorm(I, config.num_groups, epsilon=config.norm_epsilon)
+        # The L layers add up in the residual stream: each starts smaller by sqrt(L).
+        self.out = linear(I, D, kernel_init=_uniform((I * config.num_layers) ** -0.5))
+
+    def empty_state(self, batch_size: int) -> MixerState:
+        """Return the state before the first token: zeros."""
+        c = self.config
+        window_BWC = jnp.zeros((batch_size, c.conv_width - 1, _channels(c)), self.dtype)
+        return MixerState(window_BWC, jnp.zeros((batch_size, c.num_heads, c.head_dim, c.d_state)))
+
+    def __call__(
+        self, u_BTD: jax.Array, length_B: jax.Array | None, before: MixerState
+    ) -> tuple[jax.Array, MixerState]:
+        """Return y_BTD and the state after each row's first length_B steps (None: all T of them)."""
+        (B, T, _), c = u_BTD.shape, self.config
+        z_BTI, xBC_BTC, dt_BTH = jnp.split(self.in_proj(u_BTD), (c.d_inner, c.d_inner + _channels(c)), axis=-1)  # eq. 1
+
+        padded = jnp.concatenate([before.window_BWC, xBC_BTC], axis=1)
+        W = c.conv_width - 1
+        if length_B is None:
+            window_BWC = padded[:, T:]
+        else:
+            window_BWC = jnp.take_along_axis(padded, (length_B[:, None] + jnp.arange(W))[..., None], axis=1)
+        xBC_BTC = jax.nn.silu(self.conv(padded)).astype(jnp.float32)  # eq. 2
+
+        x_BTHP, dt_BTH, B_BTGN, C_BTGN = self.select(xBC_BTC, dt_BTH.astype(jnp.float32))
+        if length_B is not None:
+            dt_BTH = jnp.where(jnp.arange(T)[:, None] < length_B[:, None, None], dt_BTH, 0.0)
+        log_a_BTH = -dt_BTH * jnp.exp(self.A_log[...].astype(jnp.float32))
+        y_BTHP, state_BHPN = ssd.scan(
+            x_BTHP * dt_BTH[..., None], log_a_BTH, B_BTGN, C_BTGN, before.state_BHPN, chunk_size=c.chunk_size
+        )
+        y_BTHP = y_BTHP + self.D[...].astype(jnp.float32)[:, None] * x_BTHP  # eq. 4
+        y_BTI = self.norm(y_BTHP.reshape(B, T, c.d_inner), z_BTI)
+        return self.out(y_BTI.astype(self.dtype)), MixerState(window_BWC, state_BHPN)  # eq. 5
+
+    def select(self, xBC_BTC: jax.Array, dt_BTH: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Return x_BTHP, the step sizes dt_BTH of eq. 3, B_BTGN and C_BTGN: all that depends on the token."""
+        (B, T, _), c = xBC_BTC.shape, self.config
+        GN = c.num_groups * c.d_state
+        x, B_, C_ = jnp.split(xBC_BTC, (c.d_inner, c.d_inner + GN), axis=-1)
+        dt_BTH = jax.nn.softplus(dt_BTH + self.dt_bias[...].astype(jnp.float32))
+        groups = (B, T, c.num_groups, c.d_state)
+        x_BTHP = x.reshape(B, T, c.num_heads, c.head_dim)
+        return x_BTHP, jnp.clip(dt_BTH, *c.dt_limit), B_.reshape(groups), C_.reshape(groups)
+
+
+class Block(nnx.Module):
+    """One layer: the mixer on a normalised input, added to the residual stream."""
+
+    def __init__(self, config: Mamba2Config, *, dtype, rngs: nnx.Rngs):
+        self.norm = RMSNorm(config.d_model, epsilon=config.norm_epsilon)
+        self.mixer = Mixer(config, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x_BTD: jax.Array, length_B: jax.Array | None, before: MixerState
+    ) -> tuple[jax.Array, MixerState]:
+        """Return y_BTD in x's dtype, and the layer's state after it."""
+        y_BTD, after = self.mixer(self.norm(x_BTD), length_B, before)
+        return x_BTD + y_BTD.astype(x_BTD.dtype), after
+
+
+class Mamba2(PretrainedModel):
+    """Mamba-2 as a causal language model. ``dtype`` is what projections compute in; logits are float32."""
+
+    Config = Mamba2Config
+    architectures = ("Mamba2ForCausalLM",)
+    axes = {
+        "*in_proj.kernel": ("embed", "heads"),
+        "*conv.kernel": (None, None, "heads"),
+        "*conv.bias": ("heads",),
+        "*mixer.dt_bias": ("heads",),
+        "*mixer.A_log": ("heads",),
+        "*mixer.D": ("heads",),
+        "*mixer.norm.scale": ("heads",),
+        "*mixer.out.kernel": ("heads", "embed"),
+    }
+    rules = staticmethod(convert.rules)
+
+    @classmethod
+    def recognises(cls, fields) -> bool:
+        """Return whether this is a Mamba-2 of either layout; the authors' own names no architecture."""
+        ssm = fields.get("ssm_cfg")
+        return super().recognises(fields) or (isinstance(ssm, dict) and ssm.get("layer") == "Mamba2")
+
+    def __init__(self, config: Mamba2Config, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        V, D = config.padded_vocab_size, config.d_model
+        self.config = config
+        self.embedding = nnx.Embed(V, D, embedding_init=nnx.initializers.normal(0.02), dtype=dtype, rngs=rngs)
+        self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(D, epsilon=config.norm_epsilon)
+        if not config.tie_embeddings:
+            self.head = nnx.Linear(D, V, use_bias=False, kernel_init=_uniform(D**-0.5), dtype=dtype, rngs=rngs)
+
+    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+        """Return logits [B, T, V], float32.
+
+        input_ids int [B, T]; attention_mask [B, T] is 1 at real tokens (None: everywhere), padding anywhere.
+        Logits at padding are finite and mean nothing.
+        """
+        return self.logits(self.hidden(input_ids, attention_mask))
+
+    def hidden(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+        """Return the residual stream after the last norm, x_BTD; arguments as for the call."""
+        x_BTD, _, _ = self._run(input_ids, attention_mask, self.init_cache(input_ids.shape[0]))
+        return x_BTD
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Return the head's logits for normalised x_BTD; a tied head reads the embedding itself."""
+        logits_BTV = self.embedding.attend(x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
+        return logits_BTV.astype(jnp.float32)
+
+    def init_cache(self, batch_size: int, capacity: int | None = None) -> Mamba2Cache:
+        """Return the cache before the first token. It holds any number of tokens: ``capacity`` is not needed."""
+        return Mamba2Cache(tuple(layer.mixer.empty_state(batch_size) for layer in self.layers))
+
+    def decode(
+        self,
+        input_ids: jax.Array,
+        cache: Mamba2Cache,
+        attention_mask: jax.Array | None = None,
+        *,
+        last_only: bool = False,
+    ) -> tuple[jax.Array, Mamba2Cache]:
+        """Return the logits of the next T tokens of each row, float32 [B, T, V], and the cache after them.
+
+        input_ids int [B, T] continue what the cache holds; one token is a step of the recurrence, more are read in
+        chunks. attention_mask [B, T] is 0 at padding, which changes no state. last_only: logits [B, 1, V] of each
+        row's last real token alone.
+        """
+        x, last_B, cache = self._run(input_ids, attention_mask, cache)
+        if last_only:
+            x = x[:, -1:] if last_B is None else jnp.take_along_axis(x, last_B[:, None, None], axis=1)
+        return self.logits(x), cache
+
+    def _run(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None, cache: Mamba2Cache
+    ) -> tuple[jax.Array, jax.Array | None, Mamba2Cache]:
+        """Return the normalised x_BTD, the index of each row's last real token (None: T - 1), and the cache after."""
+        length_B = order_BT = last_B = None
+        if attention_mask is not None:
+            real_BT = jnp.asarray(attention_mask).astype(bool)
+            length_B = real_BT.sum(axis=1)
+            order_BT = jnp.argsort(~real_BT, axis=1, stable=True)  # real tokens first, in their order
+            last_B = jnp.take_along_axis(order_BT, jnp.maximum(length_B - 1, 0)[:, None], axis=1)[:, 0]
+            input_ids = jnp.take_along_axis(input_ids, order_BT, axis=1)
+        x_BTD = self.embedding(input_ids)
+        if self.config.residual_in_fp32:
+            x_BTD = x_BTD.astype(jnp.float32)
+        after = []
+        for layer, before in zip(self.layers, cache.layers, strict=True):
+            x_BTD, state = layer(x_BTD, length_B, before)
+            after.append(state)
+        x_BTD = self.norm(x_BTD)
+        if order_BT is not None:
+            x_BTD = jnp.take_along_axis(x_BTD, jnp.argsort(order_BT, axis=1)[..., None], axis=1)
+        return x_BTD, last_B, Mamba2Cache(tuple(after))
+
+
+def _channels(config: Mamba2Config) -> int:
+    """C, the channels of the convolution: x, B and C side by side."""
+    return config.d_inner + 2 * config.num_groups * config.d_state
+
+
+def _uniform(bound: float):
+    """Initializer: uniform in [-bound, bound]."""
+    return lambda key, shape, dtype=jnp.float32, **_: jax.random.uniform(key, shape, dtype, -bound, bound)
