@@ -66,7 +66,8 @@ from importlib.metadata import distributions
 package = importlib.import_module("{module}")
 assert {tree!r} not in package.__file__, package.__file__
 for module in pkgutil.walk_packages(package.__path__, "{module}."):
-    importlib.import_module(module.name)
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
 ours = {{d.name for d in distributions() if d.name.startswith("scratch")}}
 assert ours == {members!r}, ours
 """
