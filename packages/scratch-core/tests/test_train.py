@@ -290,7 +290,9 @@ def test_digest_notices_each_bit_and_each_swap(dtype):
 
 def state(value):
     return {
-        "parameters": {"layers": {0: {"kernel": jnp.full((64, 64), value)}, 1: {"kernel": jnp.ones((3,), jnp.bfloat16)}}},
+        "parameters": {
+            "layers": {0: {"kernel": jnp.full((64, 64), value)}, 1: {"kernel": jnp.ones((3,), jnp.bfloat16)}}
+        },
         "optimizer": (jnp.int32(value), {"m": jnp.arange(4.0)}, ()),
         "key": jax.random.key(int(value)),
     }
@@ -359,7 +361,7 @@ def test_all_damaged_is_an_error_and_so_is_another_model(tmp_path):
         checkpoints.restore({"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)})
     largest_file(tmp_path / "1" / "state").write_bytes(b"")
     (tmp_path / "1" / "state" / "manifest.ocdbt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no step is intact: .*step 1 is damaged"):
+    with pytest.raises(CheckpointError, match=r"no step is intact: .*step 1 is damaged"):
         checkpoints.restore({"kernel": jnp.ones((4, 4))})
     checkpoints.close()
 

@@ -1,4 +1,4 @@
-"""The `scratch` command: models, train, generate, convert, inspect.
+"""The `scratch` command: models, train, generate, convert, inspect, predict.
 
 Only this module is read for `scratch --help`; each command imports what it needs when it runs. Everything that a
 user's input can cause ends as one message on stderr and exit code 2, with no traceback (`--debug` shows it).
@@ -95,6 +95,20 @@ def inspect(folder: Folder, /) -> None:
     listing.inspect(folder)
 
 
+def predict(folder: Folder, image: Folder, /, top: int = 5, picture: str | None = None) -> None:
+    """Say what an image shows, and save a picture of where the model looked.
+
+    Args:
+        folder: A Hugging Face folder or a run of `scratch train`, of an image classifier.
+        image: An image file.
+        top: How many classes to print.
+        picture: The file to write; the default is IMAGE-looked.png beside the image.
+    """
+    from scratch_core.cli import predict as predicting
+
+    predicting.predict(folder, image, picture, top)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -111,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "generate": generate,
             "convert": convert,
             "inspect": inspect,
+            "predict": predict,
         }
         description = "Models written from scratch: train, generate, convert. With --debug, errors show a traceback."
         tyro.extras.subcommand_cli_from_dict(commands, prog="scratch", description=description, args=arguments)

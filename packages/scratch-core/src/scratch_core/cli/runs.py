@@ -13,21 +13,24 @@ import dataclasses
 import json
 import os
 import shlex
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import tyro
 
 from scratch_core.config import read_json
-from scratch_core.errors import CheckpointError, ConfigError
+from scratch_core.errors import CheckpointError, ConfigError, DataError
 
 RECORD = "run.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Options that every task has."""
+    """Options that every task has; ``paths`` names those that are paths of data."""
+
+    paths: ClassVar[tuple[str, ...]] = ()
 
     preset: str = "tiny"
     """Size of the model; `scratch models` lists them."""
@@ -48,6 +51,11 @@ class RunOptions:
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Go on with this run and its own options; without a value, with the newest run of this model under runs/.
     Only --steps may be given with it."""
+
+    def absolute(self) -> Self:
+        """Return the same with absolute paths in ``paths``, so that the run can be gone on with from anywhere."""
+        found = {name: getattr(self, name) for name in self.paths}
+        return dataclasses.replace(self, **{name: str(Path(path).absolute()) for name, path in found.items() if path})
 
     def check(self) -> None:
         """Raise ConfigError for a number that makes no sense."""
@@ -120,10 +128,27 @@ def newest(model: str) -> str:
     raise ConfigError(f"--resume: there is no run of {model} under runs/; name its folder")
 
 
-def stored(options: Options, model: str) -> tuple[Path, dict[str, Any], Options]:
-    """Return the folder, the record and the options of the run that ``options.resume`` names.
+@dataclasses.dataclass(frozen=True)
+class Resumed:
+    """The run that is gone on with."""
 
-    Raises CheckpointError if there is no such run, ConfigError if it is of another model, or if an option was
+    folder: Path
+    record: dict[str, Any]
+
+    def check_data(self, description: str, fingerprint: str) -> None:
+        """Raise DataError if the data is not what the run began with."""
+        if self.record.get("fingerprint") != fingerprint:
+            raise DataError(
+                f"the data is not what {self.folder} was trained on (then: {self.record.get('data')}; "
+                f"now: {description}): start a new run"
+            )
+
+
+def resume(options: Options, given: Iterable[str], model: str) -> tuple[Options, Resumed]:
+    """Return the own options of the run that ``options.resume`` names, and the run.
+
+    ``given`` are the names of the options that were written on the command line: "steps" replaces the run's own.
+    Raises CheckpointError if there is no such run, ConfigError if it is of another model, or if another option was
     given that differs from the run's own.
     """
     folder = Path(str(options.resume))
@@ -132,23 +157,29 @@ def stored(options: Options, model: str) -> tuple[Path, dict[str, Any], Options]
     record = read_json(folder / RECORD)
     if record.get("model") != model:
         raise ConfigError(f"--resume {folder}: that is a run of {record.get('model')}, not of {model}")
-    names = {field.name: field.default for field in dataclasses.fields(options)}
     try:
         own = type(options)(**record["options"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / RECORD} is damaged, or of another version: {error}") from error
-    for name, default in names.items():
-        given = getattr(options, name)
-        if name in ("steps", "resume") or given in (default, getattr(own, name)):
-            continue
-        raise ConfigError(
-            f"{flag(name)} {given} cannot be changed: the run {folder} has {getattr(own, name)}; "
-            "with --resume only --steps may be given"
-        )
-    steps = options.steps if options.steps != names["steps"] else own.steps
-    return folder, record, dataclasses.replace(own, steps=steps)
+    for name in given:
+        if name not in ("steps", "resume") and getattr(options, name) != getattr(own, name):
+            raise ConfigError(
+                f"{flag(name)} {getattr(options, name)} cannot be changed: the run {folder} has {getattr(own, name)}; "
+                "with --resume only --steps may be given"
+            )
+    if "steps" in given and options.steps != own.steps:
+        own = dataclasses.replace(own, steps=options.steps)
+        own.check()
+        record["options"]["steps"] = own.steps
+        write_record(folder, record)
+    return own, Resumed(folder, record)
 
 
 def command(*words: str) -> str:
     """Return a command line that can be pasted into a shell."""
-    return shlex.join(("uv", "run", "scratch", *words))
+    return " ".join(("uv run scratch", *map(_quoted, words)))
+
+
+def _quoted(word: str) -> str:
+    plain = not set(word) & set('"$`\\!\n')
+    return f'"{word}"' if plain and word != shlex.quote(word) else shlex.quote(word)

@@ -85,7 +85,7 @@ class ByteTokenizer:
         return np.frombuffer(data, np.uint8).astype(np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ``ids``; bytes that are no UTF-8 become U+FFFD. DataError for an id outside [0, 259)."""
+        """Return the text of ``ids``; U+FFFD stands for bytes that are no UTF-8 and for ids beyond the vocabulary."""
         stream = self.stream()
         return "".join([stream.push(int(i)) for i in ids]) + stream.finish()
 
@@ -110,10 +110,13 @@ class ByteStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
-        """Return the text completed by ``token``; special tokens are silent."""
-        if not 0 <= token < ByteTokenizer.vocab_size:
-            raise DataError(f"token {token} is outside the byte vocabulary [0, {ByteTokenizer.vocab_size})")
-        return self._decoder.decode(bytes([token])) if token < 256 else ""
+        """Return the text completed by ``token``; special tokens are silent.
+
+        A model may have a wider output than there are tokens; what it should never write shows as U+FFFD.
+        """
+        if 0 <= token < 256:
+            return self._decoder.decode(bytes([token]))
+        return "" if token in (ByteTokenizer.bos_id, ByteTokenizer.eos_id, ByteTokenizer.pad_id) else "\ufffd"
 
     def finish(self) -> str:
         """Return U+FFFD if a character was left unfinished."""
