@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 import tyro
 
 from scratch_core.config import read_json
-from scratch_core.errors import CheckpointError, ConfigError, DataError
+from scratch_core.errors import CheckpointError, ConfigError
 
 RECORD = "run.json"
 
@@ -128,37 +128,16 @@ def newest(model: str) -> str:
     raise ConfigError(f"--resume: there is no run of {model} under runs/; name its folder")
 
 
-@dataclasses.dataclass(frozen=True)
-class Resumed:
-    """The run that is gone on with."""
+def own_options(options: Options, given: Iterable[str], model: str) -> Options:
+    """Return the options of the run that ``options.resume`` names, with ``resume`` still set.
 
-    folder: Path
-    record: dict[str, Any]
-
-    def check_data(self, description: str, fingerprint: str) -> None:
-        """Raise DataError if the data is not what the run began with."""
-        if self.record.get("fingerprint") != fingerprint:
-            raise DataError(
-                f"the data is not what {self.folder} was trained on (then: {self.record.get('data')}; "
-                f"now: {description}): start a new run"
-            )
-
-
-def resume(options: Options, given: Iterable[str], model: str) -> tuple[Options, Resumed]:
-    """Return the own options of the run that ``options.resume`` names, and the run.
-
-    ``given`` are the names of the options that were written on the command line: "steps" replaces the run's own.
-    Raises CheckpointError if there is no such run, ConfigError if it is of another model, or if another option was
-    given that differs from the run's own.
+    ``given`` are the names of the options that stand on the command line: "steps" replaces the run's own. Raises
+    CheckpointError if there is no such run, ConfigError if it is of another model, or if another option was given
+    that differs from the run's own.
     """
-    folder = Path(str(options.resume))
-    if not (folder / RECORD).is_file():
-        raise CheckpointError(f"--resume {folder}: there is no run (no {RECORD} in that folder)")
-    record = read_json(folder / RECORD)
-    if record.get("model") != model:
-        raise ConfigError(f"--resume {folder}: that is a run of {record.get('model')}, not of {model}")
+    folder, record, _ = stored(options, model)
     try:
-        own = type(options)(**record["options"])
+        own = type(options)(**record["options"], resume=options.resume)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / RECORD} is damaged, or of another version: {error}") from error
     for name in given:
@@ -172,7 +151,21 @@ def resume(options: Options, given: Iterable[str], model: str) -> tuple[Options,
         own.check()
         record["options"]["steps"] = own.steps
         write_record(folder, record)
-    return own, Resumed(folder, record)
+    return own
+
+
+def stored(options: Options, model: str) -> tuple[Path, dict[str, Any], Options]:
+    """Return the folder and the record of the run that ``options.resume`` names, and the options as they are.
+
+    Raises CheckpointError if there is no such run, ConfigError if it is of another model.
+    """
+    folder = Path(str(options.resume))
+    if not (folder / RECORD).is_file():
+        raise CheckpointError(f"--resume {folder}: there is no run (no {RECORD} in that folder)")
+    record = read_json(folder / RECORD)
+    if record.get("model") != model:
+        raise ConfigError(f"--resume {folder}: that is a run of {record.get('model')}, not of {model}")
+    return folder, record, options
 
 
 def command(*words: str) -> str:

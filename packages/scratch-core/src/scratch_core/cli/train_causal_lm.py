@@ -26,7 +26,7 @@ from scratch_core.data import (
     load_tokenizer,
     training_batches,
 )
-from scratch_core.errors import ConfigError
+from scratch_core.errors import ConfigError, DataError
 from scratch_core.losses import causal_lm_loss
 from scratch_core.models import ModelSpec
 from scratch_core.train import Trainer, adamw, warmup_cosine
@@ -58,7 +58,7 @@ class Options(runs.RunOptions):
                 raise ConfigError(f"{runs.flag(name)} {getattr(self, name)} must be at least 2")
 
 
-def run(spec: ModelSpec, options: Options, resumed: runs.Resumed | None) -> int:
+def run(spec: ModelSpec, options: Options) -> int:
     """Train, evaluate, show a sample, save; return 0, or 128 + the signal that ended it early."""
     options.check()
     tokenizer: Tokenizer = ByteTokenizer() if options.tokenizer is None else load_tokenizer(options.tokenizer)
@@ -70,12 +70,16 @@ def run(spec: ModelSpec, options: Options, resumed: runs.Resumed | None) -> int:
     prompt = sample_prompt(options, tokens, tokenizer)
 
     fingerprint = tokens.fingerprint()
-    if resumed is None:
+    if options.resume is not None:
+        folder, record, options = runs.stored(options, spec.name)
+        if record["fingerprint"] != fingerprint:
+            raise DataError(
+                f"the data is not what {folder} was trained on (then: {record['data']}; now: {tokens.description}): "
+                "start a new run"
+            )
+    else:
         folder = runs.new_folder(options.out, f"{spec.name}-{options.preset}")
         runs.create(folder, spec.name, spec.task, options, tokens.description, fingerprint)
-    else:
-        resumed.check_data(tokens.description, fingerprint)
-        folder = resumed.folder
     go_on = runs.command("train", spec.name, "--resume", str(folder))
     with saying(f"to go on: {go_on}"):
         print(f"data    {tokens.description}", flush=True)

@@ -1,7 +1,7 @@
 """`scratch train NAME`: the model's task decides which options there are and what is run.
 
 The task T is handled by the module ``scratch_core.cli.train_T`` (`train_causal_lm`, ...), which has ``Options``, a
-dataclass derived from `RunOptions`, and ``run(spec, options, resumed) -> exit code``. A new task is one more such module.
+dataclass derived from `RunOptions`, and ``run(spec, options) -> exit code``. A new task is one more such module.
 """
 
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ def run(name: str, arguments: Sequence[str]) -> int:
     task = import_module(module)
     arguments = _with_resume(name, list(arguments))
     options = tyro.cli(task.Options, prog=f"scratch train {name}", args=arguments).absolute()
-    if options.resume is None:
-        return task.run(spec, options, None)
-    flags = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
-    given = [flag.removeprefix("--").replace("-", "_") for flag in sorted(flags)]
-    return task.run(spec, *runs.resume(options, given, name))
+    if options.resume is not None:
+        flags = sorted({argument.partition("=")[0] for argument in arguments if argument.startswith("--")})
+        given = [flag.removeprefix("--").replace("-", "_") for flag in flags]
+        options = runs.own_options(options, given, name)
+    return task.run(spec, options)
 
 
 def _with_resume(name: str, arguments: list[str]) -> list[str]:
