@@ -130,9 +130,9 @@ def check_causal_lm(folder: Path, io: dict[str, np.ndarray]) -> None:
     model = load(folder)
     ids, mask = io["input_ids"], io["attention_mask"]
     real = mask == 1
+    hidden = jitted(model, "hidden")(ids, mask)
+    assert_close(np.asarray(hidden)[real], io["last_hidden_state"][real], LOGITS, "last hidden state")
     assert_close(np.asarray(jitted(model)(ids, mask))[real], io["logits"][real], LOGITS, "logits")
-    hidden = np.asarray(jitted(model, "hidden")(ids, mask))
-    assert_close(hidden[real], io["last_hidden_state"][real], LOGITS, "last hidden state")
 
     batch = {name: jnp.asarray(io[name]) for name in ("input_ids", "attention_mask", "labels")}
     check_gradients(model, lambda model: jnp.divide(*causal_lm_loss(model, batch)), io)
@@ -199,13 +199,13 @@ def check_decoding(model: Any, seed: int = 0) -> None:
         assert np.isfinite(full_BTV).all()
         for row, length in enumerate(lengths):
             alone = np.concatenate([ids_BT[row : row + 1, :length], going_on[row : row + 1]], axis=1)
-            alone_TV = np.asarray(forward(alone))[0]
+            by_itself = np.asarray(forward(alone))[0]
             real = mask_BT[row] == 1
             what = f"row of {length}, padded on the {side}"
-            assert_close(full_BTV[row, real], alone_TV[:length], CACHED, what)
-            assert_close(np.asarray(prefill_BTV)[row, real], alone_TV[:length], CACHED, f"{what}, decoded")
-            assert_close(np.asarray(last_B1V)[row], alone_TV[length - 1 : length], CACHED, f"{what}, last logits")
-            assert_close(np.asarray(more)[row], alone_TV[length:], CACHED, f"{what}, going on")
+            assert_close(full_BTV[row, real], by_itself[:length], CACHED, what)
+            assert_close(np.asarray(prefill_BTV)[row, real], by_itself[:length], CACHED, f"{what}, decoded")
+            assert_close(np.asarray(last_B1V)[row], by_itself[length - 1 : length], CACHED, f"{what}, last logits")
+            assert_close(np.asarray(more)[row], by_itself[length:], CACHED, f"{what}, going on")
 
 
 def check_causal(model: Any, seed: int = 0) -> None:

@@ -12,7 +12,7 @@ Shapes: B batch, Y rows, X columns, C channels, M classes.
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +48,7 @@ class VisionModel(PretrainedModel):
     """
 
     processor: "ImageProcessor | None" = None
-    classifier: nnx.Linear
-
-    trunk: ClassVar[Any] = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("classifier")))
-    """nnx filter of the parameters that are not the head's."""
-    head_only: ClassVar[Any] = nnx.All(nnx.Param, nnx.PathContains("classifier"))
-    """nnx filter of the head's: ``Trainer(..., trainable=model.head_only)`` leaves the trunk's weights as they are."""
+    classifier: Any
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: Any = None, mesh: "Mesh | None" = None) -> Self:
@@ -82,6 +77,16 @@ class VisionModel(PretrainedModel):
         old = self.classifier
         self.classifier = nnx.Linear(old.in_features, len(labels), dtype=old.dtype, rngs=rngs)
         self.config = dataclasses.replace(self.config, labels=tuple(labels), num_classes=len(labels))
+
+    def freeze_trunk(self) -> Any:
+        """Leave all but the head as it is, and return what is still trained, for ``Trainer(trainable=...)``.
+
+        Batch norms keep to their running statistics in training too, and no longer move them.
+        """
+        for _, module in nnx.iter_modules(self):
+            if hasattr(module, "frozen"):
+                setattr(module, "frozen", True)  # noqa: B010, whatever the module's class
+        return nnx.All(nnx.Param, nnx.PathContains("classifier"))
 
     def saliency(self, images_BYXC: jax.Array, classes_B: jax.Array) -> jax.Array:
         """Return where the model looked for each image's class: heat [B, rows, columns] >= 0."""

@@ -434,7 +434,7 @@ def _fill_rngs(state: Any) -> Any:
     """Return the rest of an abstract state with a fresh random stream for each layer that draws numbers."""
     filled = {}
     for number, (path, leaf) in enumerate(nnx.to_flat_state(state)):
-        value = leaf[...] if isinstance(leaf, nnx.Variable) else leaf
+        value = leaf.get_value()
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             concrete = jax.random.fold_in(jax.random.key(0), number)
         else:

@@ -1,0 +1,216 @@
+"""The shared layers against their definitions, against each other, and against jax's own attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scratch_core.errors import ConfigError
+from scratch_core.layers import (
+    MLP,
+    GatedMLP,
+    GroupedQueryAttention,
+    KeyValueCache,
+    LayerNorm,
+    Linear,
+    Llama3,
+    MultiHeadAttention,
+    MultiQueryAttention,
+    RingCache,
+    RMSNorm,
+    Rope,
+    attend,
+    causal_mask,
+    interleaved_to_half_split,
+    positions_from_mask,
+)
+from scratch_core.testing import jitted
+
+B, T, D, N, H = 2, 9, 24, 4, 8
+rng = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+# ------------------------------------------------------------------------------------------------ attention
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+def test_attend_equals_jax(num_kv_heads):
+    query, key, value = normal(B, T, N, H), normal(B, T, num_kv_heads, H), normal(B, T, num_kv_heads, H)
+    mask = causal_mask(*[jnp.arange(T)[None].repeat(B, 0)] * 2)
+    expected = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
+    np.testing.assert_allclose(attend(query, key, value, mask), expected, atol=1e-5)
+
+
+def test_multi_query_equals_grouped_query_with_one_key_value_head():
+    multi = MultiQueryAttention(D, N, H, rngs=nnx.Rngs(0))
+    grouped = GroupedQueryAttention(D, N, 1, H, rngs=nnx.Rngs(1))
+    grouped.query.kernel[...], grouped.out.kernel[...] = multi.query.kernel[...], multi.out.kernel[...]
+    grouped.key.kernel[...], grouped.value.kernel[...] = (
+        multi.key.kernel[...][:, None],
+        multi.value.kernel[...][:, None],
+    )
+    x, positions = normal(B, T, D), jnp.arange(T)[None].repeat(B, 0)
+    y, _ = grouped(x, positions)
+    np.testing.assert_allclose(multi(x, mask=causal_mask(positions, positions)), y, atol=1e-5)
+
+
+def test_multi_head_equals_grouped_query_with_as_many_key_value_heads():
+    multi = MultiHeadAttention(D, N, H, use_bias=False, rngs=nnx.Rngs(0))
+    grouped = GroupedQueryAttention(D, N, N, H, rngs=nnx.Rngs(1))
+    nnx.update(grouped, nnx.state(multi))
+    x, positions = normal(B, T, D), jnp.arange(T)[None].repeat(B, 0)
+    y, _ = grouped(x, positions)
+    np.testing.assert_allclose(multi(x, mask=causal_mask(positions, positions)), y, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [MultiHeadAttention, MultiQueryAttention])
+def test_cross_attention_equals_jax(kind):
+    layer = kind(D, N, H, d_memory=16, rngs=nnx.Rngs(0))
+    x, memory = normal(B, T, D), normal(B, 5, 16)
+    mask = jnp.asarray(rng.random((B, 1, 5)) < 0.7)
+    key, value = layer.key(memory), layer.value(memory)
+    if kind is MultiQueryAttention:
+        key, value = key[:, :, None], value[:, :, None]
+    expected = jax.nn.dot_product_attention(layer.query(x), key, value, mask=mask[:, None])
+    np.testing.assert_allclose(layer(x, memory, mask), layer.out(expected), atol=1e-5)
+
+
+def test_self_attention_without_positions_is_equivariant_to_permutations():
+    layer = MultiHeadAttention(D, N, rngs=nnx.Rngs(0))
+    x, order = normal(1, T, D), rng.permutation(T)
+    np.testing.assert_allclose(layer(x[:, order]), layer(x)[:, order], atol=1e-5)
+
+
+def test_a_query_that_may_read_nothing_is_finite():
+    query, key = normal(1, 3, N, H), normal(1, 3, N, H)
+    assert np.isfinite(attend(query, key, key, jnp.zeros((1, 3, 3), bool))).all()
+
+
+def test_head_counts_that_do_not_divide_are_errors():
+    with pytest.raises(ConfigError, match="num_kv_heads=3 must divide num_heads=4"):
+        GroupedQueryAttention(D, 4, 3, H, rngs=nnx.Rngs(0))
+    with pytest.raises(ConfigError, match="num_heads=5 must divide d_model=24"):
+        MultiHeadAttention(D, 5, rngs=nnx.Rngs(0))
+
+
+def test_bfloat16_layers_return_bfloat16_from_float32_parameters():
+    layer = GroupedQueryAttention(D, N, 2, H, rope=Rope(), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    y, _ = layer(normal(B, T, D).astype(jnp.bfloat16), jnp.arange(T)[None].repeat(B, 0))
+    assert (y.dtype, layer.query.kernel.dtype) == (jnp.bfloat16, jnp.float32)
+
+
+# ------------------------------------------------------------------------------------------------ positions
+
+
+def test_interleaved_rope_is_half_split_rope_on_permuted_features():
+    query, positions = normal(B, T, N, H), jnp.asarray(rng.integers(0, 50, (B, T)))
+    angle = positions[..., None] * Rope().frequencies(H)
+    pairs = query.reshape(B, T, N, H // 2, 2)  # feature 2i with 2i + 1, as the paper writes them
+    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+    turned = jnp.stack(
+        [pairs[..., 0] * cos - pairs[..., 1] * sin, pairs[..., 0] * sin + pairs[..., 1] * cos], axis=-1
+    ).reshape(B, T, N, H)
+    order = interleaved_to_half_split(H)
+    np.testing.assert_allclose(Rope()(query[..., order], positions), turned[..., order], atol=1e-5)
+
+
+def test_rope_scores_depend_on_distance_alone():
+    query, key, positions = normal(1, T, N, H), normal(1, T, N, H), jnp.arange(T)[None]
+    near = jnp.einsum("btnh,bsnh->bnts", Rope()(query, positions), Rope()(key, positions))
+    far = jnp.einsum("btnh,bsnh->bnts", Rope()(query, positions + 100), Rope()(key, positions + 100))
+    np.testing.assert_allclose(near, far, atol=1e-4)
+    assert np.abs(near - jnp.einsum("btnh,bsnh->bnts", query, key)).max() > 0.1
+
+
+def test_llama3_scaling_keeps_fast_pairs_and_slows_slow_ones():
+    plain = Rope(500_000.0).frequencies(64)
+    scaled = Rope(500_000.0, Llama3(8.0, 1.0, 4.0, 8192)).frequencies(64)
+    turns = 8192 * plain / (2 * np.pi)
+    np.testing.assert_allclose(scaled[turns > 4], plain[turns > 4])
+    np.testing.assert_allclose(scaled[turns < 1], plain[turns < 1] / 8, rtol=1e-6)
+    between = (turns > 1) & (turns < 4)
+    assert between.any()
+    assert ((scaled < plain) & (scaled > plain / 8))[between].all()
+    np.testing.assert_allclose(Rope(scaling=Linear(4.0)).frequencies(64) * 4, Rope().frequencies(64))
+
+
+def test_positions_count_real_tokens_on_either_side():
+    mask = np.array([[0, 0, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]])
+    expected = [[-1, -1, 0, 1], [0, 1, 2, -1], [-1, -1, -1, -1]]
+    np.testing.assert_array_equal(positions_from_mask(mask), expected)
+    np.testing.assert_array_equal(positions_from_mask(mask, jnp.array([3, 0, 9]))[0], [-1, -1, 3, 4])
+
+
+def test_a_window_of_w_reads_w_positions():
+    positions = jnp.arange(6)[None]
+    mask = np.asarray(causal_mask(positions, positions, window=3))[0]
+    np.testing.assert_array_equal(mask.sum(axis=1), [1, 2, 3, 3, 3, 3])
+    assert mask[5].tolist() == [False, False, False, True, True, True]
+
+
+# ------------------------------------------------------------------------------------------------ caches
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("chunks", [[9], [1] * 9, [2, 5, 1, 1], [6, 3]])
+def test_cached_attention_equals_the_full_pass(window, chunks):
+    layer = GroupedQueryAttention(D, N, 2, H, rope=Rope(), window=window, rngs=nnx.Rngs(0))
+    x = normal(3, T, D)
+    mask = np.ones((3, T), np.int32)
+    mask[1, :4], mask[2, 6:] = 0, 0  # a row padded on the left, one on the right
+    positions = positions_from_mask(mask)
+    run = jitted(layer)
+    expected, _ = run(x, positions)
+    cache, parts, start = layer.empty_cache(3, T + 3), [], 0
+    assert isinstance(cache, KeyValueCache if window is None else RingCache)
+    for length in chunks:
+        y, cache = run(x[:, start : start + length], positions[:, start : start + length], cache)
+        parts.append(y)
+        start += length
+    actual, real = np.concatenate(parts, axis=1), mask == 1
+    np.testing.assert_allclose(actual[real], np.asarray(expected)[real], atol=1e-5)
+    np.testing.assert_array_equal(cache.length_B, mask.sum(axis=1))
+
+
+def test_a_ring_takes_the_memory_of_its_window():
+    layer = GroupedQueryAttention(D, N, 2, H, window=4, rngs=nnx.Rngs(0))
+    assert layer.empty_cache(1, 1000).key_BSKH.shape == (1, 4, 2, H)
+    assert layer.empty_cache(1, 3).key_BSKH.shape == (1, 3, 2, H)
+
+
+def test_writing_past_the_end_is_dropped_not_clamped():
+    cache = KeyValueCache.empty(1, 2, 1, 1)
+    new, positions = jnp.array([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1), jnp.arange(3)[None]
+    key_BSKH, *_ = cache.append(new, new, positions)
+    np.testing.assert_array_equal(key_BSKH.ravel(), [1, 2])
+
+
+# ------------------------------------------------------------------------------------------------ the rest
+
+
+def test_norms_equal_their_formulas():
+    x, scale, bias = normal(B, T, D), normal(D), normal(D)
+    rms, layer = RMSNorm(D, epsilon=1e-3), LayerNorm(D, epsilon=1e-3)
+    rms.scale[...], layer.scale[...], layer.bias[...] = scale, scale, bias
+    x64 = np.asarray(x, np.float64)
+    expected = x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + 1e-3) * scale
+    np.testing.assert_allclose(rms(x), expected, atol=1e-5)
+    expected = (x64 - x64.mean(-1, keepdims=True)) / np.sqrt(x64.var(-1, keepdims=True) + 1e-3) * scale + bias
+    np.testing.assert_allclose(layer(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [jax.nn.silu, jax.nn.gelu])
+def test_feed_forward_equals_its_formula(activation):
+    x = normal(B, T, D)
+    plain, gated = (
+        MLP(D, 40, activation=activation, rngs=nnx.Rngs(0)),
+        GatedMLP(D, 40, activation=activation, rngs=nnx.Rngs(0)),
+    )
+    up, gate, down = (getattr(gated, name).kernel[...] for name in ("up", "gate", "down"))
+    np.testing.assert_allclose(gated(x), (activation(x @ gate) * (x @ up)) @ down, atol=1e-5)
+    expected = activation(x @ plain.up.kernel[...] + plain.up.bias[...]) @ plain.down.kernel[...]
+    np.testing.assert_allclose(plain(x), expected, atol=1e-5)

@@ -1,0 +1,299 @@
+"""Checkpoint folders: transforms and their inverses, strictness, and every kind of damage."""
+
+import dataclasses
+import json
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+from scratch_core import CheckpointError, ConfigError, PretrainedModel, Rule, load, save, to_hf, weights
+from scratch_core.weights import Copy, Transform, conv, conv1d, same, split_bias, split_in, split_out, transpose
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyConfig:
+    width: int = 6
+    vocab_size: int = 8
+    tied: bool = False
+
+    @classmethod
+    def from_hf(cls, fields):
+        return cls(fields["width"], fields["vocab_size"], fields["tied"])
+
+    def to_hf(self):
+        return {"model_type": "toy", **dataclasses.asdict(self)}
+
+
+class Toy(PretrainedModel):
+    """An embedding, a batch norm that keeps statistics, dropout, and a head."""
+
+    Config = ToyConfig
+    architectures = ("ToyModel",)
+    buffers = (r"position_ids",)
+
+    @staticmethod
+    def rules(config):
+        table = [
+            Rule("embed.weight", "embedding.embedding"),
+            Rule("norm.weight", "norm.scale"),
+            Rule("norm.bias", "norm.bias"),
+            Rule("norm.running_mean", "norm.mean"),
+            Rule("norm.running_var", "norm.var"),
+            Rule("head.weight", "head.kernel", transpose),
+        ]
+        return [*table, Copy("head.weight", of="embed.weight")] if config.tied else table
+
+    @classmethod
+    def rename(cls, key):
+        return key.replace("norm.gamma", "norm.weight")
+
+    def __init__(self, config, *, dtype=jnp.float32, rngs):
+        self.config = config
+        self.embedding = nnx.Embed(config.vocab_size, config.width, dtype=dtype, rngs=rngs)
+        self.norm = nnx.BatchNorm(config.width, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        if not config.tied:
+            self.head = nnx.Linear(config.width, config.vocab_size, use_bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, ids):
+        x = self.dropout(self.norm(self.embedding(ids)))
+        return self.embedding.attend(x) if self.config.tied else self.head(x)
+
+
+@pytest.fixture
+def toy():
+    return Toy(ToyConfig(), rngs=nnx.Rngs(0))
+
+
+@pytest.fixture
+def folder(toy, tmp_path):
+    save(toy, tmp_path / "toy")
+    return tmp_path / "toy"
+
+
+def edit(folder, **changes):
+    """Rewrite the checkpoint with tensors changed, added, or (None) removed."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {key.replace("__", "."): value for key, value in changes.items()}
+    save_file({k: v for k, v in tensors.items() if v is not None}, folder / "model.safetensors")
+
+
+# ------------------------------------------------------------------------------------------------ transforms
+
+TRANSFORMS = [
+    (same, (3, 4), (3, 4)),
+    (transpose, (3, 4), (4, 3)),
+    (split_out(3, 2), (6, 5), (5, 3, 2)),
+    (split_in(3, 2), (5, 6), (3, 2, 5)),
+    (split_bias(3, 2), (6,), (3, 2)),
+    (conv, (4, 3, 5, 2), (5, 2, 3, 4)),
+    (conv1d, (4, 1, 3), (3, 1, 4)),
+    (Transform(((2, 3, 4), None), (3, 0, 1, 2)), (24, 5), (5, 2, 3, 4)),
+]
+
+
+@pytest.mark.parametrize(("transform", "theirs", "ours"), TRANSFORMS)
+def test_transform_and_inverse(transform, theirs, ours):
+    array = np.arange(np.prod(theirs)).reshape(theirs)
+    whole = transform.read(array, tuple(slice(0, size) for size in ours))
+    assert whole.shape == ours
+    assert transform.their_shape(ours) == theirs
+    np.testing.assert_array_equal(transform.to_theirs(whole), array)
+
+
+@pytest.mark.parametrize(("transform", "theirs", "ours"), TRANSFORMS)
+def test_reading_a_part_equals_the_part_of_the_whole(transform, theirs, ours):
+    array = np.arange(np.prod(theirs)).reshape(theirs)
+    whole = transform.read(array, tuple(slice(0, size) for size in ours))
+    for axis, size in enumerate(ours):
+        part = tuple(slice(size // 2, size) if a == axis else slice(0, n) for a, n in enumerate(ours))
+        np.testing.assert_array_equal(transform.read(array, part), whole[part])
+
+
+def test_split_out_puts_heads_where_attention_reads_them():
+    theirs = np.arange(24).reshape(6, 4)  # two heads of width 3, from width 4
+    np.testing.assert_array_equal(
+        split_out(2, 3).read(theirs, (slice(0, 4), slice(1, 2), slice(0, 3)))[:, 0].T, theirs[3:]
+    )
+
+
+# ------------------------------------------------------------------------------------------------ both ways
+
+
+def test_load_gives_back_what_was_saved_in_evaluation_mode(toy, folder):
+    model = Toy.from_pretrained(folder)
+    ids = jnp.arange(8)[None]
+    toy.eval()
+    np.testing.assert_array_equal(model(ids), toy(ids))
+    np.testing.assert_array_equal(model(ids), model(ids))
+
+
+def test_a_loaded_model_still_drops_out_in_training_mode(folder):
+    model = Toy.from_pretrained(folder)
+    model.train()
+    ids = jnp.arange(8)[None]
+    assert np.abs(np.asarray(model(ids) - model(ids))).max() > 0
+
+
+def test_to_hf_of_gradients_has_the_gradients_alone(toy):
+    gradients = nnx.grad(lambda model: model(jnp.arange(8)[None]).sum())(toy)
+    theirs = to_hf(toy, gradients)
+    assert theirs.keys() == {"embed.weight", "norm.weight", "norm.bias", "head.weight"}
+    np.testing.assert_array_equal(theirs["head.weight"], gradients["head"]["kernel"][...].T)
+
+
+def test_a_parameter_without_a_rule_is_an_error(toy):
+    toy.extra = nnx.Param(jnp.zeros(2))
+    with pytest.raises(CheckpointError, match="no row for: extra"):
+        to_hf(toy)
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+def test_the_checkpoints_dtype_is_written_again(toy, folder, tmp_path, stored):
+    tensors = {key: array.astype(jnp.dtype(stored)) for key, array in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors")
+    model = Toy.from_pretrained(folder)
+    assert model.head.kernel.dtype == jnp.float32
+    save(model, tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(again[key].tobytes() == tensors[key].tobytes() for key in tensors)
+    narrow = Toy.from_pretrained(folder, dtype=jnp.bfloat16)
+    assert narrow.head.kernel.dtype == narrow(jnp.arange(3)[None]).dtype == jnp.bfloat16
+
+
+def test_shards_hold_what_one_file_holds(toy, folder, tmp_path):
+    save(toy, tmp_path / "shards", shard_bytes=200)
+    files = sorted(path.name for path in (tmp_path / "shards").glob("*.safetensors"))
+    assert files == [f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)]
+    assert len(files) > 1
+    index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
+    assert sorted(set(index["weight_map"].values())) == files
+    ids = jnp.arange(8)[None]
+    np.testing.assert_array_equal(Toy.from_pretrained(tmp_path / "shards")(ids), Toy.from_pretrained(folder)(ids))
+    save(toy, tmp_path / "shards")  # one file again: no shard may be left to contradict it
+    assert [path.name for path in (tmp_path / "shards").glob("*.safetensors*")] == ["model.safetensors"]
+
+
+def test_saving_keeps_other_files_and_leaves_nothing_behind(toy, folder):
+    (folder / "tokenizer.json").write_text("{}")
+    save(toy, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_a_tied_head_is_one_array_and_a_repeated_key_must_equal_it(tmp_path):
+    tied = Toy(ToyConfig(tied=True), rngs=nnx.Rngs(0))
+    save(tied, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert "head.weight" not in tensors
+    edit(tmp_path, head__weight=tensors["embed.weight"])
+    Toy.from_pretrained(tmp_path)
+    edit(tmp_path, head__weight=tensors["embed.weight"] + 1)
+    with pytest.raises(CheckpointError, match=r"head.weight: must equal embed.weight"):
+        Toy.from_pretrained(tmp_path)
+
+
+def test_historic_spellings_and_buffers_are_read(folder):
+    tensors = load_file(folder / "model.safetensors")
+    edit(folder, norm__gamma=tensors["norm.weight"], norm__weight=None, position_ids=np.arange(4))
+    Toy.from_pretrained(folder)
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_everything_that_does_not_fit_is_listed_at_once(folder):
+    edit(folder, embed__weight=None, norm__bias=None, other__weight=np.zeros(2), head__weight=np.zeros((3, 6)))
+    with pytest.raises(CheckpointError) as caught:
+        Toy.from_pretrained(folder)
+    message = str(caught.value)
+    for line in (
+        "embed.weight (for embedding.embedding)",
+        "norm.bias (for norm.bias)",
+        "other.weight",
+        "head.weight: the config asks for [8, 6], the file has [3, 6]",
+    ):
+        assert line in message
+
+
+def test_an_unknown_architecture_names_what_to_install(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"GPTNeoForCausalLM.*uv pip install scratch-gptneo"):
+        load(folder)
+
+
+def break_config(folder):
+    (folder / "config.json").write_text('{"architectures": ')
+
+
+def truncate(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def become_pickle(folder):
+    (folder / "model.safetensors").write_bytes(pickle.dumps({"embed.weight": [0.0]}))
+
+
+def only_bin(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def float8(folder):
+    header = json.dumps({"embed.weight": {"dtype": "F8_E4M3", "shape": [8, 6], "data_offsets": [0, 48]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(48))
+
+
+def index_to(name):
+    def change(folder):
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+        keys = load_file(folder / "model-00001-of-00001.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(keys, name)}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors nor"),
+        (break_config, "config.json cannot be read as JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "must hold a JSON object, found list"),
+        (truncate, "model.safetensors is truncated, damaged"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "model.safetensors is truncated, damaged"),
+        (become_pickle, "is a pickle or a torch archive under another name"),
+        (only_bin, "pytorch_model.bin is a pickle"),
+        (float8, "dtype F8_E4M3 is not supported"),
+        (index_to("../outside.safetensors"), "must be a .safetensors file of the same folder"),
+        (index_to("weights.bin"), "must be a .safetensors file of the same folder"),
+        (index_to("model-00002-of-00002.safetensors"), "lacks shards that its index names: model-00002"),
+    ],
+)
+def test_damage_is_named(folder, damage, message):
+    damage(folder)
+    with pytest.raises(CheckpointError, match=message):
+        Toy.from_pretrained(folder)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_mesh_reads_each_part_of_a_file_once(folder, monkeypatch):
+    from scratch_core.parallel import make_mesh
+
+    reads = []
+    original = Transform.read
+    monkeypatch.setattr(Transform, "read", lambda self, *args: reads.append(args) or original(self, *args))
+    mesh = make_mesh(fsdp=1)
+    model = Toy.from_pretrained(folder, mesh=mesh)
+    assert len(reads) == len(weights.flatten(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))))
+    assert model.head.kernel[...].sharding.mesh == mesh
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
