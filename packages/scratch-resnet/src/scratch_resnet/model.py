@@ -48,13 +48,14 @@ class BatchNorm(nnx.Module):
         self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))  # batches seen: kept for the checkpoint, read by nobody
         self.momentum, self.epsilon = momentum, epsilon
         self.use_running_average = False  # what model.train() and model.eval() set
+        self.frozen = False  # what model.freeze_trunk() sets
 
     def __call__(self, x_BYXC: jax.Array) -> jax.Array:
         """Return x normalised; in training, also move the running statistics.
 
         Raises DataError in training if a channel has a single value, which has no variance.
         """
-        if self.use_running_average:
+        if self.use_running_average or self.frozen:
             mean, var = self.mean[...], self.var[...]
         else:
             n = x_BYXC.size // x_BYXC.shape[-1]
@@ -66,10 +67,11 @@ class BatchNorm(nnx.Module):
             mean = jnp.mean(x32_BYXC, axis=(0, 1, 2))
             var = jnp.mean(jnp.square(x32_BYXC - mean), axis=(0, 1, 2))
             m = self.momentum
-            self.mean[...] = (1 - m) * self.mean[...] + m * lax.stop_gradient(mean)  # eq. 3
-            self.var[...] = (1 - m) * self.var[...] + m * (n / (n - 1)) * lax.stop_gradient(var)
+            kept = self.mean.dtype
+            self.mean[...] = ((1 - m) * self.mean[...] + m * lax.stop_gradient(mean)).astype(kept)  # eq. 3
+            self.var[...] = ((1 - m) * self.var[...] + m * n / (n - 1) * lax.stop_gradient(var)).astype(kept)
             self.count[...] = self.count[...] + 1
-        gain = self.scale[...] * lax.rsqrt(var + self.epsilon)
+        gain = self.scale[...] * lax.rsqrt(var.astype(jnp.float32) + self.epsilon)
         return (x_BYXC * gain + (self.bias[...] - mean * gain)).astype(x_BYXC.dtype)  # eq. 2
 
 

@@ -112,10 +112,14 @@ class ImageProcessor:
         if self.mean and len(self.mean) != channels:
             raise ConfigError(f"the preprocessing is for {len(self.mean)} channels, the model wants {channels}")
         pixels = np.asarray(self.resized(read_image(image, channels)), np.float32)
-        pixels_YXC = pixels.reshape(*pixels.shape[:2], channels) * np.float32(self.scale)
+        return self.normalised(pixels.reshape(*pixels.shape[:2], channels))
+
+    def normalised(self, pixels: np.ndarray) -> np.ndarray:
+        """Return pixels [..., channels] of any number of images, scaled and normalised."""
+        pixels = np.asarray(pixels, np.float32) * np.float32(self.scale)
         if self.mean:
-            pixels_YXC = (pixels_YXC - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return pixels_YXC
+            pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return pixels
 
     def resized(self, image: Any) -> Any:
         """Return a Pillow image resized and cropped: what the model sees, in 8 bits. Raises DataError."""
