@@ -191,7 +191,9 @@ def save(model: models.PretrainedModel, folder: str | Path, *, shard_bytes: int 
         else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     )
     dtype = model.checkpoint_dtype or str(next(iter(tensors.values())).dtype)
-    fields = {"architectures": [model.architectures[0]], "torch_dtype": dtype, **model.config.to_hf()}
+    fields = model.config.to_hf()
+    if "model_type" in fields:  # else an older layout than Hugging Face's, whose readers refuse fields that they lack
+        fields = {"architectures": [model.architectures[0]], "torch_dtype": dtype, **fields}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
