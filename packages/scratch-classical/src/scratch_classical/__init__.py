@@ -2,3 +2,6 @@
 
 from .coordinate_descent import ElasticNet, ElasticNetCV, Lasso, LassoCV, enet_path, lasso_path
 from .linear import LinearRegression, Ridge, RidgeCV
+from .logistic import LogisticRegression, LogisticRegressionCV, solve_logistic_regression
+from .neighbors import KNeighborsClassifier, KNeighborsRegressor
+from .svm import SVC, SVR

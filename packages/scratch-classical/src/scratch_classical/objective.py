@@ -42,8 +42,9 @@ def logistic_loss(y: Any, z: Any) -> jax.Array:
 
 
 def multinomial_loss(y: Any, z: Any) -> jax.Array:
-    """Return $\\log \\sum_k e^{z_k} - z_y$ for integer labels y."""
-    return jax.nn.logsumexp(z, -1) - jnp.take_along_axis(z, jnp.asarray(y)[..., None], -1)[..., 0]
+    """Return $\\log \\sum_k e^{z_k} - z_y$ for labels y: integers, or already one-hot [I, K]."""
+    y_IK = y if jnp.ndim(y) == jnp.ndim(z) else jax.nn.one_hot(y, z.shape[-1], dtype=z.dtype)
+    return jax.nn.logsumexp(z, -1) - (y_IK * z).sum(-1)
 
 
 def soft_threshold(w: Any, threshold: Any) -> jax.Array:
