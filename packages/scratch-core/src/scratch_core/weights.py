@@ -237,7 +237,7 @@ def to_hf(model: models.PretrainedModel, state: Any = None) -> dict[str, np.ndar
             array = array.astype(rule.dtype)
         elif state is None and model.checkpoint_dtype and jnp.issubdtype(array.dtype, jnp.floating):
             array = array.astype(jnp.dtype(model.checkpoint_dtype))
-        result[key] = np.ascontiguousarray(array)
+        result[key] = np.asarray(array, order="C")
     if missing:
         raise CheckpointError(f"the key table of {type(model).__name__} has no row for: {', '.join(missing)}")
     return result
@@ -415,7 +415,7 @@ def _place(theirs: Any, transform: Transform, shape: tuple[int, ...], dtype: Any
         key = tuple((part.start, part.stop) for part in bounds)
         if key not in parts:
             block = transform.read(theirs if shape else theirs[...], bounds)
-            parts[key] = np.ascontiguousarray(block.astype(dtype)).reshape(block.shape)
+            parts[key] = block.astype(dtype, order="C")
         return parts[key]
 
     try:

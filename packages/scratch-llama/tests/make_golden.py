@@ -1,0 +1,117 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch", "transformers>=5", "safetensors", "numpy"]
+# ///
+"""Make golden folders like those beside this file, with the reference library. The tests never run it.
+
+    uv run packages/scratch-llama/tests/make_golden.py FOLDER
+
+Each is a tiny random model with its inputs and the outputs that transformers computes from them: eval mode,
+eager attention, one thread. Another version of torch draws other weights, so the numbers differ from run to
+run of this script, never the relation between them.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 500_000.0}
+PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}
+SHAPE = {"hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 2, "vocab_size": 128}
+
+# name: (config, length of the longest row, shards of at most)
+GOLDENS = {
+    "llama2": ({"num_attention_heads": 4, "num_key_value_heads": 4, "rope_parameters": PLAIN}, 24, None),
+    "llama2-bf16": ({"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": PLAIN}, 20, None),
+    "llama2-sharded": ({"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": PLAIN}, 16, "80KB"),
+    "llama3": ({"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": LLAMA3}, 41, None),
+    "llama3-plain": (
+        {
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 8,
+            "rope_parameters": {**PLAIN, "rope_theta": 5e5},
+        },
+        18,
+        None,
+    ),
+}
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Draw weights large enough for every part of the model to matter."""
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
+
+
+def expected(model: LlamaForCausalLM, length: int) -> dict[str, np.ndarray]:
+    """Return inputs and outputs: a right-padded batch with its loss and two gradients, and greedy tokens."""
+    vocab, lengths = model.config.vocab_size, [length, 3 * length // 4, length // 3]
+    ids = torch.randint(1, vocab, (3, length))
+    mask = (torch.arange(length)[None] < torch.tensor(lengths)[:, None]).long()
+    ids, labels = ids * mask, torch.where(mask == 1, ids, -100)
+    labels[:, 2] = -100
+    out = model(ids, attention_mask=mask, labels=labels, output_hidden_states=True)
+    out.loss.backward()
+    io = {"input_ids": ids, "attention_mask": mask, "labels": labels, "logits": out.logits, "loss": out.loss}
+    io["last_hidden_state"] = out.hidden_states[-1]
+    for name in ("model.layers.0.self_attn.k_proj.weight", "model.layers.1.mlp.down_proj.weight"):
+        io[f"grad.{name}"] = model.get_parameter(name).grad
+    prompt = torch.randint(1, vocab, (2, 9))
+    padded, padding = prompt.clone(), torch.ones_like(prompt)
+    padded[1, :4], padding[1, :4] = 0, 0
+    run = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0}
+    io["gen.input_ids"], io["gen_leftpad.input_ids"], io["gen_leftpad.attention_mask"] = prompt, padded, padding
+    io["generated_ids"] = model.generate(prompt, attention_mask=torch.ones_like(prompt), eos_token_id=None, **run)
+    io["generated_ids_leftpad"] = model.generate(padded, attention_mask=padding, eos_token_id=None, **run)
+    eos = io["generated_ids"][0, 12]
+    io["gen.eos_token_id"] = eos
+    io["generated_ids_eos"] = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), eos_token_id=int(eos), **run
+    )
+    arrays = {name: np.asarray(tensor.detach().numpy(), order="C") for name, tensor in io.items()}
+    return {name: a.astype(np.int32 if a.dtype == np.int64 else np.float32) for name, a in arrays.items()}
+
+
+def legacy(fields: dict) -> dict:
+    """Return a config in the spelling from before transformers 5."""
+    fields = dict(fields)
+    rope = fields.pop("rope_parameters")
+    fields["torch_dtype"], fields["rope_theta"] = fields.pop("dtype"), rope.pop("rope_theta")
+    return fields if rope["rope_type"] == "default" else {**fields, "rope_scaling": rope}
+
+
+def main() -> None:
+    """Write every golden folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    torch.set_num_threads(1)
+    for seed, (name, (config, length, shards)) in enumerate(GOLDENS.items()):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(
+            LlamaConfig(**SHAPE, **config, max_position_embeddings=256, attn_implementation="eager")
+        )
+        randomise(model.eval())
+        stored = torch.bfloat16 if name.endswith("bf16") else torch.float32
+        model.to(stored).save_pretrained(folder / name, **({"max_shard_size": shards} if shards else {}))
+        if stored == torch.bfloat16:
+            narrow = model
+            model = LlamaForCausalLM.from_pretrained(folder / name, dtype=torch.float32, attn_implementation="eager")
+        io = expected(model, length)
+        if stored == torch.bfloat16:
+            ids, mask = torch.tensor(io["input_ids"]), torch.tensor(io["attention_mask"])
+            io["logits_bf16"] = narrow(ids, attention_mask=mask).logits.float().detach().numpy()
+        save_file(io, folder / name / "io.safetensors")
+        fields = json.loads((folder / name / "config.json").read_text())
+        (folder / name / "config.legacy.json").write_text(json.dumps(legacy(fields), indent=1))
+
+
+if __name__ == "__main__":
+    main()
