@@ -269,7 +269,7 @@ def overlay(image: Any, heat_YX: np.ndarray) -> Any:
     span = heat_YX.max() - heat_YX.min()
     heat_YX = (heat_YX - heat_YX.min()) / span if span > 0 else np.zeros_like(heat_YX)
     stretched = Image.fromarray((heat_YX * 255).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
-    strength_YX = np.asarray(stretched, np.float32)[..., None] / 255
-    colour_YXC = np.concatenate([np.full_like(strength_YX, 255), 160 * (1 - strength_YX), 0 * strength_YX], axis=-1)
-    mixed_YXC = np.asarray(image, np.float32) * (1 - 0.65 * strength_YX) + colour_YXC * 0.65 * strength_YX
-    return Image.fromarray(mixed_YXC.round().clip(0, 255).astype(np.uint8))
+    strength = np.asarray(stretched, np.float32)[..., None] / 255
+    colour = np.concatenate([np.full_like(strength, 255), 160 * (1 - strength), 0 * strength], axis=-1)
+    mixed = np.asarray(image, np.float32) * (1 - 0.65 * strength) + colour * 0.65 * strength
+    return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))

@@ -1,0 +1,232 @@
+"""Labelled images from local files, in the formats that they are passed around in, and changed at random."""
+
+import gzip
+import pickle
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scratch_core.data import ImageEvaluation, load_digits, training_batches
+from scratch_core.data.image_sets import Augmentation, PictureFiles, augmented, load_images
+from scratch_core.data.images import ImageProcessor
+from scratch_core.errors import ConfigError, DataError
+
+GREY = ImageProcessor((8, 8), mean=(0.5,), std=(0.5,))
+COLOUR = ImageProcessor((32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
+RNG = np.random.default_rng(0)
+
+
+def write_idx(path, array):
+    content = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def mnist(folder, suffix=""):
+    arrays = {}
+    for part, count in (("train", 12), ("t10k", 5)):
+        arrays[part] = RNG.integers(0, 256, (count, 8, 8)).astype(np.uint8), np.arange(count, dtype=np.uint8) % 10
+        write_idx(folder / f"{part}-images-idx3-ubyte{suffix}", arrays[part][0])
+        write_idx(folder / f"{part}-labels-idx1-ubyte{suffix}", arrays[part][1])
+    return arrays
+
+
+def test_the_digits_are_always_there():
+    split = load_images(None, GREY)
+    digits = load_digits()
+    assert (len(split.train), len(split.test), split.channels) == (1442, 355, 1)
+    batch = split.test[0:7]
+    assert (batch["images"].shape, batch["images"].dtype) == ((7, 8, 8, 1), np.float32)
+    np.testing.assert_allclose(batch["images"][..., 0], digits.test_images[:7] / 8.0 - 1, atol=0.005)
+    np.testing.assert_array_equal(batch["labels"], digits.test_labels[:7])
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_mnist(tmp_path, suffix):
+    arrays = mnist(tmp_path, suffix)
+    split = load_images(tmp_path, GREY)
+    assert split.labels == tuple("0123456789")
+    for source, part in ((split.train, "train"), (split.test, "t10k")):
+        images, labels = arrays[part]
+        np.testing.assert_allclose(source[:]["images"][..., 0], images / 127.5 - 1, atol=1e-6)
+        np.testing.assert_array_equal(source[:]["labels"], labels)
+    other = load_images(tmp_path, GREY)
+    assert other.fingerprint == split.fingerprint != load_images(None, GREY).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:50], "its header promises 12 x 8 x 8"),
+        (lambda data: b"\0\0\x0d\x03" + data[4:], "no IDX file of unsigned bytes"),
+        (lambda data: b"", "no IDX file"),
+    ],
+)
+def test_a_damaged_mnist_file_is_named(tmp_path, damage, message):
+    mnist(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=message):
+        load_images(tmp_path, GREY)
+
+
+def test_mnist_without_its_labels(tmp_path):
+    mnist(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError, match="no t10k-labels file"):
+        load_images(tmp_path, GREY)
+
+
+def cifar(folder, binary):
+    images, labels = RNG.integers(0, 256, (6, 32, 32, 3)).astype(np.uint8), np.arange(6) % 10
+    rows = images.transpose(0, 3, 1, 2).reshape(6, -1)  # channels first, as the files have them
+    for name in ("data_batch_1", "data_batch_2", "test_batch"):
+        if binary:
+            table = np.concatenate([labels[:, None].astype(np.uint8), rows], axis=1)
+            (folder / f"{name}.bin").write_bytes(table.tobytes())
+        else:
+            (folder / name).write_bytes(pickle.dumps({b"data": rows, b"labels": labels.tolist()}, protocol=2))
+    return images, labels
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_cifar10_in_both_formats(tmp_path, binary):
+    images, labels = cifar(tmp_path, binary)
+    split = load_images(tmp_path, COLOUR)
+    assert (len(split.train), len(split.test), split.channels, split.labels[3]) == (12, 6, 3, "cat")
+    np.testing.assert_allclose(split.test[:]["images"], images / 255, atol=1e-6)
+    np.testing.assert_array_equal(split.train[:]["labels"], np.tile(labels, 2))
+
+
+class Hostile:
+    def __reduce__(self):
+        import os
+
+        return os.system, ("echo this must not run",)
+
+
+def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, capfd):
+    cifar(tmp_path, binary=False)
+    (tmp_path / "data_batch_2").write_bytes(pickle.dumps({b"data": Hostile()}))
+    with pytest.raises(DataError, match=r"data_batch_2.*system.*refused"):
+        load_images(tmp_path, COLOUR)
+    assert capfd.readouterr().out == ""
+
+
+def test_damaged_cifar10(tmp_path):
+    cifar(tmp_path, binary=True)
+    path = tmp_path / "test_batch.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="not a multiple of 3073"):
+        load_images(tmp_path, COLOUR)
+    path.unlink()
+    with pytest.raises(DataError, match=r"no test_batch\.bin"):
+        load_images(tmp_path, COLOUR)
+
+
+def pictures(folder, counts):
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (10 + i, 20), (i, 0, 100)).save(folder / name / f"{i:02}.png")
+
+
+def test_folders_with_a_test_part(tmp_path):
+    pictures(tmp_path / "train", {"cat": 3, "dog": 2})
+    pictures(tmp_path / "val", {"cat": 1, "dog": 1})
+    split = load_images(tmp_path, COLOUR)
+    assert (len(split.train), len(split.test), split.labels) == (5, 2, ("cat", "dog"))
+    np.testing.assert_array_equal(split.train[:]["labels"], [0, 0, 0, 1, 1])
+    assert split.train[3]["images"].shape == (32, 32, 3)
+
+
+def test_folders_without_one_hold_out_every_fifth_of_a_class(tmp_path):
+    pictures(tmp_path, {"a": 10, "b": 6})
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    split = load_images(tmp_path, COLOUR)
+    assert (len(split.train), len(split.test)) == (13, 3)
+    assert isinstance(split.test, PictureFiles)
+    assert [p.name for p in split.test.paths] == ["04.png", "09.png", "04.png"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "a folder of images for each class"),
+        (lambda folder: pictures(folder, {"a": 1, "b": 1}), "0 to hold out"),
+        (lambda folder: [pictures(folder / "train", {"a": 1, "b": 1}), pictures(folder / "test", {"a": 1, "c": 1})],
+         "no folder .*b"),
+    ],
+)  # fmt: skip
+def test_folders_that_cannot_be_used_say_why(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(DataError, match=message):
+        load_images(tmp_path, COLOUR)
+
+
+def test_a_broken_picture_in_a_folder_is_named(tmp_path):
+    pictures(tmp_path, {"a": 5, "b": 5})
+    (tmp_path / "b" / "00.png").write_bytes(b"nothing")
+    split = load_images(tmp_path, COLOUR)
+    with pytest.raises(DataError, match=r"00\.png"):
+        split.train[:]
+
+
+def batch():
+    images = np.arange(6 * 5 * 5, dtype=np.float32).reshape(6, 5, 5, 1)
+    return {"images": images, "labels": np.arange(6, dtype=np.int32)}
+
+
+def test_a_crop_moves_the_image_and_repeats_the_edge():
+    before, after = batch()["images"], Augmentation(crop=1)(batch(), np.random.default_rng(0), 6)["images"]
+    assert after.shape == before.shape
+    padded = np.pad(before, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    found = set()
+    for i in range(6):
+        places = [
+            (y, x) for y in range(3) for x in range(3)
+            if np.array_equal(after[i], padded[i, y : y + 5, x : x + 5])
+        ]  # fmt: skip
+        assert places
+        found.update(places)
+    assert len(found) > 1
+
+
+def test_a_flip_mirrors_some_images():
+    before = batch()["images"]
+    after = Augmentation(flip=True)(batch(), np.random.default_rng(0), 6)["images"]
+    same = [np.array_equal(a, b) for a, b in zip(after, before)]
+    mirrored = [np.array_equal(a, b[:, ::-1]) for a, b in zip(after, before)]
+    assert all(s != m for s, m in zip(same, mirrored))
+    assert 0 < sum(mirrored) < 6
+
+
+def test_mixup_mixes_images_and_labels_alike():
+    before = batch()
+    after = Augmentation(mixup=1.0)(before, np.random.default_rng(3), 6)
+    np.testing.assert_allclose(after["labels"].sum(axis=1), 1, rtol=1e-6)
+    assert (after["labels"] > 0).sum(axis=1).max() == 2
+    mixed = np.einsum("bm,myxc->byxc", after["labels"], before["images"])  # label m is image m
+    np.testing.assert_allclose(after["images"], mixed, rtol=1e-5)
+
+
+def test_augmented_batches_are_a_function_of_seed_and_number():
+    source = load_images(None, GREY).train
+    change = Augmentation(crop=1, flip=True, mixup=0.2)
+    first, again = (augmented(training_batches(source, 8, seed=1), change, 10, seed=2) for _ in range(2))
+    np.testing.assert_array_equal(first[5]["images"], again[5]["images"])
+    other = augmented(training_batches(source, 8, seed=1), change, 10, seed=3)
+    assert not np.array_equal(first[5]["images"], other[5]["images"])
+
+
+def test_evaluation_reads_every_image_once():
+    source: Any = load_images(None, GREY).test
+    labels = np.concatenate([batch["labels"] for batch in ImageEvaluation(source, 100)])
+    np.testing.assert_array_equal(labels, load_digits().test_labels)
+
+
+@pytest.mark.parametrize("numbers", [{"crop": -1}, {"mixup": -0.1}, {"mixup": float("inf")}])
+def test_augmentations_that_make_no_sense(numbers):
+    with pytest.raises(ConfigError):
+        Augmentation(**numbers)
