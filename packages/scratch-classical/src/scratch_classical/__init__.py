@@ -1,7 +1,50 @@
 """Linear models, nearest neighbours and support vector machines in JAX, behind scikit-learn's interface."""
 
-from .coordinate_descent import ElasticNet, ElasticNetCV, Lasso, LassoCV, enet_path, lasso_path
-from .linear import LinearRegression, Ridge, RidgeCV
+from .arrays import precision, use_compilation_cache
+from .coordinate_descent import (
+    ElasticNet,
+    ElasticNetCV,
+    Lasso,
+    LassoCV,
+    enet_path,
+    lasso_path,
+    solve_elastic_net,
+    solve_elastic_net_path,
+    solve_lasso,
+)
+from .linear import LinearRegression, Ridge, RidgeCV, solve_least_squares, solve_ridge
 from .logistic import LogisticRegression, LogisticRegressionCV, solve_logistic_regression
-from .neighbors import KNeighborsClassifier, KNeighborsRegressor
-from .svm import SVC, SVR
+from .neighbors import KNeighborsClassifier, KNeighborsRegressor, search_by_differences
+from .objective import Objective
+from .svm import SVC, SVR, kernel_matrix, solve_svm, solve_svm_flat
+
+__all__ = [
+    "SVC",
+    "SVR",
+    "ElasticNet",
+    "ElasticNetCV",
+    "KNeighborsClassifier",
+    "KNeighborsRegressor",
+    "Lasso",
+    "LassoCV",
+    "LinearRegression",
+    "LogisticRegression",
+    "LogisticRegressionCV",
+    "Objective",
+    "Ridge",
+    "RidgeCV",
+    "enet_path",
+    "kernel_matrix",
+    "lasso_path",
+    "precision",
+    "search_by_differences",
+    "solve_elastic_net",
+    "solve_elastic_net_path",
+    "solve_lasso",
+    "solve_least_squares",
+    "solve_logistic_regression",
+    "solve_ridge",
+    "solve_svm",
+    "solve_svm_flat",
+    "use_compilation_cache",
+]

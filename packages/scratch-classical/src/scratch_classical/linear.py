@@ -291,7 +291,7 @@ class Ridge(LinearPredictor):
     would lose too many digits).
     """
 
-    n_iter_: int | None
+    n_iter_: np.ndarray
 
     def __init__(
         self,
@@ -329,7 +329,7 @@ class Ridge(LinearPredictor):
             )
         alpha = alpha.ravel()[0] if alpha.size == 1 else alpha
         _, self.solver_ = _fit_squares(self, X, y, sample_weight, alpha, self.positive)
-        self.n_iter_ = None
+        self.n_iter_ = np.ones(outputs, np.int32)  # one direct solution each
         return self
 
 

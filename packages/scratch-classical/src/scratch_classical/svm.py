@@ -25,7 +25,8 @@ $$ j = \\arg\\max_j \\frac{(F^{\\uparrow}_i - F^{\\downarrow}_j)^2}{\\eta_{ij}},
 
 **Two levels.** Above a few hundred samples the steps run on a working set of the worst violators, half of it kept
 from the set before, whose square of K fits the cache; then $K\\beta$ is brought up to date with one product. The rows
-of K this needs are taken from a stored K, or computed on the spot when K would exceed ``cache_size``.
+of K this needs are taken from a stored K, or computed on the spot when K would exceed ``cache_size``. K is kept in
+float32, as in LIBSVM's cache, and everything else in float64; small or precise problems compute it in float64 first.
 
 Shapes: I samples, D features, W samples of a working set, S support vectors, P pairs of classes.
 """
@@ -185,7 +186,7 @@ def solve_svm(
     def rows(index_W: Any) -> jax.Array:
         if stored:
             return source[index_W]
-        return kernel_matrix(source[index_W], source, gamma, coef0, kind=kind, degree=degree)
+        return kernel_matrix(source[index_W], source, gamma, coef0, kind=kind, degree=degree).astype(jnp.float32)
 
     def gap_of(beta_I: Any, product_I: Any) -> jax.Array:
         up, down = _violation(y_I, product_I, beta_I, lower_I, upper_I, epsilon)
@@ -306,16 +307,16 @@ class _SupportVectorMachine(BaseEstimator):
             y, lower, upper = (pad(np.asarray(v, np.float64), padded) for v in (y_I, lower_I, upper_I))
             gamma, coef0 = dtype.type(self._gamma), dtype.type(self.coef0)
             if given:
-                source, stored, options = pad(X.astype(dtype), padded, padded), True, {"kind": "linear", "degree": 1}
+                source, stored, options = pad(X.astype(np.float32), padded, padded), True, {"kind": "linear", "degree": 1}
             else:
                 options = self._kernel_options()
-                stored = padded**2 * dtype.itemsize <= self.cache_size * 2**20
+                stored = 4 * padded**2 <= self.cache_size * 2**20
                 rows = X.astype(np.float64)
                 if self.kernel == "rbf":
                     rows = rows - rows.mean(0)  # the kernel sees differences only; fewer digits are lost
                 source = pad(rows.astype(dtype), padded, bucket(X.shape[1]))
                 if stored:
-                    source = kernel_matrix(source, source, gamma, coef0, **options)
+                    source = kernel_matrix(source, source, gamma, coef0, **options).astype(np.float32)
             limit = np.int32(self.max_iter)
             if stored and padded <= FLAT_BELOW:
                 found = solve_svm_flat(source, y, lower, upper, float(epsilon), self.tol, 1e-10, limit)
