@@ -98,7 +98,8 @@ class Mamba2Config:
         expand = field(fields, "expand", (int, float), 2)
         if expand * d_model != num_heads * head_dim:
             raise ConfigError(
-                f"expand * hidden_size = {expand} * {d_model} must equal num_heads * head_dim = {num_heads} * {head_dim}"
+                f"expand * hidden_size = {expand} * {d_model} must equal "
+                f"num_heads * head_dim = {num_heads} * {head_dim}"
             )
         return cls(
             vocab_size=field(fields, "vocab_size", int),

@@ -12,7 +12,7 @@ def rules(config: Mamba2Config) -> list[Rule | Copy]:
     """Return theirs | ours | transform. The in-projection's columns are z, x, B, C, dt, as in the checkpoints."""
     embedding = "backbone.embeddings.weight" if config.layout == "hf" else "backbone.embedding.weight"
     # fmt: off
-    table = [
+    table: list[Rule | Copy] = [
         Rule(embedding,                                     "embedding.embedding"),
         Rule("backbone.layers.{i}.norm.weight",             "layers.{i}.norm.scale"),
         Rule("backbone.layers.{i}.mixer.in_proj.weight",    "layers.{i}.mixer.in_proj.kernel", transpose),
@@ -29,4 +29,6 @@ def rules(config: Mamba2Config) -> list[Rule | Copy]:
         Rule("lm_head.weight",                              "head.kernel",                     transpose),
     ]
     # fmt: on
-    return [*table, Copy("lm_head.weight", of=embedding)] if config.tie_embeddings else table
+    if config.tie_embeddings:
+        table.append(Copy("lm_head.weight", of=embedding))
+    return table

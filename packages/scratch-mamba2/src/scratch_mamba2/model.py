@@ -3,7 +3,7 @@ r"""Mamba-2: a causal language model without attention, whose layers each carry 
 Source: Dao and Gu 2024, https://arxiv.org/abs/2405.21060, section 7 (figure 6, right). One mixer, for an input $u$:
 
 $$ [z, x, B, C, \delta] = u W_{in} \tag{1} $$
-$$ [x, B, C] \leftarrow \mathrm{silu}(\mathrm{conv}([x, B, C])) \qquad \text{each channel over its last } K \text{ steps} \tag{2} $$
+$$ [x, B, C] \leftarrow \mathrm{silu}(\mathrm{conv}([x, B, C])) \qquad \text{each channel over its last } K \tag{2} $$
 $$ \Delta_t = \mathrm{clip}(\mathrm{softplus}(\delta_t + b)), \qquad a_t = \exp(-\Delta_t\, e^{A_{\log}}) \tag{3} $$
 $$ y = \mathrm{SSD}(\Delta x, a, B, C) + D x \qquad \text{the operator of ssd.py} \tag{4} $$
 $$ \mathrm{out} = \mathrm{RMSNorm}(y \odot \mathrm{silu}(z))\, W_{out} \tag{5} $$
@@ -21,8 +21,9 @@ C channels of the convolution (I + 2 G N), K its width, W = K - 1 inputs that it
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,9 @@ class CausalConv(nnx.Module):
         """Return y_BTC for [B, W + T, C], the T inputs after the W before them."""
         K = self.kernel.shape[0]
         T, kernel = padded.shape[1] - K + 1, self.kernel[...].astype(padded.dtype)
-        y_BTC = sum(padded[:, k : k + T] * kernel[k] for k in range(K))
+        y_BTC = padded[:, K - 1 :] * kernel[K - 1]
+        for k in range(K - 1):
+            y_BTC += padded[:, k : k + T] * kernel[k]
         return y_BTC if self.bias is None else y_BTC + self.bias[...].astype(padded.dtype)
 
 
@@ -164,7 +167,7 @@ class Mamba2(PretrainedModel):
 
     Config = Mamba2Config
     architectures = ("Mamba2ForCausalLM",)
-    axes = {
+    axes: ClassVar = {
         "*in_proj.kernel": ("embed", "heads"),
         "*conv.kernel": (None, None, "heads"),
         "*conv.bias": ("heads",),
@@ -177,7 +180,7 @@ class Mamba2(PretrainedModel):
     rules = staticmethod(convert.rules)
 
     @classmethod
-    def recognises(cls, fields) -> bool:
+    def recognises(cls, fields: Mapping[str, Any]) -> bool:
         """Return whether this is a Mamba-2 of either layout; the authors' own names no architecture."""
         ssm = fields.get("ssm_cfg")
         return super().recognises(fields) or (isinstance(ssm, dict) and ssm.get("layer") == "Mamba2")
@@ -261,6 +264,6 @@ def _channels(config: Mamba2Config) -> int:
     return config.d_inner + 2 * config.num_groups * config.d_state
 
 
-def _uniform(bound: float):
+def _uniform(bound: float) -> Callable[..., jax.Array]:
     """Initializer: uniform in [-bound, bound]."""
     return lambda key, shape, dtype=jnp.float32, **_: jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -19,10 +19,12 @@ $L_{ts} = (a_t \cdots a_m)(a_{m-1} \cdots a_{s+1})$: every block of $L$ below th
 of rank 1. The same block of $M$ therefore has rank at most $N$, and splits into three thin factors, whose middle is
 a state. With chunks of length $Q$, chunk $z$ ending in position $e_z$ and $H_z = h_{e_z}$:
 
-$$ \hat H_z = \sum_{s \in z} (a_{e_z} \cdots a_{s+1})\, x_s B_s^\top \qquad \text{what chunk } z \text{ adds (right factor)} \tag{3} $$
-$$ H_z = (a_{e_z} \cdots a_{e_{z-1}+1})\, H_{z-1} + \hat H_z \qquad \text{states pass from chunk to chunk (middle factor)} \tag{4} $$
-$$ y_t = \sum_{s \in z,\, s \le t} M_{ts} x_s + (a_t \cdots a_{e_{z-1}+1})\, H_{z-1} C_t \qquad \text{diagonal block and left factor} \tag{5} $$
+$$ \hat H_z = \sum_{s \in z} (a_{e_z} \cdots a_{s+1})\, x_s B_s^\top \tag{3} $$
+$$ H_z = (a_{e_z} \cdots a_{e_{z-1}+1})\, H_{z-1} + \hat H_z \tag{4} $$
+$$ y_t = \sum_{s \in z,\, s \le t} M_{ts} x_s + (a_t \cdots a_{e_{z-1}+1})\, H_{z-1} C_t \tag{5} $$
 
+(3), the right factor, is what a chunk adds to the state; (4), the middle one, hands states from chunk to chunk; (5) is
+the diagonal block, and the left factor, which reads the state before the chunk.
 The diagonal blocks cost $T Q$ instead of $T^2$, the rest is linear in $T$. (4) is (1) once more, over $T / Q$ steps.
 
 Shapes, in the paper's letters: B batch, T time (S when it is the time read from), H heads, P head width, G groups that
@@ -38,6 +40,7 @@ the state as it was: that is how padding passes through.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +50,7 @@ CPU_CHUNK = 64
 """Largest Q on a CPU: a block row of all heads fits its cache. 256, as in the checkpoints, suits a GPU."""
 
 
-def step(
-    x_BHP: Array, log_a_BH: Array, B_BGN: Array, C_BGN: Array, state_BHPN: Array
-) -> tuple[Array, Array]:
+def step(x_BHP: Array, log_a_BH: Array, B_BGN: Array, C_BGN: Array, state_BHPN: Array) -> tuple[Array, Array]:
     """One step of the recurrence, eq. 1: y_BHP and the next state_BHPN."""
     R = x_BHP.shape[1] // B_BGN.shape[1]
     B_BHN, C_BHN = jnp.repeat(B_BGN, R, axis=1), jnp.repeat(C_BGN, R, axis=1)
@@ -89,9 +90,7 @@ def quadratic(
 
     # The last row of L is the decay from each step to the end, its first column the one from the start.
     to_end_BGTR = jnp.swapaxes(L_BHTS[:, :, -1].reshape(B, G, -1, T), 2, 3)
-    new_BGRPN = jnp.einsum(
-        "BTGRP,BGTR,BTGN->BGRPN", x_BTGRP, to_end_BGTR, B_BTGN, precision="highest"
-    )  # eq. 3
+    new_BGRPN = jnp.einsum("BTGRP,BGTR,BTGN->BGRPN", x_BTGRP, to_end_BGTR, B_BTGN, precision="highest")  # eq. 3
     if state_BHPN is None:
         return y_BTGRP.reshape(B, T, H, P), new_BGRPN.reshape(B, H, P, N)
     from_start_BTH = jnp.exp(log_a_BTH[:, :1]) * jnp.swapaxes(L_BHTS[..., 0], 1, 2)
@@ -202,23 +201,16 @@ def semiseparable_mask(log_a: Array) -> Array:
     r"""The 1-semiseparable matrix $L$ of eq. 2, [..., T, T], from log_a [..., T].
 
     $\log L_{ts}$ is a difference of two running sums. Where the decay is strong these are large and nearly equal, and
-    the difference loses its digits (3e-4 at 50 per step and 64 steps in float32), so the running sum is kept in two
-    floats, rounded value and rounding error.
+    their rounding shows (2e-4 at 100 per step and 64 steps in float32). So what the rounded sums missed is summed too.
     """
     T = log_a.shape[-1]
-    sums, errors = lax.associative_scan(_add_exactly, (log_a, jnp.zeros_like(log_a)), axis=-1)
-    errors = lax.stop_gradient(errors)  # the sum alone carries the whole derivative
-    exponent = (sums[..., :, None] - sums[..., None, :]) + (errors[..., :, None] - errors[..., None, :])
     causal = jnp.tril(jnp.ones((T, T), bool))
-    return jnp.exp(jnp.where(causal, exponent, -jnp.inf))  # masked before exp: above the diagonal exp could overflow
-
-
-def _add_exactly(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Sum of two (value, error) pairs; the error of the addition is found exactly (Knuth's two-sum)."""
-    total = left[0] + right[0]
-    right_part = total - left[0]
-    error = (left[0] - (total - right_part)) + (right[0] - right_part)
-    return total, error + left[1] + right[1]
+    running_sums = partial(jnp.einsum, "ts,...s->...t", causal.astype(log_a.dtype), precision="highest")
+    sums = running_sums(log_a)
+    missed = running_sums(log_a - jnp.diff(sums, prepend=0))
+    missed = lax.stop_gradient(missed)  # the sums alone carry the whole derivative
+    exponent = (sums[..., :, None] - sums[..., None, :]) + (missed[..., :, None] - missed[..., None, :])
+    return jnp.exp(jnp.where(causal, exponent, -jnp.inf))  # masked before exp: above the diagonal it could overflow
 
 
 def _split_chunks(array: Array, Q: int) -> Array:
