@@ -227,6 +227,25 @@ def test_an_unknown_architecture_names_what_to_install(folder):
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quantization_config": {"bits": 4}}, "holds quantised weights"),
+        ({"architectures": ["BertModel"]}, "holds BertModel; Toy reads ToyModel"),
+    ],
+)
+def test_a_config_of_other_weights_is_refused(folder, change, message):
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | change))
+    with pytest.raises(ConfigError, match=message):
+        Toy.from_pretrained(folder)
+
+
+def test_a_dtype_must_be_floating(folder):
+    with pytest.raises(ConfigError, match="dtype=int8 must be a floating-point type"):
+        Toy.from_pretrained(folder, dtype="int8")
+
+
 def break_config(folder):
     (folder / "config.json").write_text('{"architectures": ')
 

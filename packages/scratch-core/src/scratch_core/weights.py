@@ -153,9 +153,17 @@ def load(
     """
     folder = resolve(folder)
     fields = read_json(folder / "config.json")
-    model_class = model_class or cast("type[Model]", models.find_class(fields))
+    if fields.get("quantization_config"):
+        raise ConfigError(f"{folder} holds quantised weights (quantization_config), which are not implemented")
+    if model_class is None:
+        model_class = cast("type[Model]", models.find_class(fields))
+    elif fields.get("architectures") and not model_class.recognises(fields):
+        names = ", ".join(map(str, fields["architectures"]))
+        raise ConfigError(f"{folder} holds {names}; {model_class.__name__} reads {', '.join(model_class.architectures)}")
     config = model_class.Config.from_hf(fields)
-    compute = jnp.dtype(dtype or jnp.float32)
+    compute = jnp.dtype(jnp.float32 if dtype is None else dtype)
+    if not jnp.issubdtype(compute, jnp.floating):
+        raise ConfigError(f"dtype={compute.name} must be a floating-point type, such as float32 or bfloat16")
     abstract = nnx.eval_shape(lambda: model_class(config, dtype=compute, rngs=nnx.Rngs(0)))
     graphdef, learned, rest = nnx.split(abstract, _is_learned, ...)
     targets = flatten(learned)
