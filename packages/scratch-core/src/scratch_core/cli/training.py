@@ -26,7 +26,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     options = tyro.cli(task.Options, prog=f"scratch train {name}", args=arguments).absolute()
     if options.resume is not None:
         flags = sorted({argument.partition("=")[0] for argument in arguments if argument.startswith("--")})
-        given = [flag.removeprefix("--").replace("-", "_") for flag in flags]
+        given = [flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags]
         options = runs.own_options(options, given, name)
     return task.run(spec, options)
 

@@ -84,7 +84,8 @@ class Progress:
 
     def __init__(self, total: int, start: int = 0, *, stream: TextIO | None = None):
         self.stream = stream or sys.stderr
-        self.total, self.start, self._began = total, start, time.monotonic()
+        self.total, self.start = total, start
+        self._first: tuple[int, float] | None = None  # step and time after the first step, which compiled
         self._bar: Any = None
         self._task: Any = None
 
@@ -109,6 +110,7 @@ class Progress:
 
     def advance(self, step: int) -> None:
         """Move the bar to ``step``."""
+        self._first = self._first or (step, time.monotonic())
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
@@ -118,7 +120,11 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=speed)
             return
-        done = max(1, step - self.start)
-        left = (time.monotonic() - self._began) / done * (self.total - step)
-        line = f"step {step}/{self.total}  loss {loss:.4f}  {speed}  {left // 60:.0f}:{left % 60:02.0f} left"
-        print(line, file=self.stream, flush=True)
+        parts = [f"step {step}/{self.total}", f"loss {loss:.4f}", speed, self._left(step)]
+        print("  ".join(part for part in parts if part), file=self.stream, flush=True)
+
+    def _left(self, step: int) -> str:
+        if self._first is None or step <= self._first[0]:
+            return ""
+        seconds = (time.monotonic() - self._first[1]) / (step - self._first[0]) * (self.total - step)
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02} left"
