@@ -248,8 +248,8 @@ def test_infinity_is_read_in_both_spellings(tmp_path):
     ("fields", "change", "message"),
     [
         (SMALL.to_hf(), {"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        (SMALL.to_hf(), {"expand": 3}, r"expand \* hidden_size = 3 \* 128 must equal num_heads \* head_dim = 8 \* 32"),
-        (SMALL.to_hf(), {"n_groups": 3}, "num_groups=3 must divide num_heads=8"),
+        (SMALL.to_hf(), {"expand": 3}, r"expand \* hidden_size = 3 \* 128 must equal num_heads \* head_dim = 4 \* 64"),
+        (SMALL.to_hf(), {"n_groups": 3}, "num_groups=3 must divide num_heads=4"),
         (SMALL.to_hf(), {"time_step_limit": [0.0]}, "time_step_limit"),
         (SMALL.to_hf(), {"time_step_limit": [0.2, 0.1]}, "0 <= low < high"),
         (SMALL.to_hf(), {"vocab_size": None}, "no field 'vocab_size'"),
