@@ -216,7 +216,7 @@ class Mamba2Config:
             "time_step_max": self.dt_max,
             "time_step_floor": self.dt_floor,
             "time_step_rank": -(-self.d_model // 16),
-            "rescale_prenorm_residual": True,
+            "rescale_prenorm_residual": False,  # True makes transformers 5.23 divide out_proj of a loaded checkpoint
             "bos_token_id": self.bos_token_id,
             "eos_token_id": list(self.eos_token_id) if isinstance(self.eos_token_id, tuple) else self.eos_token_id,
             "pad_token_id": self.pad_token_id,
