@@ -116,7 +116,7 @@ class Trainer:
             with Interrupt() as interrupt, Progress(steps, step) as progress:
                 while step < steps and not interrupt.received:
                     batch = dataset[step]
-                    self.state, metrics = self._step(self.state, self._prepared(batch))
+                    metrics = self.train_step(batch)
                     step += 1
                     if waiting is not None:  # read a step late, so that the device never waits for Python
                         loss = self._report(*waiting, steps, throughput, progress)
@@ -127,8 +127,21 @@ class Trainer:
             if self.checkpoints is not None:
                 self.checkpoints.wait()
         finally:
-            self._give_back()
+            self.update_model()
         return Outcome(step, loss, interrupt.received if step < steps else None)
+
+    def train_step(self, batch: Any) -> dict[str, jax.Array]:
+        """Take one step on ``batch`` and return "loss", "gradient_norm" and "skipped", still on the device.
+
+        For a loop of one's own, which ends with `update_model`; `fit` does both.
+        """
+        self.state, metrics = self._step(self.state, self._prepared(batch))
+        return metrics
+
+    def update_model(self) -> None:
+        """Put the trained arrays into the model, in evaluation mode: steps donate the ones it had."""
+        nnx.update(self.model, nnx.State(self.state["parameters"]), nnx.State(self.state["rest"]))
+        self.model.eval()
 
     def evaluate(self, dataset: Iterable[Any], metrics: Mapping[str, LossFunction] | None = None) -> dict[str, float]:
         """Return the mean loss over all of ``dataset``, and of each of ``metrics``, in evaluation mode.
@@ -165,7 +178,7 @@ class Trainer:
         found = None if self.checkpoints is None else self.checkpoints.restore(self.state)
         if found is not None:
             self.state = found.state
-            self._give_back()
+            self.update_model()
         self.metrics.truncate_after(self.step)
         return [] if found is None else found.damaged
 
@@ -249,10 +262,6 @@ class Trainer:
     def _split(self, model: nnx.Module) -> tuple[dict[Any, Any], dict[Any, Any]]:
         _, parameters, rest = nnx.split(model, self.trainable, ...)
         return nnx.to_pure_dict(parameters), nnx.to_pure_dict(rest)
-
-    def _give_back(self) -> None:
-        nnx.update(self.model, nnx.State(self.state["parameters"]), nnx.State(self.state["rest"]))
-        self.model.eval()
 
     def _prepared(self, batch: Any) -> Any:
         if self.mesh is None:

@@ -1,0 +1,117 @@
+"""What the benchmarks share: a reference in another interpreter, turns in one run, and what this machine can do.
+
+A benchmark's own file is started again by the reference's interpreter with ``--serve FOLDER``, and answers
+there through :func:`serve`. Both sides load the same weights and take turns, so that a busy machine slows
+both; the best time of each counts, and the first turn, which compiles and warms up, does not.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+Task = tuple[str, int]
+"""What to do, and how much of it: ("prefill", 256)."""
+
+
+def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """Return the parser of the options that every comparison has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference-python", metavar="PYTHON", help="an interpreter that has the reference libraries")
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns that each side takes")
+    parser.add_argument("--serve", metavar="FOLDER", help=argparse.SUPPRESS)
+    return parser
+
+
+def serve(hello: Mapping[str, Any], tasks: Mapping[str, Callable[[int], float | None]]) -> None:
+    """The reference's side: say hello, then run a task for each line of standard input and print its seconds.
+
+    A task that returns seconds has measured itself; else its whole call is measured.
+    """
+    print(json.dumps(hello), flush=True)
+    for line in sys.stdin:
+        name, size = json.loads(line)
+        start = time.perf_counter()
+        seconds = tasks[name](size)
+        print(json.dumps(time.perf_counter() - start if seconds is None else seconds), flush=True)
+
+
+class Reference:
+    """The reference's process; ``hello`` is what it said first. Ends with the ``with`` block."""
+
+    def __init__(self, python: str, script: str, folder: str):
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen([python, script, "--serve", folder], stdin=pipe, stdout=pipe, text=True)
+        self.hello = self._read()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()
+
+    def __call__(self, task: Task) -> float:
+        """Run one task there and return its seconds."""
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(task) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> Any:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit("the reference's process ended; what it said is above")
+        return json.loads(line)
+
+
+def take_turns(
+    tasks: Mapping[str, Task], ours: Callable[[Task], float], reference: Callable[[Task], float], rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Return {name: (our best seconds, the reference's)}."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in tasks}
+    for _ in range(rounds + 1):
+        for name, task in tasks.items():
+            seconds[name].append((ours(task), reference(task)))
+    return {name: (min(o for o, _ in turns[1:]), min(r for _, r in turns[1:])) for name, turns in seconds.items()}
+
+
+def machine() -> tuple[float, float]:
+    """Return GB/s of a matrix-vector product and GFLOP/s of a matrix product here, float32, best of several."""
+    import jax
+    import jax.numpy as jnp
+
+    matrix, vector, square = jnp.ones((10_000, 10_000)), jnp.ones(10_000), jnp.ones((3072, 3072))
+    multiply = jax.jit(jnp.matmul)
+
+    def best(*operands: Any) -> float:
+        return min(timed(lambda: multiply(*operands).block_until_ready()) for _ in range(6))
+
+    return matrix.nbytes / best(matrix, vector) / 1e9, 2 * 3072**3 / best(square, square) / 1e9
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Return the seconds of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def print_setting(hello: Mapping[str, Any], difference: float) -> None:
+    """Print what was compared on what."""
+    import flax
+    import jax
+
+    print(f"jax {jax.__version__}, flax {flax.__version__}; {hello['versions']}; {os.cpu_count()} cores, float32")
+    print(f"logits of both sides differ by at most {difference:.1e}\n", flush=True)
+
+
+def print_table(best: Mapping[str, tuple[float, float]], notes: Mapping[str, str]) -> None:
+    """Print both times of every task, their ratio, and a note."""
+    print(f"{'':28}{'ours':>10}{'theirs':>10}{'ratio':>8}")
+    for name, (ours, theirs) in best.items():
+        print(f"{name:28}{ours:9.3f}s{theirs:9.3f}s{theirs / ours:7.2f}x   {notes.get(name, '')}".rstrip())
