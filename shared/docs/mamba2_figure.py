@@ -98,7 +98,7 @@ def main() -> None:
             ax.axvline(edge - 0.5, color="black", linewidth=0.6)
     figure.suptitle(f"Layer {arguments.layer}, head {head} of a trained Mamba-2 on a little code; numbers: rank")
     figure.tight_layout()
-    figure.savefig(arguments.png, dpi=90)
+    figure.savefig(arguments.png, dpi=90, bbox_inches="tight")
     print(f"drawn in {arguments.png}")
 
 
