@@ -62,7 +62,7 @@ def bucket(size: int, smallest: int = 8) -> int:
 class Rows:
     """A design matrix as ``num_blocks`` blocks cut out of an aliased buffer, and a dense, padded tail."""
 
-    flat: jax.Array | None
+    flat: Any
     start: Any
     tail: Any
     num_blocks: int = field(default=0)

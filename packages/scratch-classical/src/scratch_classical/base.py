@@ -12,6 +12,7 @@ from .arrays import validated
 class LinearPredictor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     """What the linear regressors share: prediction and tags."""
 
+    fit_intercept: bool
     coef_: np.ndarray
     intercept_: Any
 

@@ -18,12 +18,14 @@ $$ w_j \\leftarrow \\frac{S_{\\lambda_1}(g_j + G_{jj} w_j)}{G_{jj} + \\lambda_2}
 It stops on the duality gap. With $r = y - Xw$, $h = g - \\lambda_2 w$ and
 $c = \\min(1, \\lambda_1 / \\|h\\|_\\infty)$ the point $c\\,r$ is dual feasible, and
 
-$$ \\text{gap} = \\tfrac{1 + c^2}{2} \\left(\\|r\\|^2 + \\lambda_2\\|w\\|^2\\right) + \\lambda_1 \\|w\\|_1 - c\\, r^\\top y \\tag{4} $$
+$$ \\text{gap} = \\tfrac{1 + c^2}{2} \\left(\\|r\\|^2 + \\lambda_2\\|w\\|^2\\right) + \\lambda_1 \\|w\\|_1 - c\\,
+r^\\top y \\tag{4} $$
 
 **Derivatives.** On the support $S$ the stationarity condition $G_{SS} w_S + \\lambda_2 w_S = q_S - \\lambda_1
 \\operatorname{sign}(w_S)$ holds in a neighbourhood, so by the implicit function theorem
 
-$$ (G_{SS} + \\lambda_2 I)\\, dw_S = dq_S - dG_{S}\\, w - d\\lambda_1 \\operatorname{sign}(w_S) - d\\lambda_2\\, w_S \\tag{5} $$
+$$ (G_{SS} + \\lambda_2 I)\\, dw_S = dq_S - dG_{S}\\, w - d\\lambda_1 \\operatorname{sign}(w_S) - d\\lambda_2\\,
+w_S \\tag{5} $$
 
 and no iteration is differentiated.
 

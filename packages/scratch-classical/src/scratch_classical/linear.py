@@ -198,7 +198,7 @@ def _fit_squares(
     estimator: LinearPredictor, X: Any, y: np.ndarray, sample_weight: Any, alpha: Any, positive: bool
 ) -> tuple[np.ndarray | None, str]:
     """Set coef_ and intercept_ to the minimiser of eq. 1. Return the singular values if alpha is 0, and the method."""
-    fit_intercept: bool = estimator.fit_intercept  # type: ignore[attr-defined]
+    fit_intercept = bool(estimator.fit_intercept)
     I, D = X.shape
     dtype = np.dtype(X.dtype)
     wide = D > I
@@ -213,7 +213,7 @@ def _fit_squares(
             coef_DK, intercept_K, condition, finite = _fit_dual(
                 rows.tail, y_IK, weight_I, shift_x, alpha, fit_intercept=fit_intercept
             )
-            m = None
+            m: Any = None
         else:
             coef_DK, intercept_K, condition, finite, m = _fit_moments(*data, alpha, fit_intercept=fit_intercept)
         if not finite:
@@ -324,9 +324,7 @@ class Ridge(LinearPredictor):
         alpha = np.asarray(self.alpha, dtype=X.dtype)
         outputs = 1 if y.ndim == 1 else y.shape[1]
         if alpha.ndim and alpha.size not in (1, outputs):
-            raise ValueError(
-                f"Number of targets and number of penalties do not correspond: {alpha.size} != {outputs}"
-            )
+            raise ValueError(f"Number of targets and number of penalties do not correspond: {alpha.size} != {outputs}")
         alpha = alpha.ravel()[0] if alpha.size == 1 else alpha
         _, self.solver_ = _fit_squares(self, X, y, sample_weight, alpha, self.positive)
         self.n_iter_ = np.ones(outputs, np.int32)  # one direct solution each

@@ -1,6 +1,7 @@
 """Logistic regression, binary and multinomial, with L2, L1 and elastic-net penalties.
 
-$$ \\min_{w, b}\\; C \\sum_i \\omega_i\\, \\ell(y_i, x_i^\\top w + b) + \\rho \\|w\\|_1 + \\tfrac{1-\\rho}{2}\\|w\\|^2 \\tag{1} $$
+$$ \\min_{w, b}\\; C \\sum_i \\omega_i\\, \\ell(y_i, x_i^\\top w + b) + \\rho \\|w\\|_1 +
+\\tfrac{1-\\rho}{2}\\|w\\|^2 \\tag{1} $$
 
 with the losses of :mod:`.objective`. Divided by $C n$, $n = \\sum_i \\omega_i$, its smooth part $f$ has gradient and
 Hessian (p the predicted probabilities, $\\tilde x = (x, 1)$)
@@ -15,7 +16,8 @@ of the identity but the inverse of eq. 2 at $w = 0$, where $p = 1/K$, over a sam
 $$ H_0 = \\kappa \\tfrac1m \\sum_{i \\in \\text{sample}} \\tilde x_i \\tilde x_i^\\top + \\lambda_2 I,
    \\qquad \\kappa = 1/4 \\text{ (binary)},\\; 1/K \\text{ (multinomial)} \\tag{3} $$
 
-It stops when $\\max |\\nabla f| \\le$ tol and $\\tfrac12 \\nabla f^\\top H_0^{-1} \\nabla f$, which estimates how far f is
+It stops when $\\max |\\nabla f| \\le$ tol and $\\tfrac12 \\nabla f^\\top H_0^{-1} \\nabla f$, which estimates how
+far f is
 above its minimum, is below 2.5e-7 of f.
 
 **Newton** uses eq. 2 itself. With an L1 penalty each Newton step minimises the quadratic model plus
@@ -292,7 +294,7 @@ def _solve(
 @_solve.defjvp
 def _solve_jvp(free: bool, method: str, primals: Any, tangents: Any) -> Any:
     theta_EK = _solve(*primals, free, method)
-    X, y_IK, C, l1_ratio, weight_I, *_ = primals
+    X, _, C, l1_ratio, weight_I, *_ = primals
 
     def condition(X: Any, y_IK: Any, C: Any, l1_ratio: Any, weight_I: Any) -> jax.Array:
         """Return what vanishes on the support at the minimum."""
@@ -352,6 +354,7 @@ def solve_logistic_regression(
 class _LinearClassifier(ClassifierMixin, BaseEstimator):
     """What the two estimators share: validation, weights, prediction."""
 
+    n_features_in_: int
     classes_: np.ndarray
     coef_: np.ndarray
     intercept_: np.ndarray
@@ -667,7 +670,8 @@ class LogisticRegressionCV(_LinearClassifier):
         }
         self.coefs_paths_ = path_per_class
         self.scores_ = {
-            self.classes_[1 if K == 1 else k]: scores.transpose(0, 2, 1) if listed else scores[:, keep] for k in range(K)
+            self.classes_[1 if K == 1 else k]: scores.transpose(0, 2, 1) if listed else scores[:, keep]
+            for k in range(K)
         }
         self.n_iter_ = counts.transpose(0, 2, 1)[None] if listed else counts[:, 0].reshape(1, F, -1)
 

@@ -14,6 +14,7 @@ which loses no digits when the shift is a typical row. It is exact for a constan
 Shapes: I samples, D features, K outputs.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -26,12 +27,12 @@ from .arrays import Layout, Rows, as_rows, is_on_device, pad
 class Sums(NamedTuple):
     """Eq. 1, with the shift it is taken around. Two of the same shift may be added and subtracted."""
 
-    gram: jax.Array
-    cross: jax.Array
-    target: jax.Array
-    x: jax.Array
-    y: jax.Array
-    weight: jax.Array
+    gram: Any
+    cross: Any
+    target: Any
+    x: Any
+    y: Any
+    weight: Any
 
 
 class Moments(NamedTuple):
@@ -52,7 +53,7 @@ def symmetric_product(Z_RD: jax.Array, V_RD: jax.Array) -> jax.Array:
     # The barrier keeps the transpose out of the product: XLA's matrix product is slower on a transposed left side.
     Z_DR = jax.lax.optimization_barrier(Z_RD.T)
     edges = [D * p // parts for p in range(parts + 1)]
-    columns = [Z_DR[low:] @ V_RD[:, low:high] for low, high in zip(edges, edges[1:])]
+    columns = [Z_DR[low:] @ V_RD[:, low:high] for low, high in itertools.pairwise(edges)]
     lower = jnp.concatenate([jnp.pad(c, ((D - c.shape[0], 0), (0, 0))) for c in columns], axis=1)
     return lower
 
@@ -67,7 +68,7 @@ def sums(rows: Rows, y_IK: Any, weight_I: Any, shift_x: Any, shift_y: Any) -> Su
     """Return eq. 1 in one pass over the rows."""
     in_blocks = rows.num_blocks > 0
 
-    def part(X_RD: Any, y_RK: Any, weight_R: Any) -> tuple[jax.Array, jax.Array]:
+    def part(X_RD: Any, y_RK: Any, weight_R: Any) -> tuple[Any, Any, Any]:
         Z_RD = X_RD - shift_x
         V_RL = jnp.concatenate([y_RK - shift_y, jnp.ones_like(weight_R)[:, None]], axis=1)
         W_RL = V_RL * weight_R[:, None]

@@ -1,7 +1,8 @@
 """K nearest neighbours: exact search by blocks, never an array of all differences.
 
 $$ d_p(q, x) = \\Big(\\sum_j w_j |q_j - x_j|^p\\Big)^{1/p}, \\quad d_\\infty = \\max_j |q_j - x_j|, \\quad
-   d_{\\cos} = 1 - \\frac{q^\\top x}{\\|q\\| \\|x\\|} = \\tfrac12 \\Big\\| \\tfrac{q}{\\|q\\|} - \\tfrac{x}{\\|x\\|} \\Big\\|^2 \\tag{1} $$
+   d_{\\cos} = 1 - \\frac{q^\\top x}{\\|q\\| \\|x\\|} = \\tfrac12 \\Big\\| \\tfrac{q}{\\|q\\|} -
+   \\tfrac{x}{\\|x\\|} \\Big\\|^2 \\tag{1} $$
 
 **Euclidean search** in three steps. With $h(q, x) = \\tfrac12\\|x\\|^2 - q^\\top x = \\tfrac12 (d^2 - \\|q\\|^2)$:
 
@@ -16,10 +17,12 @@ $$ \\tfrac12 (d_k^2 - \\|q\\|^2) < \\max_{\\text{kept}} h - \\varepsilon \\tag{2
    does not hold (ties at the edge, data without spread) that query is searched again by differences alone. So is
    everything under the other metrics; cosine is euclidean on normalised rows.
 
-Classes: $p(c \\mid q) = \\sum_{i \\in N_k(q)} v_i [y_i = c] / \\sum_i v_i$; regression: $\\sum_i v_i y_i / \\sum_i v_i$, with
+Classes: $p(c \\mid q) = \\sum_{i \\in N_k(q)} v_i [y_i = c] / \\sum_i v_i$; regression: $\\sum_i v_i y_i / \\sum_i
+v_i$, with
 $v_i = 1$ or $v_i = 1/d_i$ (3).
 
-Shapes: I samples, Q queries of a block, D features, N padded samples, G samples of a group, M groups kept, K neighbours.
+Shapes: I samples, Q queries of a block, D features, N padded samples, G samples of a group, M groups kept, K
+neighbours.
 """
 
 from functools import partial
@@ -44,7 +47,8 @@ EXTRA_GROUPS = 3  # groups kept beyond k, so that eq. 2 holds with room
 def _smallest(distance_QC: Any, index_QC: Any, count: int) -> tuple[jax.Array, jax.Array]:
     """Return the ``count`` smallest of each row with their indices, in order; the lower index first among equals."""
     if count > 16:
-        return tuple(v[:, :count] for v in jax.lax.sort((distance_QC, index_QC), dimension=1, num_keys=2))  # type: ignore[return-value]
+        ordered = jax.lax.sort((distance_QC, index_QC), dimension=1, num_keys=2)
+        return ordered[0][:, :count], ordered[1][:, :count]
     last = jnp.iinfo(index_QC.dtype).max
     distances, indices = [], []
     # XLA's top_k is slow for float64 on a CPU, and argmin is scalar: k times a minimum is neither.
@@ -224,7 +228,9 @@ class Index:
             groups, bound = _screen(shifted, centered, half, group=group, keep=keep, chunk=chunk)
             squared, index = _refine(block, points, np.int32(num_points), groups, group=group, count=count)
             pending.append((squared, index, bound, np.linalg.norm(shifted.astype(np.float64), axis=1)))
-        squared, index, bound, norm = (np.concatenate([np.asarray(v) for v in vs])[: len(queries)] for vs in zip(*pending))
+        squared, index, bound, norm = (
+            np.concatenate([np.asarray(v) for v in vs])[: len(queries)] for vs in zip(*pending)
+        )
         error = (D + 4) * np.finfo(np.float32).eps * (norm + self.longest) ** 2
         uncertain = np.flatnonzero(~(0.5 * (squared[:, -1] - norm**2) < bound - error))  # eq. 2
         if len(uncertain):

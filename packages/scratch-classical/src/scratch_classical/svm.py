@@ -10,18 +10,23 @@ $l_i, u_i$ are $0$ and $C_i$ in the order of the sign of $y_i$ for classificatio
 $C_i = C \\omega_i$. The decision function is $\\sum_i \\beta_i k(x_i, x) + b$, over the support vectors
 $\\beta_i \\ne 0$. The kernels are
 
-$$ x^\\top z, \\quad (\\gamma x^\\top z + c)^p, \\quad e^{-\\gamma \\|x - z\\|^2}, \\quad \\tanh(\\gamma x^\\top z + c) \\tag{2} $$
+$$ x^\\top z, \\quad (\\gamma x^\\top z + c)^p, \\quad e^{-\\gamma \\|x - z\\|^2}, \\quad \\tanh(\\gamma x^\\top z
++ c) \\tag{2} $$
 
 Increasing or decreasing $\\beta_i$ changes eq. 1 at the rates ($\\operatorname{sign}(0) = +1$ upwards, $-1$ downwards)
 
-$$ F^{\\uparrow}_i = y_i - (K\\beta)_i - \\varepsilon \\operatorname{sign} \\beta_i, \\qquad F^{\\downarrow}_i \\text{ likewise} \\tag{3} $$
+$$ F^{\\uparrow}_i = y_i - (K\\beta)_i - \\varepsilon \\operatorname{sign} \\beta_i, \\qquad F^{\\downarrow}_i
+\\text{ likewise} \\tag{3} $$
 
-and $\\beta$ is optimal to the tolerance when $\\max_{\\beta_i < u_i} F^{\\uparrow}_i - \\min_{\\beta_j > l_j} F^{\\downarrow}_j
-\\le$ tol. One step moves a pair, $\\beta_i \\mathrel{+}= t$, $\\beta_j \\mathrel{-}= t$: i the largest $F^{\\uparrow}$ and j the
+and $\\beta$ is optimal to the tolerance when $\\max_{\\beta_i < u_i} F^{\\uparrow}_i - \\min_{\\beta_j > l_j}
+F^{\\downarrow}_j
+\\le$ tol. One step moves a pair, $\\beta_i \\mathrel{+}= t$, $\\beta_j \\mathrel{-}= t$: i the largest
+$F^{\\uparrow}$ and j the
 largest gain (Fan, Chen and Lin 2005, second-order working set selection)
 
 $$ j = \\arg\\max_j \\frac{(F^{\\uparrow}_i - F^{\\downarrow}_j)^2}{\\eta_{ij}}, \\quad
-   \\eta_{ij} = K_{ii} + K_{jj} - 2 K_{ij}, \\quad t = \\frac{F^{\\uparrow}_i - F^{\\downarrow}_j}{\\eta_{ij}} \\text{, clipped} \\tag{4} $$
+   \\eta_{ij} = K_{ii} + K_{jj} - 2 K_{ij}, \\quad t = \\frac{F^{\\uparrow}_i - F^{\\downarrow}_j}{\\eta_{ij}}
+   \\text{, clipped} \\tag{4} $$
 
 **Two levels.** Above a few hundred samples the steps run on a working set of the worst violators, half of it kept
 from the set before, whose square of K fits the cache; then $K\\beta$ is brought up to date with one product. The rows
@@ -135,13 +140,22 @@ def _bias(y: Any, product: Any, beta: Any, lower: Any, upper: Any, epsilon: Any)
     highest, lowest = up.max(), down.min()
     free = (beta > lower) & (beta < upper) & ((epsilon == 0) | (beta != 0))
     mean = jnp.where(free, jnp.where(beta > 0, down, up), 0).sum() / jnp.maximum(free.sum(), 1)
-    middle = 0.5 * (jnp.where(jnp.isfinite(highest), highest, lowest) + jnp.where(jnp.isfinite(lowest), lowest, highest))
+    middle = 0.5 * (
+        jnp.where(jnp.isfinite(highest), highest, lowest) + jnp.where(jnp.isfinite(lowest), lowest, highest)
+    )
     return jnp.where(free.any(), mean, middle), highest - lowest
 
 
 @jax.jit
 def solve_svm_flat(
-    K_II: Any, y_I: Any, lower_I: Any, upper_I: Any, epsilon: Any = 0.0, tol: Any = 1e-3, fine: Any = 1e-3, limit: Any = -1
+    K_II: Any,
+    y_I: Any,
+    lower_I: Any,
+    upper_I: Any,
+    epsilon: Any = 0.0,
+    tol: Any = 1e-3,
+    fine: Any = 1e-3,
+    limit: Any = -1,
 ) -> tuple[jax.Array, ...]:
     """Return (beta [I], b, violation, steps): eq. 1 with one level of steps; vmap over any array.
 
@@ -248,6 +262,7 @@ class _SupportVectorMachine(BaseEstimator):
     tol: float
     cache_size: float
     max_iter: int
+    _X_fit: np.ndarray
     support_: np.ndarray
     dual_coef_: np.ndarray
     intercept_: np.ndarray
@@ -307,7 +322,11 @@ class _SupportVectorMachine(BaseEstimator):
             y, lower, upper = (pad(np.asarray(v, np.float64), padded) for v in (y_I, lower_I, upper_I))
             gamma, coef0 = dtype.type(self._gamma), dtype.type(self.coef0)
             if given:
-                source, stored, options = pad(X.astype(np.float32), padded, padded), True, {"kind": "linear", "degree": 1}
+                source, stored, options = (
+                    pad(X.astype(np.float32), padded, padded),
+                    True,
+                    {"kind": "linear", "degree": 1},
+                )
             else:
                 options = self._kernel_options()
                 stored = 4 * padded**2 <= self.cache_size * 2**20
@@ -362,7 +381,8 @@ class _SupportVectorMachine(BaseEstimator):
         X = np.asarray(validated(self, X, reset=False))
         if self.kernel == "precomputed" and X.shape[1] != self.shape_fit_[0]:
             raise ValueError(
-                f"X.shape[1] = {X.shape[1]} should be equal to {self.shape_fit_[0]}, the number of samples at training time"
+                f"X.shape[1] = {X.shape[1]} should be equal to {self.shape_fit_[0]}, "
+                "the number of samples at training time"
             )
         return X
 
@@ -496,7 +516,8 @@ class SVC(ClassifierMixin, _SupportVectorMachine):
         self.classes_, indices = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"The number of classes has to be greater than one; got {len(self.classes_)} class: {self.classes_[0]!r}"
+                "The number of classes has to be greater than one; "
+                f"got {len(self.classes_)} class: {self.classes_[0]!r}"
             )
         self.class_weight_ = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
         bound_I = self.C * self.class_weight_[indices] * (1.0 if sample_weight is None else sample_weight)
