@@ -13,6 +13,8 @@ XLA compiles small loops as calls between kernels unless told otherwise, and the
 starts. It is set here unless --no-flag is given; the heading says which.
 """
 
+# ruff: noqa: B023  (each case is run before the generator moves on)
+
 import argparse
 import os
 import subprocess
