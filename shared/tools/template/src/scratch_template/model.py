@@ -59,7 +59,7 @@ class Template(PretrainedModel):
         input_ids int [B, T]; attention_mask [B, T] is 1 at real tokens (None: everywhere), padding on
         either side. Logits at padding are finite and mean nothing.
         """
-        return self.head(self.hidden(input_ids, attention_mask)).astype(jnp.float32)
+        return self.logits(self.hidden(input_ids, attention_mask))
 
     def hidden(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
         """Return the residual stream after the last norm, x_BTD; arguments as for the call."""
@@ -68,6 +68,10 @@ class Template(PretrainedModel):
         for layer in self.layers:
             x_BTD, _ = layer(x_BTD, positions_BT)
         return self.norm(x_BTD)
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Return the head's logits for normalised x_BTD."""
+        return self.head(x_BTD).astype(jnp.float32)
 
     def init_cache(self, batch_size: int, capacity: int) -> DecoderCache:
         """Return an empty cache with room for ``capacity`` tokens in each row."""
@@ -96,6 +100,7 @@ class Template(PretrainedModel):
             x_BTD, layer_cache = layer(x_BTD, positions_BT, layer_cache)
             after.append(layer_cache)
         if last_only:
-            last_B = positions_BT.argmax(axis=1)
-            x_BTD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
-        return self.head(self.norm(x_BTD)).astype(jnp.float32), DecoderCache(tuple(after))
+            last_B11 = positions_BT.argmax(axis=1)[:, None, None]
+            x_B1D = jnp.take_along_axis(x_BTD, last_B11, axis=1)
+            return self.logits(self.norm(x_B1D)), DecoderCache(tuple(after))
+        return self.logits(self.norm(x_BTD)), DecoderCache(tuple(after))
