@@ -77,7 +77,7 @@ def against_length(plot: str | None, limit_mb: float) -> None:
         row = f"{length:8}"
         for form in FORMS:
             heads = 2 * WIDTH // HEAD if form == "quadratic" else WIDTH // HEAD
-            if form != "chunked" and 4 * 4 * heads * length**2 / 2**20 > limit_mb:
+            if form != "chunked" and 2 * 4 * heads * length**2 / 2**20 > limit_mb:
                 row += f"{'over the memory limit':>24}"
                 continue
             run = subprocess.run(
