@@ -29,18 +29,9 @@ def test_a_new_package_passes_its_tests(root, tmp_path, uv, run):
     # The shapes of arrays are checked against their names, as in the tree.
     shutil.copy(root / "packages/conftest.py", tmp_path)
     # All but the two longest, which take as long as the rest together, and which every real model runs.
-    options = [
-        "-q",
-        "-k",
-        "not meshes and not overfits",
-        "-c",
-        root / "pyproject.toml",
-        "--rootdir",
-        folder,
-        "-p",
-        "no:cacheprovider",
-    ]
-    said = run([sys.executable, "-m", "pytest", *options, folder], cwd=tmp_path, PYTHONPATH=str(installed))
+    chosen = ["-k", "not meshes and not overfits"]
+    options = ["-q", "-p", "no:cacheprovider", "-c", root / "pyproject.toml", "--rootdir", tmp_path]
+    said = run([sys.executable, "-m", "pytest", *options, *chosen, folder], cwd=tmp_path, PYTHONPATH=str(installed))
     assert " passed" in said
 
 
