@@ -16,7 +16,7 @@ $$ y_i = \sum_j (x_j - w_{ij})^2 \tag{7} $$
 Our logits are $-y_i$, so that the softmax cross-entropy is the paper's eq. 9 without its rubbish class
 ($j \to \infty$). The modern reading has $f$ = ReLU, maxima for sums, and a linear output layer.
 
-Shapes: B batch, Y rows, X columns, C channels in, O channels out; M classes.
+Shapes: B batch, Y rows, X columns, C channels; R, S, O those of the next map; F units of F6; M classes.
 """
 
 import dataclasses
@@ -40,10 +40,10 @@ def scaled_tanh(x: jax.Array) -> jax.Array:
 
 def convolve(x_BYXC: jax.Array, kernel: jax.Array, bias_O: jax.Array) -> jax.Array:
     """Return a convolution without padding, kernel [rows, columns, C, O], in x's dtype."""
-    y_BYXO = lax.conv_general_dilated(
+    y_BRSO = lax.conv_general_dilated(
         x_BYXC, kernel.astype(x_BYXC.dtype), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    return y_BYXO + bias_O.astype(x_BYXC.dtype)
+    return y_BRSO + bias_O.astype(x_BYXC.dtype)
 
 
 class Convolution(nnx.Module):
@@ -134,9 +134,9 @@ class LeNet5(VisionModel):
                 "resize or pad them"
             )
         f = self.activation
-        x_BYXC = f(self.c1(images_BYXC.astype(self.dtype)))
-        x_BYXC = self.s2(x_BYXC) if self.config.pooling == "max" else f(self.s2(x_BYXC))
-        return f(self.c3(x_BYXC))
+        x_BRSO = f(self.c1(images_BYXC.astype(self.dtype)))
+        x_BRSO = self.s2(x_BRSO) if self.config.pooling == "max" else f(self.s2(x_BRSO))
+        return f(self.c3(x_BRSO))
 
     def after_features(self, x_BYXC: jax.Array) -> jax.Array:
         """Return the 84 units of F6 from the maps of C3."""
@@ -159,8 +159,6 @@ class LeNet5(VisionModel):
         self.classifier = nnx.Linear(84, len(labels), dtype=self.dtype, rngs=rngs)
         self.config = dataclasses.replace(self.config, output="linear", labels=tuple(labels), num_classes=len(labels))
 
-    def saliency(self, images_BYXC: jax.Array, classes_B: jax.Array) -> jax.Array:
+    def saliency(self, images: jax.Array, classes_B: jax.Array) -> jax.Array:
         """Return Grad-CAM of the maps of C3, the last that know where: heat [B, 10, 10] >= 0."""
-        return grad_cam(
-            lambda x_BYXC: self.classifier(self.after_features(x_BYXC)), self.features(images_BYXC), classes_B
-        )
+        return grad_cam(lambda x_BYXC: self.classifier(self.after_features(x_BYXC)), self.features(images), classes_B)

@@ -18,7 +18,7 @@ $\bar\mu, \bar\sigma^2$, so that an image does not depend on its neighbours.
 
     images -> 7x7/2, 64 -> max 3x3/2 -> [block x depth] x 4 stages, /2 at each but the first -> mean -> linear
 
-Shapes: B batch, Y rows, X columns, C channels, M classes.
+Shapes: B batch, Y rows, X columns, C channels; R, S, O those of a later map; M classes.
 """
 
 from collections.abc import Sequence
@@ -107,8 +107,8 @@ class ConvNorm(nnx.Module):
         self.relu = relu
 
     def __call__(self, x_BYXC: jax.Array) -> jax.Array:
-        y_BYXO = self.norm(self.conv(x_BYXC))
-        return jax.nn.relu(y_BYXO) if self.relu else y_BYXO
+        y_BRSO = self.norm(self.conv(x_BYXC))
+        return jax.nn.relu(y_BRSO) if self.relu else y_BRSO
 
 
 class Block(nnx.Module):
@@ -119,12 +119,11 @@ class Block(nnx.Module):
         self.shortcut = shortcut
 
     def __call__(self, x_BYXC: jax.Array) -> jax.Array:
-        y_BYXO = x_BYXC
+        y_BRSO = x_BYXC
         for layer in self.layers:
-            y_BYXO = layer(y_BYXO)
-        if self.shortcut is not None:
-            x_BYXC = self.shortcut(x_BYXC)
-        return jax.nn.relu(y_BYXO + x_BYXC)  # eq. 1
+            y_BRSO = layer(y_BRSO)
+        kept_BRSO = x_BYXC if self.shortcut is None else self.shortcut(x_BYXC)
+        return jax.nn.relu(y_BRSO + kept_BRSO)  # eq. 1
 
 
 def make_block(config: ResNetConfig, c_in: int, c_out: int, stride: int, *, dtype, rngs: nnx.Rngs) -> Block:
@@ -173,14 +172,14 @@ class ResNet(VisionModel):
             raise DataError(
                 f"images of shape {images_BYXC.shape} must be [batch, rows, columns, {self.config.num_channels}]"
             )
-        x_BYXC = self.stem(images_BYXC)
-        x_BYXC = lax.reduce_window(
-            x_BYXC, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+        x_BRSO = self.stem(images_BYXC)
+        x_BRSO = lax.reduce_window(
+            x_BRSO, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
         )
         for blocks in self.stages:
             for block in blocks:
-                x_BYXC = block(x_BYXC)
-        return x_BYXC
+                x_BRSO = block(x_BRSO)
+        return x_BRSO
 
     def head(self, hidden_BYXC: jax.Array) -> jax.Array:
         """Return logits_BM of the mean over rows and columns."""
@@ -191,6 +190,6 @@ class ResNet(VisionModel):
         """Return logits [B, num_classes]."""
         return self.head(self.hidden(images_BYXC))
 
-    def saliency(self, images_BYXC: jax.Array, classes_B: jax.Array) -> jax.Array:
+    def saliency(self, images: jax.Array, classes_B: jax.Array) -> jax.Array:
         """Return Grad-CAM of the last feature map for each image's class: heat [B, Y / 32, X / 32] >= 0."""
-        return grad_cam(self.head, self.hidden(images_BYXC), classes_B)
+        return grad_cam(self.head, self.hidden(images), classes_B)

@@ -23,7 +23,7 @@ Where it looked is attention rollout (Abnar and Zuidema 2020, https://arxiv.org/
 merges: what the mean reads of the last map is followed back, $r \leftarrow \tfrac12 (r A_l + r)$.
 
 Shapes: B batch, Y rows, X columns of a map, D its width; W windows; T positions of a window to read for S of
-them; N heads, H head width; C channels of the image; M classes.
+them; N heads, H head width; P rows, Q columns, C channels of the image; M classes.
 """
 
 from functools import cache, partial
@@ -227,7 +227,7 @@ class Stage(nnx.Module):
 
 
 class Swin(VisionModel):
-    """The classifier. Call it on images [B, Y, X, C] of any size; windows stay as the config's image_size has them."""
+    """The classifier. Call it on images [B, P, Q, C] of any size; windows stay as the config's image_size has them."""
 
     Config = SwinConfig
     architectures = ("Swinv2ForImageClassification",)
@@ -251,14 +251,14 @@ class Swin(VisionModel):
         self.norm = LayerNorm(width, epsilon=config.norm_epsilon)
         self.classifier = nnx.Linear(width, config.num_classes, dtype=dtype, rngs=rngs)
 
-    def embed(self, images_BYXC: jax.Array) -> jax.Array:
+    def embed(self, images_BPQC: jax.Array) -> jax.Array:
         """Return the first map; an image is padded to whole patches."""
-        images_BYXC = pad_to_multiple(images_BYXC, *pair(self.config.patch_size))
-        return self.dropout(self.patch_norm(self.patches(images_BYXC)))
+        images_BPQC = pad_to_multiple(images_BPQC, *pair(self.config.patch_size))
+        return self.dropout(self.patch_norm(self.patches(images_BPQC)))
 
-    def hidden(self, images_BYXC: jax.Array) -> jax.Array:
+    def hidden(self, images_BPQC: jax.Array) -> jax.Array:
         """Return the normalised last map as a sequence [B, rows * columns, D]."""
-        x_BYXD = self.embed(images_BYXC)
+        x_BYXD = self.embed(images_BPQC)
         for stage in self.stages:
             for block in stage.blocks:
                 x_BYXD = block(x_BYXD)
@@ -267,14 +267,14 @@ class Swin(VisionModel):
         B, Y, X, D = x_BYXD.shape
         return self.norm(x_BYXD.reshape(B, Y * X, D))
 
-    def __call__(self, images_BYXC: jax.Array) -> jax.Array:
+    def __call__(self, images_BPQC: jax.Array) -> jax.Array:
         """Return logits [B, num_classes]."""
-        hidden_BTD = self.hidden(images_BYXC)
+        hidden_BTD = self.hidden(images_BPQC)
         return self.classifier(jnp.mean(hidden_BTD, axis=1, dtype=jnp.float32).astype(hidden_BTD.dtype))
 
-    def rollout(self, images_BYXC: jax.Array) -> jax.Array:
+    def rollout(self, images_BPQC: jax.Array) -> jax.Array:
         """Return how much of each patch the mean over the last map has read: heat [B, rows, columns], sum at most 1."""
-        x_BYXD, path = self.embed(images_BYXC), []
+        x_BYXD, path = self.embed(images_BPQC), []
         for stage in self.stages:
             for block in stage.blocks:
                 path.append((block, x_BYXD))
@@ -291,6 +291,6 @@ class Swin(VisionModel):
                 read = read.repeat(2, axis=1).repeat(2, axis=2)[:, : x_BYXD.shape[1], : x_BYXD.shape[2]] / 4
         return read
 
-    def saliency(self, images_BYXC: jax.Array, classes_B: jax.Array) -> jax.Array:
+    def saliency(self, images: jax.Array, classes_B: jax.Array) -> jax.Array:
         """Return attention rollout, which is the same for every class."""
-        return self.rollout(images_BYXC)
+        return self.rollout(images)

@@ -91,7 +91,18 @@ class ViTConfig:
     @classmethod
     def tiny(cls) -> Self:
         """Return a model for the tests and the first run: 16 x 16 grey images, 10 classes, 0.2 M parameters."""
-        return cls(64, 4, 4, 128, image_size=16, patch_size=4, num_channels=1, num_classes=10, norm_epsilon=1e-6)
+        return cls(
+            64,
+            4,
+            4,
+            128,
+            image_size=16,
+            patch_size=4,
+            num_channels=1,
+            num_classes=10,
+            norm_epsilon=1e-6,
+            qkv_bias=False,
+        )
 
     @classmethod
     def ti16(cls) -> Self:

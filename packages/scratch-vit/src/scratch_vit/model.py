@@ -106,14 +106,14 @@ class ViT(VisionModel):
 
     def embed(self, images_BYXC: jax.Array) -> tuple[jax.Array, tuple[int, int]]:
         """Return z_BTD of eq. 1, and the rows and columns of patches in it."""
-        patches_BRSD = self.patches(images_BYXC)
-        B, R, S, D = patches_BRSD.shape
-        class_B1D = jnp.broadcast_to(self.class_token[...].astype(patches_BRSD.dtype), (B, 1, D))
-        z_BTD = jnp.concatenate([class_B1D, patches_BRSD.reshape(B, R * S, D)], axis=1)
+        patches = self.patches(images_BYXC)
+        B, rows, columns, D = patches.shape
+        class_B1D = jnp.broadcast_to(self.class_token[...].astype(patches.dtype), (B, 1, D))
+        z_BTD = jnp.concatenate([class_B1D, patches.reshape(B, rows * columns, D)], axis=1)
         positions = self.positions[...]
-        if self.config.grid != (R, S):
-            positions = resize_positions(positions, self.config.grid, (R, S))
-        return self.dropout(z_BTD + positions.astype(z_BTD.dtype)), (R, S)
+        if self.config.grid != (rows, columns):
+            positions = resize_positions(positions, self.config.grid, (rows, columns))
+        return self.dropout(z_BTD + positions.astype(z_BTD.dtype)), (rows, columns)
 
     def hidden(self, images_BYXC: jax.Array) -> jax.Array:
         """Return the normalised last sequence [B, 1 + patches, D], the class token first."""
@@ -128,7 +128,7 @@ class ViT(VisionModel):
 
     def rollout(self, images_BYXC: jax.Array) -> jax.Array:
         """Return the class token's row of eq. 5 at the patches: heat [B, rows, columns], its sum at most 1."""
-        x_BTD, (R, S) = self.embed(images_BYXC)
+        x_BTD, (rows, columns) = self.embed(images_BYXC)
         weights = []
         for layer in self.layers:
             weights.append(layer.attention.weights(layer.attention_norm(x_BTD)).mean(axis=1))
@@ -136,11 +136,11 @@ class ViT(VisionModel):
         read_BT = jnp.zeros(x_BTD.shape[:2]).at[:, 0].set(1.0)
         for weights_BTS in reversed(weights):
             read_BT = 0.5 * (jnp.einsum("BT,BTS->BS", read_BT, weights_BTS) + read_BT)  # eq. 5, a row at a time
-        return read_BT[:, 1:].reshape(-1, R, S)
+        return read_BT[:, 1:].reshape(-1, rows, columns)
 
-    def saliency(self, images_BYXC: jax.Array, classes_B: jax.Array) -> jax.Array:
+    def saliency(self, images: jax.Array, classes_B: jax.Array) -> jax.Array:
         """Return attention rollout, which is the same for every class."""
-        return self.rollout(images_BYXC)
+        return self.rollout(images)
 
 
 def resize_positions(positions: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:

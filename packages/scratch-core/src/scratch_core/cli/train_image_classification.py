@@ -29,11 +29,11 @@ class Options(runs.RunOptions):
 
     paths: ClassVar[tuple[str, ...]] = ("data", "start")
 
-    steps: int = 700
+    steps: int = 1200
     """How many updates in all."""
     batch_size: int = 64
     """Images per update."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Its peak: after the warm-up, before the cosine decay."""
     data: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Image folders (train/CLASS/*.png and test/, or just CLASS/*.png), MNIST's or CIFAR-10's files.

@@ -32,13 +32,14 @@ class PatchEmbedding(nnx.Module):
 
     def __call__(self, images_BYXC: jax.Array) -> jax.Array:
         """Return patches_BRSD. Raises DataError for other channels, or for an image smaller than a patch."""
-        P, Q, C, D = self.kernel.shape
-        if images_BYXC.ndim != 4 or images_BYXC.shape[-1] != C or images_BYXC.shape[1] < P or images_BYXC.shape[2] < Q:
+        P, Q, channels, D = self.kernel.shape
+        shape = images_BYXC.shape
+        if len(shape) != 4 or shape[-1] != channels or shape[1] < P or shape[2] < Q:
             raise DataError(
-                f"images of shape {images_BYXC.shape} must be [batch, rows >= {P}, columns >= {Q}, channels = {C}]"
+                f"images of shape {shape} must be [batch, rows >= {P}, columns >= {Q}, channels = {channels}]"
             )
-        B, R, S = images_BYXC.shape[0], images_BYXC.shape[1] // P, images_BYXC.shape[2] // Q
-        pixels = images_BYXC[:, : R * P, : S * Q].astype(self.dtype).reshape(B, R, P, S, Q, C)
-        pixels = pixels.transpose(0, 1, 3, 2, 4, 5).reshape(B, R, S, P * Q * C)
-        kernel = self.kernel[...].astype(self.dtype).reshape(P * Q * C, D)
+        B, R, S = shape[0], shape[1] // P, shape[2] // Q
+        pixels = images_BYXC[:, : R * P, : S * Q].astype(self.dtype).reshape(B, R, P, S, Q, channels)
+        pixels = pixels.transpose(0, 1, 3, 2, 4, 5).reshape(B, R, S, P * Q * channels)
+        kernel = self.kernel[...].astype(self.dtype).reshape(P * Q * channels, D)
         return pixels @ kernel + self.bias[...].astype(self.dtype)  # eq. 1

@@ -88,7 +88,7 @@ class VisionModel(PretrainedModel):
                 setattr(module, "frozen", True)  # noqa: B010, whatever the module's class
         return nnx.All(nnx.Param, nnx.PathContains("classifier"))
 
-    def saliency(self, images_BYXC: jax.Array, classes_B: jax.Array) -> jax.Array:
+    def saliency(self, images: jax.Array, classes_B: jax.Array) -> jax.Array:
         """Return where the model looked for each image's class: heat [B, rows, columns] >= 0."""
         raise NotImplementedError
 

@@ -1,0 +1,111 @@
+"""What the tests of an image classifier call, beside :mod:`scratch_core.testing`; each check is one call."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from scratch_core.losses import image_classification_loss
+from scratch_core.testing import CACHED, LOGITS, assert_close, check_gradients, jitted, read_io
+from scratch_core.train import Trainer
+from scratch_core.vision import VisionModel
+from scratch_core.weights import flatten, load
+
+
+def check_image_classifier(golden: Path, atol: float = LOGITS) -> None:
+    """Compare logits, last hidden state, loss and gradients of a checkpoint with its golden."""
+    model: Any = load(golden)
+    io = read_io(golden)
+    images = jnp.asarray(io["pixel_values"].transpose(0, 2, 3, 1))  # theirs are channels first
+    assert_close(jitted(model)(images), io["logits"], atol, "logits")
+    hidden = io["last_hidden_state"]
+    hidden = hidden.transpose(0, 2, 3, 1) if hidden.ndim == 4 else hidden
+    assert_close(jitted(model, "hidden")(images), hidden, atol, "last hidden state")
+    batch = {"images": images, "labels": jnp.asarray(io["labels"])}
+    check_gradients(model, lambda model: jnp.divide(*image_classification_loss(model, batch)), io)
+
+
+def noise(config: Any, batch_size: int, size: int = 32, seed: int = 0) -> jax.Array:
+    """Return images [B, Y, X, C] of noise in the size that a configuration wants."""
+    size = getattr(config, "image_size", size)
+    shape = (batch_size, size, size, config.num_channels)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+
+
+def check_images_are_independent(model: VisionModel) -> None:
+    """In evaluation, an image's logits are those it has alone, whatever its neighbours are, and do depend on it."""
+    model.eval()
+    images, others, forward = noise(model.config, 4), noise(model.config, 4, seed=1), jitted(model)
+    together = np.asarray(forward(images))
+    for i in range(4):
+        assert_close(np.asarray(forward(images[i : i + 1]))[0], together[i], CACHED, f"image {i} alone")
+    moved = np.asarray(forward(others.at[2].set(images[2])))
+    assert_close(moved[2], together[2], CACHED, "image 2 among others")
+    assert np.abs(moved - together)[[0, 1, 3]].max(axis=-1).min() > 1e-4
+
+
+def check_new_head_on_a_frozen_trunk(model: VisionModel, folder: Path) -> None:
+    """Training a new head alone leaves every other array as it was, to the bit, and the head survives a checkpoint."""
+    model.replace_head(("cat", "dog", "owl"), rngs=nnx.Rngs(7))
+    before = _learned(model)
+    batch = {"images": noise(model.config, 6), "labels": jnp.array([0, 1, 2, 0, 1, 2])}
+    trainer = Trainer(model, optax.adam(0.02), image_classification_loss, trainable=model.freeze_trunk())
+    first = trainer.evaluate([batch])["loss"]
+    trainer.fit([batch] * 30, 30)
+    assert trainer.evaluate([batch])["loss"] < 0.7 * first
+    after = _learned(model)
+    changed = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert changed == {"classifier.kernel", "classifier.bias"}, changed
+
+    model.save_pretrained(folder)
+    again = type(model).from_pretrained(folder)
+    assert again.config.labels == ("cat", "dog", "owl")
+    assert again.config == model.config
+    np.testing.assert_array_equal(jitted(again)(batch["images"]), jitted(model)(batch["images"]))
+
+
+def check_bfloat16(kind: type[VisionModel], config: Any) -> None:
+    """Computing in bfloat16 keeps parameters and gradients float32, and gives the logits to bfloat16's precision."""
+    exact, narrow = (kind(config, dtype=dtype, rngs=nnx.Rngs(0)) for dtype in (jnp.float32, jnp.bfloat16))
+    batch = {"images": noise(config, 4), "labels": jnp.arange(4)}
+    # Compared in training mode, where batch norm keeps the activations of a random network in bounds.
+    expected, actual = (np.asarray(jitted(m)(batch["images"]), np.float32) for m in (exact, narrow))
+    assert jitted(narrow)(batch["images"]).dtype in (jnp.bfloat16, jnp.float32)
+    assert 0 < np.abs(actual - expected).max() < 0.05 * np.abs(expected).max() + 0.02
+    narrow.eval()  # running statistics would have to be handed out of the gradient
+    graphdef, parameters, rest = nnx.split(narrow, nnx.Param, ...)
+
+    @jax.jit
+    def gradients(parameters: Any, rest: Any) -> Any:
+        def loss(parameters: Any, rest: Any) -> jax.Array:
+            return image_classification_loss(nnx.merge(graphdef, parameters, rest), batch)[0]
+
+        return jax.grad(loss)(parameters, rest)
+
+    for path, value in flatten(gradients(parameters, rest)).items():
+        assert value.dtype == jnp.float32, path
+        assert np.isfinite(value).all(), path
+
+
+def check_dropout(kind: type[VisionModel], dropping: Any, still: Any) -> None:
+    """Where ``dropping`` has rates, training draws anew at each call and alike from one seed; evaluation is ``still``."""
+    images = noise(dropping, 4)
+    first, second, other = (kind(dropping, rngs=nnx.Rngs(params=0, dropout=seed)) for seed in (1, 1, 2))
+    plain = kind(still, rngs=nnx.Rngs(params=0, dropout=1))
+    nnx.update(plain, nnx.state(first, nnx.Param))
+    draws = [np.asarray(model(images)) for model in (first, first, second, other)]
+    np.testing.assert_array_equal(draws[0], draws[2])
+    assert np.abs(draws[0] - draws[1]).max() > 1e-4
+    assert np.abs(draws[0] - draws[3]).max() > 1e-4
+    for model in (first, plain):
+        model.eval()
+    np.testing.assert_array_equal(jitted(first)(images), jitted(plain)(images))
+
+
+def _learned(model: Any) -> dict[str, np.ndarray]:
+    # Copies: the arrays themselves are donated to the training step.
+    return {path: np.array(value) for path, value in flatten(nnx.state(model, (nnx.Param, nnx.BatchStat))).items()}
