@@ -45,7 +45,13 @@ class Options(runs.RunOptions):
     """A text file, or a folder of them. The default is the source of Python's own standard library."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """A folder with a tokenizer.json. The default is bytes."""
-    sequence_length: int = 256
+    steps: int = 800
+    """How many updates in all."""
+    batch_size: int = 16
+    """Examples per update."""
+    learning_rate: float = 3e-3
+    """Its peak: after the warm-up, before the cosine decay."""
+    sequence_length: int = 128
     """Tokens per example."""
     evaluation_tokens: int = 200_000
     """How many of the held-out tokens the final figures are taken from, at most."""
