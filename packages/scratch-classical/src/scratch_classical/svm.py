@@ -171,7 +171,7 @@ def solve_svm_flat(
     return beta, *_bias(y_I, product, beta, lower_I, upper_I, epsilon), count
 
 
-@partial(jax.jit, static_argnames=("kind", "degree", "stored"))
+@partial(jax.jit, static_argnames=("kind", "degree", "stored", "precise"))
 def solve_svm(
     source: Any,
     y_I: Any,
@@ -186,11 +186,13 @@ def solve_svm(
     kind: str = "rbf",
     degree: int = 3,
     stored: bool = True,
+    precise: bool = True,
 ) -> tuple[jax.Array, ...]:
     """Return (beta [I], b, violation, steps): eq. 1 with two levels.
 
     ``source`` is K [I, I] if ``stored``, else X [I, D], from which the rows of K that a working set needs are
-    computed each time: memory W I instead of I^2.
+    computed each time: memory W I instead of I^2. Without ``precise`` $K\\beta$ is brought up to date in float32, which
+    is faster and good for tolerances above 1e-5.
     """
     I = y_I.shape[0]
     W, dtype = min(WORKING_SET, I), y_I.dtype
@@ -227,7 +229,8 @@ def solve_svm(
             inner_tol, inner_tol, 0, jnp.minimum(limit - count, 20 * W),
         )  # fmt: skip
         change_W = new_W - old_W
-        product_I = product_I + (change_W.astype(rows_WI.dtype) @ rows_WI).astype(dtype)
+        summed = dtype if precise else rows_WI.dtype
+        product_I = product_I + (change_W.astype(summed) @ rows_WI.astype(summed)).astype(dtype)
         beta_I = beta_I.at[index_W].set(new_W)
         return beta_I, product_I, index_W, gap_of(beta_I, product_I), count + steps
 
@@ -341,7 +344,18 @@ class _SupportVectorMachine(BaseEstimator):
                 found = solve_svm_flat(source, y, lower, upper, float(epsilon), self.tol, 1e-10, limit)
             else:
                 found = solve_svm(
-                    source, y, lower, upper, float(epsilon), self.tol, limit, gamma, coef0, stored=stored, **options
+                    source,
+                    y,
+                    lower,
+                    upper,
+                    float(epsilon),
+                    self.tol,
+                    limit,
+                    gamma,
+                    coef0,
+                    stored=stored,
+                    precise=fine,
+                    **options,
                 )
             beta, b, violation, count = (np.asarray(v) for v in found)
         converged = not violation > self.tol
