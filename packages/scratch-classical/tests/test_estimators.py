@@ -2,6 +2,7 @@
 
 import warnings
 
+import jax
 import numpy as np
 import pytest
 import scratch_classical
@@ -15,6 +16,15 @@ ESTIMATORS = [
     for name in scratch_classical.__all__
     if hasattr(getattr(scratch_classical, name), "fit") and isinstance(getattr(scratch_classical, name), type)
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly():
+    """The suite fits hundreds of tiny problems of as many shapes: nearly all of its time is compilation."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def test_the_list_is_complete():
