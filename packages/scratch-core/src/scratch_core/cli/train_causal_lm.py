@@ -45,7 +45,7 @@ class Options(runs.RunOptions):
     """A text file, or a folder of them. The default is the source of Python's own standard library."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """A folder with a tokenizer.json. The default is bytes."""
-    steps: int = 800
+    steps: int = 600
     """How many updates in all."""
     batch_size: int = 16
     """Examples per update."""
