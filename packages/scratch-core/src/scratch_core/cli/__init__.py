@@ -104,7 +104,7 @@ def predict(folder: Folder, image: Folder, /, top: int = 5, picture: str | None 
         top: How many classes to print.
         picture: The file to write; the default is IMAGE-looked.png beside the image.
     """
-    from scratch_core.cli import predict as predicting
+    from scratch_core.cli import predicting
 
     predicting.predict(folder, image, picture, top)
 
