@@ -398,8 +398,8 @@ class ElasticNet(LinearPredictor):
         if not 0 <= self.l1_ratio <= 1:
             raise ValueError(f"l1_ratio={self.l1_ratio} must lie between 0 and 1")
         X, y, sample_weight = self._validated_fit(X, y, sample_weight)
-        K, D, dtype = (1 if y.ndim == 1 else y.shape[1]), X.shape[1], np.dtype(X.dtype)
-        start_KD = np.zeros((K, D), dtype)
+        K, num_features, dtype = (1 if y.ndim == 1 else y.shape[1]), X.shape[1], np.dtype(X.dtype)
+        start_KD = np.zeros((K, num_features), dtype)
         if self.warm_start and hasattr(self, "coef_"):
             start_KD = np.atleast_2d(np.asarray(self.coef_, dtype))
         with precision(dtype):
@@ -407,9 +407,9 @@ class ElasticNet(LinearPredictor):
             l1, l2 = dtype.type(self.alpha * self.l1_ratio), dtype.type(self.alpha * (1 - self.l1_ratio))
             data = problem(layout, X, y, sample_weight, self.fit_intercept)
             padded = layout.rows.tail.shape[1]
-            start_KD = np.pad(start_KD, ((0, 0), (0, padded - D)))
+            start_KD = np.pad(start_KD, ((0, 0), (0, padded - num_features)))
             found = None
-            if D > _WIDE and K == 1 and l1 > 0 and not is_on_device(X):
+            if num_features > _WIDE and K == 1 and l1 > 0 and not is_on_device(X):
                 found = _fit_working_set(self, X, data, l1, l2, start_KD[0], self.fit_intercept)
             if found is not None:
                 coef_KD, intercept_K, gap_K, count_K = (np.asarray(v)[None] for v in found)
@@ -420,7 +420,7 @@ class ElasticNet(LinearPredictor):
                 )  # fmt: skip
                 if not finite:
                     refuse_non_finite(self, X)
-            coef = np.array(coef_KD, dtype)[:, :D]
+            coef = np.array(coef_KD, dtype)[:, :num_features]
             intercept, gap = np.array(intercept_K, dtype), np.array(gap_K, np.float64)
             counts = np.maximum(np.array(count_K), 1)
         _warn_unless_converged(gap, self.tol, y, sample_weight, self.fit_intercept)
@@ -488,11 +488,11 @@ def _warn_unless_converged(
         )
 
 
-def alpha_grid(cross_D: np.ndarray, total_weight: float, l1_ratio: float, eps: float, count: int) -> np.ndarray:
+def alpha_grid(cross: np.ndarray, total_weight: float, l1_ratio: float, eps: float, count: int) -> np.ndarray:
     """Return ``count`` alphas, evenly spaced in logarithm, from the smallest with no coefficient to eps of it."""
     if l1_ratio == 0:
         raise ValueError("Automatic alpha grid generation is not supported for l1_ratio=0. Please supply a grid.")
-    largest = np.abs(cross_D).max() / (total_weight * l1_ratio)
+    largest = np.abs(cross).max() / (total_weight * l1_ratio)
     if largest <= np.finfo(np.float64).resolution:
         return np.full(count, np.finfo(np.float64).resolution)
     return np.geomspace(largest, largest * eps, num=count)
@@ -529,22 +529,22 @@ def enet_path(
         raise ValueError(f"Found input variables with inconsistent numbers of samples: {[len(X), len(y)]}")
     if not isinstance(n_alphas, str) and n_alphas is not None:
         alphas = n_alphas
-    D, dtype = X.shape[1], X.dtype
+    num_features, dtype = X.shape[1], X.dtype
     with precision(dtype):
         layout = lay_out(X)
         rows, y_IK, weight_I, shift_x, shift_y = problem(layout, X, y, None, False)
         s = _sums(rows, y_IK, weight_I, shift_x, shift_y)
-        cross_DK = np.asarray(s.cross)[:D]
+        cross = np.asarray(s.cross)[:num_features]
         if alphas is None or isinstance(alphas, str):
             alphas = 100
         if np.ndim(alphas) == 0:
-            alphas = alpha_grid(cross_DK, len(X), l1_ratio, eps, int(alphas))
+            alphas = alpha_grid(cross, len(X), l1_ratio, eps, int(alphas))
         alphas = np.sort(np.asarray(alphas, np.float64))[::-1]
         scaled = (alphas * len(X)).astype(dtype)
-        K, padded = cross_DK.shape[1], rows.tail.shape[1]
+        K, padded = cross.shape[1], rows.tail.shape[1]
         start_KD = np.zeros((K, padded), dtype)
         if coef_init is not None:
-            start_KD[:, :D] = np.reshape(coef_init, (K, D))
+            start_KD[:, :num_features] = np.reshape(coef_init, (K, num_features))
         results = [
             descend_path(
                 s.gram, s.cross[:, k], s.target[k], scaled * dtype.type(l1_ratio), scaled * dtype.type(1 - l1_ratio),
@@ -552,7 +552,7 @@ def enet_path(
             )
             for k in range(K)
         ]  # fmt: skip
-        coefs = np.stack([np.asarray(coef_AD)[:, :D].T for coef_AD, _, _ in results])
+        coefs = np.stack([np.asarray(coef_AD)[:, :num_features].T for coef_AD, _, _ in results])
         gaps = np.stack([np.asarray(gap_A) for _, gap_A, _ in results]) / len(X)
         counts = np.stack([np.maximum(np.asarray(count_A), 1) for *_, count_A in results])
     if y.ndim == 1:
@@ -656,7 +656,7 @@ class ElasticNetCV(LinearPredictor):
         total: Sums,
         trains: list[Sums],
         tests: list[Sums],
-        D: int,
+        num_features: int,
         shift_x: np.ndarray,
         shift_y: np.ndarray,
         y: np.ndarray,
@@ -703,8 +703,8 @@ class ElasticNetCV(LinearPredictor):
             dtype.type(n_alpha * self.l1_ratio_), dtype.type(n_alpha * (1 - self.l1_ratio_)),
             start_D, dtype.type(self.tol), np.int32(self.max_iter), positive=positive,
         )  # fmt: skip
-        self.coef_ = np.array(coef_D)[:D]
-        mean_x, mean_y = np.asarray(whole.mean_x)[:D], np.asarray(whole.mean_y)[0]
+        self.coef_ = np.array(coef_D)[:num_features]
+        mean_x, mean_y = np.asarray(whole.mean_x)[:num_features], np.asarray(whole.mean_y)[0]
         self.intercept_ = dtype.type(mean_y - mean_x @ self.coef_) if fit_intercept else 0.0
         self.dual_gap_ = float(gap) / float(whole.weight)
         self.n_iter_ = max(int(count), 1)

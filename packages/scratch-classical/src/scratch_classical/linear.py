@@ -199,10 +199,10 @@ def _fit_squares(
 ) -> tuple[np.ndarray | None, str]:
     """Set coef_ and intercept_ to the minimiser of eq. 1. Return the singular values if alpha is 0, and the method."""
     fit_intercept = bool(estimator.fit_intercept)
-    I, D = X.shape
+    num_samples, num_features = X.shape
     dtype = np.dtype(X.dtype)
-    wide = D > I
-    dual = wide and D > 256 and np.all(alpha) and not positive
+    wide = num_features > num_samples
+    dual = wide and num_features > 256 and np.all(alpha) and not positive
     sigma = None
     with precision(dtype):
         layout = lay_out(X, whole=wide)
@@ -234,18 +234,24 @@ def _fit_squares(
                 if m is None:
                     m = centered(sums(*data), shift_x, data[4], fit_intercept)
                 coef_DK, intercept_K, sigma = _fit_orthogonal(
-                    rows, y_IK, weight_I, m, alpha, dtype.type(max(I, D)), fit_intercept=fit_intercept
+                    rows,
+                    y_IK,
+                    weight_I,
+                    m,
+                    alpha,
+                    dtype.type(max(num_samples, num_features)),
+                    fit_intercept=fit_intercept,
                 )
                 method = "svd"
-        coef_KD = np.array(coef_DK, dtype).T[:, :D]
+        coef_KD = np.array(coef_DK, dtype).T[:, :num_features]
         intercept = np.array(intercept_K, dtype)
     estimator.coef_ = np.ascontiguousarray(coef_KD if y.ndim > 1 else coef_KD[0])
     estimator.intercept_ = 0.0 if not fit_intercept else intercept if y.ndim > 1 else intercept[0]
     if np.any(alpha):
         return None, method
     if sigma is None and m is not None:
-        sigma = np.sqrt(np.clip(np.linalg.eigvalsh(np.asarray(m.gram)[:D, :D])[::-1], 0, None))
-    return np.array(sigma)[: min(I, D)], method
+        sigma = np.sqrt(np.clip(np.linalg.eigvalsh(np.asarray(m.gram)[:num_features, :num_features])[::-1], 0, None))
+    return np.array(sigma)[: min(num_samples, num_features)], method
 
 
 class LinearRegression(LinearPredictor):

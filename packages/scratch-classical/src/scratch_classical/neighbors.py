@@ -85,8 +85,8 @@ def search_by_differences(
 
     def distances(begin: Any) -> jax.Array:
         def add(d: Any, total_QC: Any) -> jax.Array:
-            x_C = jax.lax.dynamic_slice(points_DN, (d, begin), (1, C))
-            term_QC = _raised(jax.lax.dynamic_slice_in_dim(queries_QD, d, 1, axis=1) - x_C, p)
+            x_1C = jax.lax.dynamic_slice(points_DN, (d, begin), (1, C))
+            term_QC = _raised(jax.lax.dynamic_slice_in_dim(queries_QD, d, 1, axis=1) - x_1C, p)
             if weight_D is not None:
                 term_QC = term_QC * weight_D[d]
             return jnp.maximum(total_QC, term_QC) if p == np.inf else total_QC + term_QC

@@ -374,18 +374,18 @@ class _SupportVectorMachine(BaseEstimator):
             return np.asarray(self.kernel(X, self._X_fit))[:, self.support_] @ coef_SP
         if self.kernel == "precomputed":
             return X[:, self.support_] @ coef_SP
-        S, D = self.support_vectors_.shape
-        if S == 0:
+        if not len(self.support_vectors_):
             return np.zeros((len(X), coef_SP.shape[1]), X.dtype)
         if self.kernel == "linear":
             return X @ (self.support_vectors_.T @ coef_SP)
         dtype = np.result_type(X.dtype, self.support_vectors_.dtype)
-        J, S, D = bucket(len(X), 64), bucket(S, 64), bucket(D)
+        rows, columns = bucket(len(self.support_vectors_), 64), bucket(X.shape[1])
+        J = bucket(len(X), 64)
         J = J if J <= 256 else -(-J // 256) * 256
         with precision(dtype):
             scores = _decide(
-                pad(X.astype(dtype), J, D), pad(self.support_vectors_.astype(dtype), S, D),
-                pad(coef_SP.astype(dtype), S, coef_SP.shape[1]), dtype.type(self._gamma), dtype.type(self.coef0),
+                pad(X.astype(dtype), J, columns), pad(self.support_vectors_.astype(dtype), rows, columns),
+                pad(coef_SP.astype(dtype), rows, coef_SP.shape[1]), dtype.type(self._gamma), dtype.type(self.coef0),
                 **self._kernel_options(),
             )  # fmt: skip
             return np.asarray(scores)[: len(X)]

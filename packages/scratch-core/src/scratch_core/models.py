@@ -156,7 +156,7 @@ def count_parameters(model_class: type[PretrainedModel], config: Any) -> int:
     """
 
     def create(config: Any) -> PretrainedModel:
-        rngs = nnx.Rngs(0)
+        rngs: Any = nnx.Rngs(0)
         rngs.default = _StillStream(0, tag="default")
         return model_class(config, rngs=rngs)
 

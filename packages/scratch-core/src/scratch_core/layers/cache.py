@@ -123,11 +123,7 @@ class DecoderCache:
     def check_room(self, attention_mask_BT: jax.Array) -> None:
         """Raise DataError unless each row's new tokens (mask 1) fit. Within jit nothing can be checked."""
         capacity = min((layer.capacity for layer in self.layers if isinstance(layer, KeyValueCache)), default=None)
-        if (
-            capacity is None
-            or isinstance(self.length_B, jax.core.Tracer)
-            or isinstance(attention_mask_BT, jax.core.Tracer)
-        ):
+        if capacity is None or any(isinstance(array, Tracer) for array in (self.length_B, attention_mask_BT)):
             return
         held, new = self.length_B, attention_mask_BT.astype(bool).sum(axis=1)
         row = int((held + new).argmax())
