@@ -159,7 +159,9 @@ def load(
         model_class = cast("type[Model]", models.find_class(fields))
     elif fields.get("architectures") and not model_class.recognises(fields):
         names = ", ".join(map(str, fields["architectures"]))
-        raise ConfigError(f"{folder} holds {names}; {model_class.__name__} reads {', '.join(model_class.architectures)}")
+        raise ConfigError(
+            f"{folder} holds {names}; {model_class.__name__} reads {', '.join(model_class.architectures)}"
+        )
     config = model_class.Config.from_hf(fields)
     compute = jnp.dtype(jnp.float32 if dtype is None else dtype)
     if not jnp.issubdtype(compute, jnp.floating):

@@ -92,7 +92,7 @@ def check_bfloat16(kind: type[VisionModel], config: Any) -> None:
 
 
 def check_dropout(kind: type[VisionModel], dropping: Any, still: Any) -> None:
-    """Where ``dropping`` has rates, training draws anew at each call and alike from one seed; evaluation is ``still``."""
+    """With rates, training draws anew at each call and alike from one seed; evaluation is that of ``still``."""
     images = noise(dropping, 4)
     first, second, other = (kind(dropping, rngs=nnx.Rngs(params=0, dropout=seed)) for seed in (1, 1, 2))
     plain = kind(still, rngs=nnx.Rngs(params=0, dropout=1))
