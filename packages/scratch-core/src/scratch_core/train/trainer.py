@@ -150,15 +150,11 @@ class Trainer:
         do not matter. Raises DataError if nothing was counted.
         """
         functions = {"loss": self.loss_fn, **(metrics or {})}
-        results = [
-            self._evaluate(
-                tuple(functions.items()), self.state["parameters"], self.state["rest"], self._prepared(batch)
-            )
-            for batch in dataset
-        ]
         totals = {name: [0.0, 0.0] for name in functions}
-        for result in jax.device_get(results):
-            for name, (total, weight) in result.items():
+        for batch in dataset:
+            state = self.state["parameters"], self.state["rest"]
+            result = self._evaluate(tuple(functions.items()), *state, self._prepared(batch))
+            for name, (total, weight) in jax.device_get(result).items():
                 totals[name][0] += float(total)
                 totals[name][1] += float(weight)
         if empty := [name for name, (_, weight) in totals.items() if weight == 0]:
