@@ -300,6 +300,17 @@ def test_damage_is_named(folder, damage, message):
         Toy.from_pretrained(folder)
 
 
+def test_a_header_whose_length_looks_like_a_pickle_is_read(folder):
+    """The first byte of the file is the low byte of the header's length: 0x80 begins a pickle, and some headers too."""
+    tensors = load_file(folder / "model.safetensors")
+    for padding in range(300):
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "note": "x" * padding})
+        if (folder / "model.safetensors").read_bytes()[:1] == b"\x80":
+            break
+    assert (folder / "model.safetensors").read_bytes()[:1] == b"\x80"
+    Toy.from_pretrained(folder)
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="there is no folder"):
         load(tmp_path / "nowhere")

@@ -243,9 +243,9 @@ def _fit_squares(
                     fit_intercept=fit_intercept,
                 )
                 method = "svd"
-        coef_KD = np.array(coef_DK, dtype).T[:, :num_features]
+        coef = np.array(coef_DK, dtype).T[:, :num_features]
         intercept = np.array(intercept_K, dtype)
-    estimator.coef_ = np.ascontiguousarray(coef_KD if y.ndim > 1 else coef_KD[0])
+    estimator.coef_ = np.ascontiguousarray(coef if y.ndim > 1 else coef[0])
     estimator.intercept_ = 0.0 if not fit_intercept else intercept if y.ndim > 1 else intercept[0]
     if np.any(alpha):
         return None, method

@@ -345,13 +345,14 @@ def _weight_files(folder: Path) -> dict[str, list[str] | None]:
 
 
 def _open(path: Path) -> Any:
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        start = file.read(8)
-        if start[:1] == b"\x80" or start[:4] == b"PK\x03\x04":
-            raise CheckpointError(f"{path} is a pickle or a torch archive under another name, and is refused")
     try:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
+        start = b""
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            start = file.read(4)
+        if start[:1] == b"\x80" or start == b"PK\x03\x04":
+            raise CheckpointError(f"{path} is a pickle or a torch archive under another name, and is refused") from None
         raise CheckpointError(f"{path} is truncated, damaged or no safetensors file: {error}") from error
 
 

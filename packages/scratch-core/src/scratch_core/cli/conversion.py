@@ -21,7 +21,13 @@ from scratch_core.errors import CheckpointError, ConfigError
 from scratch_core.train.checkpoints import Checkpoints
 
 NOTE = "orbax.json"
-COMPANIONS = ("tokenizer*", "scratch_tokenizer.json", "special_tokens_map.json", "generation_config.json")
+COMPANIONS = (
+    "tokenizer*",
+    "scratch_tokenizer.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+)
 
 
 def convert(source: str, destination: str) -> None:
