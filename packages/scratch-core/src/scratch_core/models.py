@@ -67,6 +67,12 @@ class PretrainedModel(nnx.Module):
         """Return whether a config.json with these fields describes this class."""
         return any(name in cls.architectures for name in fields.get("architectures") or ())
 
+    def read_companions(self, folder: Path) -> None:
+        """Read what a folder holds beside config and weights, such as preprocessing; by default nothing."""
+
+    def write_companions(self, folder: Path) -> None:
+        """Write what :meth:`read_companions` reads."""
+
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, dtype: Any = None, mesh: "Mesh | None" = None) -> Self:
         """Return this class with the weights of a folder or Hub id, in evaluation mode; see :func:`scratch_core.load`.

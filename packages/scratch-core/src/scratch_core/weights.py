@@ -183,6 +183,7 @@ def load(
     floats = stored & {"F64", "F32", "F16", "BF16"}
     model.checkpoint_dtype = DTYPES[floats.pop()].name if dtype is None and len(floats) == 1 else compute.name
     model.eval()
+    model.read_companions(folder)
     return model
 
 
@@ -222,6 +223,7 @@ def save(model: models.PretrainedModel, folder: str | Path, *, shard_bytes: int 
         for stale in {*folder.glob("model-*-of-*.safetensors"), folder / SINGLE, folder / INDEX}:
             if stale.name not in written:
                 stale.unlink(missing_ok=True)
+        model.write_companions(folder)
     except OSError as error:
         raise CheckpointError(f"cannot write the model to {folder}: {error}") from error
 

@@ -12,7 +12,7 @@ Shapes: B batch, Y rows, X columns, C channels, M classes.
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from scratch_core.errors import CheckpointError, ConfigError
 from scratch_core.models import PretrainedModel
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
     from PIL import Image
 
     from scratch_core.data.images import ImageProcessor
@@ -43,30 +42,21 @@ class VisionModel(PretrainedModel):
     """Base of the image classifiers: ``model(images [B, Y, X, C]) -> logits [B, classes]``.
 
     A subclass has ``config.labels`` and ``config.num_classes``, a linear layer ``classifier``, and
-    ``saliency(images, classes)``. ``processor`` says how an image file becomes an array; from_pretrained reads
-    it from the checkpoint's preprocessor_config.json, save_pretrained writes it.
+    ``saliency(images, classes)``. ``processor`` says how an image file becomes an array; loading reads it from
+    the checkpoint's preprocessor_config.json, saving writes it.
     """
 
     processor: "ImageProcessor | None" = None
     classifier: Any
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, *, dtype: Any = None, mesh: "Mesh | None" = None) -> Self:
-        """Return this class with the weights and the preprocessing of a folder or Hub id, in evaluation mode.
-
-        Raises CheckpointError or ConfigError.
-        """
+    def read_companions(self, folder: Path) -> None:
+        """Read the preprocessing from preprocessor_config.json, where there is one. Raises CheckpointError."""
         from scratch_core.data.images import ImageProcessor
-        from scratch_core.weights import resolve
 
-        folder = resolve(folder)
-        model = super().from_pretrained(folder, dtype=dtype, mesh=mesh)
-        model.processor = ImageProcessor.from_folder(folder)
-        return model
+        self.processor = ImageProcessor.from_folder(folder)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and, where the model has a processor, preprocessor_config.json."""
-        super().save_pretrained(folder)
+    def write_companions(self, folder: Path) -> None:
+        """Write preprocessor_config.json, where the model has a processor."""
         if self.processor is not None:
             self.processor.save(folder)
 
@@ -105,7 +95,7 @@ class VisionModel(PretrainedModel):
         """Return an image file as this model's input [1, Y, X, C]; errors as in :meth:`classify`."""
         if self.processor is None:
             raise CheckpointError(
-                "this model has no preprocessing: load it with from_pretrained from a folder with a "
+                "this model has no preprocessing: load it from a folder with a "
                 "preprocessor_config.json, or set model.processor = ImageProcessor(...)"
             )
         return jnp.asarray(self.processor(image, channels=self.config.num_channels))[None]
