@@ -689,7 +689,7 @@ class ElasticNetCV(LinearPredictor):
                 coefs[l, f] = coef_AD
         weight_F = np.array([test.weight for test in tests], np.float64)
         average_LA = errors_LAF.mean(-1) if sample_weight is None else errors_LAF @ weight_F / weight_F.sum()
-        l, a = np.unravel_index(average_LA.argmin(), average_LA.shape)
+        l, a = (int(i) for i in np.unravel_index(np.argmin(average_LA), average_LA.shape))
         self.l1_ratio_, self.alpha_ = float(ratios_L[l]), float(grids_LA[l, a])
         several = np.ndim(self.l1_ratio) > 0
         self.alphas_ = grids_LA if several and np.ndim(self.alphas) == 0 else grids_LA[0]

@@ -631,7 +631,7 @@ class LogisticRegressionCV(_LinearClassifier):
                         scores[f, l, a] = scorer(scored, X[test], labels[test], **options)
             mean_LA = scores.mean(0)
             if self.refit:
-                l, a = np.unravel_index(mean_LA.argmax(), mean_LA.shape)
+                l, a = np.unravel_index(np.argmax(mean_LA), mean_LA.shape)
                 C, ratio = Cs[a], ratios_L[l]
                 data = _Problem(X, indices, weight, num_classes, self.fit_intercept)
                 average = paths[:, l, a].mean(0)
@@ -639,7 +639,7 @@ class LogisticRegressionCV(_LinearClassifier):
                 method = _method(self.solver, ratio, data.theta_EK.size)
                 self.coef_, self.intercept_, _, _ = data.fit(C, ratio, self.tol, self.max_iter, method)
             else:
-                best = [np.unravel_index(s.argmax(), s.shape) for s in scores]
+                best = [np.unravel_index(np.argmax(s), s.shape) for s in scores]
                 C, ratio = np.mean([Cs[a] for _, a in best]), np.mean([ratios_L[l] for l, _ in best])
                 average = np.mean([paths[f, l, a] for f, (l, a) in enumerate(best)], axis=0)
                 self.coef_ = average[:, :D].astype(X.dtype)

@@ -282,8 +282,7 @@ class Swin(VisionModel):
             if stage.merge is not None:
                 path.append((None, x_BYXD))
                 x_BYXD = stage.merge(x_BYXD)
-        B, Y, X, _ = x_BYXD.shape
-        read = jnp.full((B, Y, X), 1.0 / (Y * X))
+        read = jnp.full(x_BYXD.shape[:3], 1.0 / (x_BYXD.shape[1] * x_BYXD.shape[2]))
         for block, x_BYXD in reversed(path):
             if block is not None:
                 read = block.read(read, x_BYXD)

@@ -248,7 +248,7 @@ class Augmentation:
             n = self.crop
             padded = np.pad(images_BYXC, ((0, 0), (n, n), (n, n), (0, 0)), mode="edge")
             moves = rng.integers(0, 2 * n + 1, (B, 2))
-            images_BYXC = np.stack([padded[i, y : y + Y, x : x + X] for i, (y, x) in enumerate(moves)])
+            images_BYXC = np.stack([padded[i, y : y + Y, x : x + X] for i, (y, x) in enumerate(moves.tolist())])
         if self.flip:
             mirrored = rng.random(B) < 0.5
             images_BYXC = np.where(mirrored[:, None, None, None], images_BYXC[:, :, ::-1], images_BYXC)

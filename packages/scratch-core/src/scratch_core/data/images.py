@@ -74,8 +74,9 @@ def _to_8_bits(image: Any, name: str) -> Any:
         raise DataError(f"{name} holds floating-point pixels of unknown range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{name} has pixels from {values.min()} to {values.max()}: save it with 8 or 16 bits")
+        low, high = int(np.min(values)), int(np.max(values))
+        if low < 0 or high > 65535:
+            raise DataError(f"{name} has pixels from {low} to {high}: save it with 8 or 16 bits")
         return Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode in ("La", "RGBa"):  # colours already multiplied by alpha
         return image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])

@@ -55,7 +55,7 @@ def check_new_head_on_a_frozen_trunk(model: VisionModel, folder: Path) -> None:
     batch = {"images": noise(model.config, 6), "labels": jnp.array([0, 1, 2, 0, 1, 2])}
     trainer = Trainer(model, optax.adam(0.02), image_classification_loss, trainable=model.freeze_trunk())
     first = trainer.evaluate([batch])["loss"]
-    trainer.fit([batch] * 30, 30)
+    trainer.fit([batch] * 60, 60)
     assert trainer.evaluate([batch])["loss"] < 0.7 * first
     after = _learned(model)
     changed = {path for path in before if not np.array_equal(before[path], after[path])}
