@@ -110,7 +110,7 @@ def test_svc_probabilities_and_callable_kernel():
 
 
 def test_pictures_are_drawn():
-    pytest.importorskip("matplotlib").use("Agg")
+    pytest.importorskip("matplotlib", reason="an extra: pictures are optional").use("Agg")
     from scratch_classical import lasso_path
     from scratch_classical.plot import plot_decision_boundary, plot_learning_curve, plot_regularization_path
 

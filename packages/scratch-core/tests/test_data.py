@@ -50,7 +50,7 @@ def test_a_character_split_over_tokens_streams_whole():
 @pytest.fixture
 def tokenizer_folder(tmp_path):
     """A real tokenizer.json: byte-level BPE, trained on the text above."""
-    tokenizers = pytest.importorskip("tokenizers")
+    tokenizers = pytest.importorskip("tokenizers", reason="an extra: byte tokens need none")
     fast = tokenizers.Tokenizer(tokenizers.models.BPE())
     fast.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = tokenizers.decoders.ByteLevel()
@@ -102,7 +102,7 @@ def test_load_tokenizer_picks_by_what_is_there(tmp_path):
 
 
 def test_damaged_tokenizer_json_is_a_clear_error(tmp_path):
-    pytest.importorskip("tokenizers")
+    pytest.importorskip("tokenizers", reason="an extra: byte tokens need none")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match=r"tokenizer\.json cannot be read as a tokenizer"):
         load_tokenizer(tmp_path)
