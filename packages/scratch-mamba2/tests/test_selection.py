@@ -77,4 +77,3 @@ def test_selective_copying_needs_selection():
     selective, invariant = right_after_training(True, 500), right_after_training(False, 500)
     assert selective > 0.8
     assert invariant < 0.7
-    print(selective, invariant)
