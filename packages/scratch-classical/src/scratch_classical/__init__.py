@@ -13,7 +13,9 @@ from .coordinate_descent import (
     solve_lasso,
 )
 from .linear import LinearRegression, Ridge, RidgeCV, solve_least_squares, solve_ridge
-from .logistic import LogisticRegression, LogisticRegressionCV, solve_logistic_regression
+from .logistic import LogisticRegression
+from .logistic_cv import LogisticRegressionCV
+from .logistic_solver import solve_logistic_regression, solve_logistic_regression_path
 from .neighbors import KNeighborsClassifier, KNeighborsRegressor, search_by_differences
 from .objective import Objective
 from .svm import SVC, SVR, kernel_matrix, solve_svm, solve_svm_flat
@@ -43,6 +45,7 @@ __all__ = [
     "solve_lasso",
     "solve_least_squares",
     "solve_logistic_regression",
+    "solve_logistic_regression_path",
     "solve_ridge",
     "solve_svm",
     "solve_svm_flat",

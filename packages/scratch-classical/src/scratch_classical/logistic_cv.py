@@ -1,0 +1,134 @@
+"""Logistic regression with its penalty chosen by cross-validation: all folds and all penalties in one call."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import get_scorer
+from sklearn.model_selection import check_cv
+
+from .arrays import precision, refuse_non_finite
+from .logistic import LinearClassifier, LogisticRegression, Problem
+
+
+class LogisticRegressionCV(LinearClassifier):
+    """Logistic regression with C (and ``l1_ratio``) chosen by cross-validation.
+
+    Each fold's C run from small to large, every fit starting from the one before. Parameters and attributes are
+    those of scikit-learn's class; ``use_legacy_attributes=False`` gives arrays where the older form has dictionaries.
+    """
+
+    def __init__(
+        self,
+        *,
+        Cs: Any = 10,
+        l1_ratios: Any = "warn",
+        fit_intercept: bool = True,
+        cv: Any = None,
+        dual: bool = False,
+        penalty: Any = "deprecated",
+        scoring: Any = "warn",
+        solver: str = "lbfgs",
+        tol: float = 1e-4,
+        max_iter: int = 100,
+        class_weight: Any = None,
+        n_jobs: int | None = None,
+        verbose: int = 0,
+        refit: bool = True,
+        intercept_scaling: float = 1.0,
+        random_state: Any = None,
+        use_legacy_attributes: Any = "warn",
+    ) -> None:
+        self.Cs = Cs
+        self.l1_ratios = l1_ratios
+        self.fit_intercept = fit_intercept
+        self.cv = cv
+        self.dual = dual
+        self.penalty = penalty
+        self.scoring = scoring
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+        self.class_weight = class_weight
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+        self.refit = refit
+        self.intercept_scaling = intercept_scaling
+        self.random_state = random_state
+        self.use_legacy_attributes = use_legacy_attributes
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "LogisticRegressionCV":
+        """Choose C by cross-validation, then fit to all of X [I, D] and labels y [I]."""
+        X, indices, weight = self._encode(X, y, sample_weight, self.class_weight)
+        X = np.asarray(X)
+        refuse_non_finite(self, X)
+        labels, num_classes = self.classes_[indices], len(self.classes_)
+        ratios_L = np.atleast_1d(0.0 if self.l1_ratios in ("warn", None) else self.l1_ratios).astype(float)
+        if self.penalty == "l1":
+            ratios_L = np.ones(1)
+        Cs = np.logspace(-4, 4, int(self.Cs)) if np.ndim(self.Cs) == 0 else np.asarray(self.Cs, float)
+        ascending = np.argsort(Cs)
+        folds = list(check_cv(self.cv, labels, classifier=True).split(X, labels))
+        weight_FI = np.stack([weight * np.bincount(train, minlength=len(X)) for train, _ in folds])
+        options = self.tol, self.max_iter, self.solver
+        with precision(X.dtype):
+            data = Problem(X, indices, num_classes, self.fit_intercept)
+            found = [data.fit_path(weight_FI, Cs[ascending], ratio, *options) for ratio in ratios_L]
+            # [F, L, A, ...] with A in the order of Cs
+            coefs, intercepts, counts = (np.stack(v, axis=1)[:, :, np.argsort(ascending)] for v in zip(*found))
+            scores = self._fold_scores(X, labels, folds, coefs, intercepts, sample_weight)
+            if self.refit:
+                l, a = np.unravel_index(np.argmax(scores.mean(0)), scores.shape[1:])
+                C, ratio = Cs[a], ratios_L[l]
+                data.start(coefs[:, l, a].mean(0), intercepts[:, l, a].mean(0))
+                self.coef_, self.intercept_, _, _ = data.fit(weight, C, ratio, *options)
+            else:
+                best = [np.unravel_index(np.argmax(s), s.shape) for s in scores]
+                C, ratio = np.mean([Cs[a] for _, a in best]), np.mean([ratios_L[l] for l, _ in best])
+                self.coef_ = np.mean([coefs[f, l, a] for f, (l, a) in enumerate(best)], axis=0)
+                self.intercept_ = np.mean([intercepts[f, l, a] for f, (l, a) in enumerate(best)], axis=0)
+        paths = np.concatenate([coefs, intercepts[..., None]], axis=-1) if self.fit_intercept else coefs
+        self._store(Cs, ratios_L, C, ratio, paths.astype(np.float64), scores, np.maximum(counts, 1))
+        return self
+
+    def _fold_scores(
+        self, X: np.ndarray, labels: np.ndarray, folds: Any, coefs: np.ndarray, intercepts: np.ndarray, weight: Any
+    ) -> np.ndarray:
+        """Return the score of every fold's models [F, L, A] on the samples that it left out."""
+        scorer = get_scorer("accuracy" if self.scoring in ("warn", None) else self.scoring)
+        scores = np.zeros(coefs.shape[:3])
+        model = LogisticRegression()
+        model.classes_, model.n_features_in_ = self.classes_, X.shape[1]
+        for place in np.ndindex(*scores.shape):
+            test = folds[place[0]][1]
+            model.coef_, model.intercept_ = coefs[place], intercepts[place]
+            options = {} if weight is None else {"sample_weight": np.asarray(weight)[test]}
+            scores[place] = scorer(model, X[test], labels[test], **options)
+        return scores
+
+    def _store(
+        self, Cs: Any, ratios_L: Any, C: float, ratio: float, paths: np.ndarray, scores: np.ndarray, counts: np.ndarray
+    ) -> None:
+        """Set the attributes in the newer or the older form."""
+        self.Cs_ = Cs
+        listed = not isinstance(self.l1_ratios, str) and self.l1_ratios is not None
+        if self.use_legacy_attributes is False:
+            self.l1_ratios_ = ratios_L
+            self.C_, self.l1_ratio_, self.n_iter_ = float(C), float(ratio), counts
+            self.coefs_paths_, self.scores_ = paths, scores
+            return
+        K = paths.shape[3]
+        self.l1_ratios_ = ratios_L if listed else np.array([None])
+        self.C_ = np.full(K, C)
+        self.l1_ratio_ = np.full(K, ratio) if listed or not self.refit else np.array([None] * K)
+        keep = slice(None) if listed else 0
+        F = len(paths)
+        path_per_class = {
+            self.classes_[1 if K == 1 else k]: paths[:, :, :, k].transpose(0, 2, 1, 3) if listed else paths[:, 0, :, k]
+            for k in range(K)
+        }
+        self.coefs_paths_ = path_per_class
+        self.scores_ = {
+            self.classes_[1 if K == 1 else k]: scores.transpose(0, 2, 1) if listed else scores[:, keep]
+            for k in range(K)
+        }
+        self.n_iter_ = counts.transpose(0, 2, 1)[None] if listed else counts[:, 0].reshape(1, F, -1)
