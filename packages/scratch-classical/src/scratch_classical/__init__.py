@@ -18,7 +18,8 @@ from .logistic_cv import LogisticRegressionCV
 from .logistic_solver import solve_logistic_regression, solve_logistic_regression_path
 from .neighbors import KNeighborsClassifier, KNeighborsRegressor, search_by_differences
 from .objective import Objective
-from .svm import SVC, SVR, kernel_matrix, solve_svm, solve_svm_flat
+from .smo import kernel_matrix, solve_svm, solve_svm_flat
+from .svm import SVC, SVR
 
 __all__ = [
     "SVC",

@@ -1,0 +1,191 @@
+"""What support vector classification and regression share: one fit of the dual, and the scores of new samples.
+
+The problem, the kernels and the equations are those of :mod:`.smo`.
+
+Shapes: I samples, J queries, D features, S support vectors, P pairs of classes.
+"""
+
+import warnings
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+
+from .arrays import bucket, pad, precision, validated
+from .smo import kernel_matrix, solve_svm, solve_svm_flat, stored_kernel
+
+FLAT_BELOW = 512  # samples up to which there is one level only
+
+
+@partial(jax.jit, static_argnames=("kind", "degree"))
+def _decide(X_JD: Any, vectors_SD: Any, coef_SP: Any, gamma: Any, coef0: Any, kind: str, degree: int) -> jax.Array:
+    """Return $\\sum_i \\beta_i k(x_i, x)$ [J, P], a block of queries at a time."""
+    J, D = X_JD.shape
+    block = min(256, J)
+
+    def part(X: Any) -> jax.Array:
+        return kernel_matrix(X, vectors_SD, gamma, coef0, kind=kind, degree=degree) @ coef_SP
+
+    return jax.lax.map(part, X_JD.reshape(J // block, block, D)).reshape(J, -1)
+
+
+class SupportVectorMachine(BaseEstimator):
+    """What classification and regression share: kernels, one fit of eq. 1, the decision function."""
+
+    kernel: Any
+    gamma: Any
+    degree: int
+    coef0: float
+    tol: float
+    cache_size: float
+    max_iter: int
+    _X_fit: np.ndarray
+    support_: np.ndarray
+    dual_coef_: np.ndarray
+    intercept_: np.ndarray
+
+    def _validated_fit(self, X: Any, y: Any, sample_weight: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        kinds = ("linear", "poly", "rbf", "sigmoid", "precomputed")
+        if not callable(self.kernel) and self.kernel not in kinds:
+            raise ValueError(f"kernel={self.kernel!r} must be one of {', '.join(kinds)} or a function")
+        X, y = validated(self, X, y, need_y=True, y_numeric=isinstance(self, RegressorMixin))
+        X = np.asarray(X)
+        if self.kernel == "precomputed" and X.shape[0] != X.shape[1]:
+            raise ValueError(
+                f"Precomputed matrix must be a square matrix. Input is a {X.shape[0]}x{X.shape[1]} matrix."
+            )
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+            if not (sample_weight > 0).any():
+                raise ValueError("Invalid input - all samples have zero or negative weights.")
+        self._gamma = self._gamma_of(X, sample_weight)
+        self.shape_fit_ = X.shape
+        return X, y, sample_weight
+
+    def _gamma_of(self, X: np.ndarray, sample_weight: np.ndarray | None) -> float:
+        """Return gamma as a number; "scale" counts samples by weight, so that a weight of 2 is the sample twice."""
+        if self._kernel_is_given():
+            return 0.0
+        if not isinstance(self.gamma, str):
+            if not self.gamma >= 0:
+                raise ValueError(f"gamma={self.gamma} must not be negative")
+            return float(self.gamma)
+        if self.gamma == "auto":
+            return 1.0 / X.shape[1]
+        if self.gamma != "scale":
+            raise ValueError(f"gamma={self.gamma!r} must be 'scale', 'auto' or a number")
+        wide = X.astype(np.float64, copy=False)
+        if sample_weight is None or (sample_weight == sample_weight[0]).all():
+            variance = wide.var()
+        else:
+            per_row = sample_weight / (sample_weight.sum() * X.shape[1])
+            mean = per_row @ wide.sum(1)
+            variance = per_row @ ((wide - mean) ** 2).sum(1)
+        return 1.0 / (X.shape[1] * variance) if variance != 0 else 1.0
+
+    def _kernel_is_given(self) -> bool:
+        return callable(self.kernel) or self.kernel == "precomputed"
+
+    def _kernel_options(self) -> dict[str, Any]:
+        return {"kind": self.kernel, "degree": int(self.degree)}
+
+    def _solve(
+        self, X: np.ndarray, y_I: np.ndarray, lower_I: np.ndarray, upper_I: np.ndarray, epsilon: float
+    ) -> tuple[np.ndarray, float, int, bool]:
+        """Return (beta, b, steps, converged?) for one problem; X holds the kernel if that was computed outside."""
+        I = len(y_I)
+        fine = self.tol < 1e-5 or I <= FLAT_BELOW  # worth a kernel computed in float64
+        dtype = np.dtype(np.float64 if fine else np.float32)
+        padded = bucket(I, 64)
+        stored, options = True, {"kind": "linear", "degree": 1}
+        with precision(np.float64):
+            y, lower, upper = (pad(np.asarray(v, np.float64), padded) for v in (y_I, lower_I, upper_I))
+            gamma, coef0 = dtype.type(self._gamma), dtype.type(self.coef0)
+            if self._kernel_is_given():
+                source = pad(X.astype(np.float32), padded, padded)
+            else:
+                options = self._kernel_options()
+                stored = 4 * padded**2 <= self.cache_size * 2**20
+                rows = X.astype(np.float64)
+                if self.kernel == "rbf":
+                    rows = rows - rows.mean(0)  # the kernel sees differences only; fewer digits are lost
+                source = pad(rows.astype(dtype), padded, bucket(X.shape[1]))
+                if stored:
+                    source = stored_kernel(source, gamma, coef0, **options)
+            limit, epsilon = np.int32(self.max_iter), float(epsilon)
+            if stored and padded <= FLAT_BELOW:
+                found = solve_svm_flat(source, y, lower, upper, epsilon, self.tol, 1e-10, limit)
+            else:
+                found = solve_svm(
+                    source, y, lower, upper, epsilon, self.tol, limit, gamma, coef0, stored=stored, precise=fine,
+                    **options,
+                )  # fmt: skip
+            beta, b, violation, count = (np.asarray(v) for v in found)
+        converged = not violation > self.tol
+        if not converged:
+            warnings.warn(
+                f"Solver terminated early (max_iter={self.max_iter}). Consider pre-processing your data with "
+                "StandardScaler or MinMaxScaler.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        return beta[:I], float(b), max(int(count), 1), converged
+
+    def _scores(self, X: Any, coef_SP: np.ndarray) -> np.ndarray:
+        """Return $\\sum_i \\beta_i k(x_i, x)$ for validated queries [J, P]."""
+        if callable(self.kernel):
+            return np.asarray(self.kernel(X, self._X_fit))[:, self.support_] @ coef_SP
+        if self.kernel == "precomputed":
+            return X[:, self.support_] @ coef_SP
+        if not len(self.support_vectors_):
+            return np.zeros((len(X), coef_SP.shape[1]), X.dtype)
+        if self.kernel == "linear":
+            return X @ (self.support_vectors_.T @ coef_SP)
+        dtype = np.result_type(X.dtype, self.support_vectors_.dtype)
+        rows, columns = bucket(len(self.support_vectors_), 64), bucket(X.shape[1])
+        J = bucket(len(X), 64)
+        J = J if J <= 256 else -(-J // 256) * 256
+        with precision(dtype):
+            scores = _decide(
+                pad(X.astype(dtype), J, columns), pad(self.support_vectors_.astype(dtype), rows, columns),
+                pad(coef_SP.astype(dtype), rows, coef_SP.shape[1]), dtype.type(self._gamma), dtype.type(self.coef0),
+                **self._kernel_options(),
+            )  # fmt: skip
+            return np.asarray(scores)[: len(X)]
+
+    def _validated_queries(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        X = np.asarray(validated(self, X, reset=False))
+        if self.kernel == "precomputed" and X.shape[1] != self.shape_fit_[0]:
+            raise ValueError(
+                f"X.shape[1] = {X.shape[1]} should be equal to {self.shape_fit_[0]}, "
+                "the number of samples at training time"
+            )
+        return X
+
+    def _keep_vectors(self, X: np.ndarray) -> None:
+        """Set support_vectors_ (none where the kernel is not computed from features)."""
+        if self._kernel_is_given():
+            self.support_vectors_ = np.empty((0, 0), X.dtype)
+        else:
+            self.support_vectors_ = X[self.support_]
+
+    @property
+    def coef_(self) -> np.ndarray:
+        """The weights of the features, for the linear kernel only."""
+        if self.kernel != "linear":
+            raise AttributeError("coef_ is only available when using a linear kernel")
+        return self._primal()
+
+    def _primal(self) -> np.ndarray:
+        return self.dual_coef_ @ self.support_vectors_
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.pairwise = self.kernel == "precomputed"
+        tags.input_tags.sparse = not self._kernel_is_given()
+        return tags
