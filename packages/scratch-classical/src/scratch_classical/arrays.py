@@ -152,7 +152,7 @@ def lay_out(X: Any, block_rows: int | None = None, whole: bool = False) -> Layou
         return Layout(as_rows(X), I, D)
     head = -(-ALIGNMENT // (X.itemsize * D))
     if block_rows is None:
-        block_rows = 256 if D <= 256 else 1024
+        block_rows = 256  # such a block stays in the second-level cache
     step = max(block_rows, (1 << (I.bit_length() - 1)) // 32 // block_rows * block_rows)
     main = (I - 2 * head) // step * step
     usable = X.flags.c_contiguous and X.flags.aligned and jax.default_backend() == "cpu"

@@ -26,7 +26,9 @@ class LinearPredictor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """Return X, y and the weights; whether X is finite is left to the sums over it."""
         X, y = validated(self, X, y, need_y=True, multi_output=True, y_numeric=True, ensure_all_finite=False)
         if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, np.empty((X.shape[0], 1), X.dtype), dtype=X.dtype)
+            sample_weight = _check_sample_weight(
+                sample_weight, np.empty((X.shape[0], 1), X.dtype), dtype=X.dtype, ensure_non_negative=True
+            )
         return X, y, sample_weight
 
     def __sklearn_tags__(self) -> Any:

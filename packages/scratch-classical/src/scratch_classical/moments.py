@@ -15,6 +15,7 @@ Shapes: I samples, D features, K outputs.
 """
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -46,39 +47,50 @@ class Moments(NamedTuple):
     weight: jax.Array
 
 
-def symmetric_product(Z_RD: jax.Array, V_RD: jax.Array) -> jax.Array:
-    """Return $Z^\\top V$, known to be symmetric: only block columns from the diagonal down are multiplied."""
-    D = Z_RD.shape[1]
-    parts = 1 if D < 64 else 2 if D < 384 else 4
-    # The barrier keeps the transpose out of the product: XLA's matrix product is slower on a transposed left side.
-    Z_DR = jax.lax.optimization_barrier(Z_RD.T)
-    edges = [D * p // parts for p in range(parts + 1)]
-    columns = [Z_DR[low:] @ V_RD[:, low:high] for low, high in itertools.pairwise(edges)]
-    lower = jnp.concatenate([jnp.pad(c, ((D - c.shape[0], 0), (0, 0))) for c in columns], axis=1)
-    return lower
+def gram_of(columns: list[jax.Array]) -> tuple[jax.Array, ...]:
+    """Return the block rows, from the diagonal to the left, of $Z^\\top Z$ for Z given as groups of columns."""
+    # The barriers make each group, and its transpose, an array of its own: a product of slices would copy them for
+    # every use, and in a loop XLA may multiply naively when the left side is not laid out by rows.
+    columns = [jax.lax.optimization_barrier(c) for c in columns]
+    transposed = [jax.lax.optimization_barrier(c.T) for c in columns]
+    return tuple(left @ right for i, left in enumerate(transposed) for right in columns[: i + 1])
 
 
-def mirror(lower_DD: jax.Array) -> jax.Array:
-    """Copy the lower triangle of a matrix onto the upper one."""
-    low = jnp.tril(lower_DD)
-    return low + jnp.tril(lower_DD, -1).T
+def assembled(blocks: tuple[jax.Array, ...]) -> jax.Array:
+    """Return the symmetric matrix whose lower block triangle is :func:`gram_of`."""
+    parts = math.isqrt(2 * len(blocks))
+    rows = [blocks[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2] for i in range(parts)]
+    return jnp.block([[rows[i][j] if j <= i else rows[j][i].T for j in range(parts)] for i in range(parts)])
 
 
 def sums(rows: Rows, y_IK: Any, weight_I: Any, shift_x: Any, shift_y: Any) -> Sums:
-    """Return eq. 1 in one pass over the rows."""
-    in_blocks = rows.num_blocks > 0
+    """Return eq. 1 in one pass over the rows, as the Gram matrix of $Z = \\sqrt\\omega\\,[X - s, y - t, 1]$.
 
-    def part(X_RD: Any, y_RK: Any, weight_R: Any) -> tuple[Any, Any, Any]:
-        Z_RD = X_RD - shift_x
-        V_RL = jnp.concatenate([y_RK - shift_y, jnp.ones_like(weight_R)[:, None]], axis=1)
-        W_RL = V_RL * weight_R[:, None]
-        Zw_RD = Z_RD * weight_R[:, None]
-        gram = symmetric_product(Z_RD, Zw_RD) if in_blocks else Z_RD.T @ Zw_RD
-        return gram, W_RL.T @ Z_RD, W_RL.T @ V_RL
+    Half of a symmetric product is multiplied, in groups of columns whose width suits vector registers. An array that
+    is one block is multiplied whole, and by the weights themselves, whose root has no derivative at zero.
+    """
+    D = shift_x.shape[0]
+    parts = 1 if D < 64 else 2 if D < 384 else 6
+    edges = [D * p // parts // 16 * 16 for p in range(parts)] + [D]
 
-    gram, with_x_LD, with_y_LL = rows.sum(part, y_IK, weight_I)
+    def augmented(X_RD: Any, y_RK: Any) -> tuple[Any, Any]:
+        return X_RD - shift_x, jnp.concatenate([y_RK - shift_y, jnp.ones_like(y_RK[:, :1])], axis=1)
+
+    def part(X_RD: Any, y_RK: Any, weight_R: Any) -> tuple[jax.Array, ...]:
+        Z_RD, V_RL = augmented(X_RD, y_RK)
+        columns = [Z_RD[:, low:high] for low, high in itertools.pairwise(edges)]
+        columns[-1] = jnp.concatenate([columns[-1], V_RL], axis=1)
+        return gram_of([c * jnp.sqrt(weight_R)[:, None] for c in columns])
+
+    if rows.num_blocks:
+        full = assembled(rows.sum(part, y_IK, weight_I))
+        gram, with_x_LD, with_y_LL = full[:D, :D], full[D:, :D], full[D:, D:]
+    else:
+        Z_ID, V_IL = augmented(rows.tail, y_IK)
+        W_IL = V_IL * weight_I[:, None]
+        gram, with_x_LD, with_y_LL = Z_ID.T @ (Z_ID * weight_I[:, None]), W_IL.T @ Z_ID, W_IL.T @ V_IL
     return Sums(
-        mirror(gram) if in_blocks else gram,
+        gram,
         with_x_LD[:-1].T,
         jnp.diagonal(with_y_LL)[:-1],
         with_x_LD[-1],
