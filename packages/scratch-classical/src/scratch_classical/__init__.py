@@ -1,23 +1,17 @@
 """Linear models, nearest neighbours and support vector machines in JAX, behind scikit-learn's interface."""
 
 from .arrays import precision, use_compilation_cache
-from .coordinate_descent import (
-    ElasticNet,
-    ElasticNetCV,
-    Lasso,
-    LassoCV,
-    enet_path,
-    lasso_path,
-    solve_elastic_net,
-    solve_elastic_net_path,
-    solve_lasso,
-)
-from .linear import LinearRegression, Ridge, RidgeCV, solve_least_squares, solve_ridge
+from .coordinate_descent import solve_elastic_net, solve_elastic_net_path, solve_lasso
+from .elastic_net import ElasticNet, Lasso, enet_path, lasso_path
+from .elastic_net_cv import ElasticNetCV, LassoCV
+from .least_squares import solve_least_squares, solve_ridge
+from .linear import LinearRegression, Ridge
 from .logistic import LogisticRegression
 from .logistic_cv import LogisticRegressionCV
 from .logistic_solver import solve_logistic_regression, solve_logistic_regression_path
 from .neighbors import KNeighborsClassifier, KNeighborsRegressor, search_by_differences
 from .objective import Objective
+from .ridge_cv import RidgeCV
 from .smo import kernel_matrix, solve_svm, solve_svm_flat
 from .svm import SVC, SVR
 

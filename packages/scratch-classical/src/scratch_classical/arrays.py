@@ -17,6 +17,7 @@ one scan over blocks that fit the cache. On an accelerator, and for a sharded ar
 Shapes: I samples, R rows of a block, D features.
 """
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import sparse
 from sklearn.utils import check_array, check_consistent_length
 from sklearn.utils.validation import validate_data
 
@@ -178,11 +180,30 @@ def pad(array: np.ndarray, *sizes: int) -> np.ndarray:
     return out
 
 
-def validated(estimator: Any, X: Any, y: Any = None, *, reset: bool = True, **options: Any) -> Any:
-    """Validate as scikit-learn does, and return X (dense, float32 or float64) and, when y is given, y.
+def dense(X: Any) -> Any:
+    """Return X, copied if it is sparse, unless the copy would fill most of this machine's memory."""
+    if not sparse.issparse(X):
+        return X
+    needed = X.shape[0] * X.shape[1] * X.dtype.itemsize
+    if hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > memory / 2:
+            raise MemoryError(
+                f"X is sparse, {X.shape[0]} x {X.shape[1]}, and would be copied to a dense array of "
+                f"{needed / 2**30:.1f} GiB; this machine has {memory / 2**30:.1f} GiB. Fit fewer samples, or fewer "
+                "features (sklearn.decomposition.TruncatedSVD takes sparse input)."
+            )
+    return X.toarray()
 
-    Sparse input is made dense. A JAX array on several devices or on an accelerator stays there.
+
+def validated(
+    estimator: Any, X: Any, y: Any = None, *, reset: bool = True, keep_sparse: bool = False, **options: Any
+) -> Any:
+    """Validate as scikit-learn does, and return X (float32 or float64) and, when y is given, y.
+
+    Sparse input is made dense unless ``keep_sparse``. A JAX array on several devices or an accelerator stays there.
     """
+    ready = (lambda X: X) if keep_sparse else dense
     with_y = options.pop("need_y", False) or y is not None
     if is_on_device(X):
         if X.ndim != 2:
@@ -198,11 +219,12 @@ def validated(estimator: Any, X: Any, y: Any = None, *, reset: bool = True, **op
     options = {"accept_sparse": True, "dtype": (np.float64, np.float32), **options}
     if not with_y:
         X = validate_data(estimator, X, reset=reset, **options)
-        return X.toarray() if hasattr(X, "toarray") else X
+        return ready(X)
     X, y = validate_data(estimator, X, y, reset=reset, **options)
-    return (X.toarray() if hasattr(X, "toarray") else X), y
+    return ready(X), y
 
 
 def refuse_non_finite(estimator: Any, X: Any) -> None:
     """Raise scikit-learn's error if X holds NaN or infinity; called when a sum over X came out non-finite."""
-    check_array(np.asarray(X), estimator=estimator, input_name="X")
+    X = X if sparse.issparse(X) else np.asarray(X)
+    check_array(X, accept_sparse=True, estimator=estimator, input_name="X")

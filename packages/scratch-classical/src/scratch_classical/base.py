@@ -19,12 +19,15 @@ class LinearPredictor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def predict(self, X: Any) -> np.ndarray:
         """Return $Xw + b$ for every row of X."""
         check_is_fitted(self)
-        X = validated(self, X, reset=False)
+        X = validated(self, X, reset=False, keep_sparse=True)
         return np.asarray(X @ self.coef_.T + self.intercept_)
 
-    def _validated_fit(self, X: Any, y: Any, sample_weight: Any) -> tuple[Any, np.ndarray, Any]:
+    def _validated_fit(
+        self, X: Any, y: Any, sample_weight: Any, keep_sparse: bool = False
+    ) -> tuple[Any, np.ndarray, Any]:
         """Return X, y and the weights; whether X is finite is left to the sums over it."""
-        X, y = validated(self, X, y, need_y=True, multi_output=True, y_numeric=True, ensure_all_finite=False)
+        options = {"multi_output": True, "y_numeric": True, "ensure_all_finite": False}
+        X, y = validated(self, X, y, need_y=True, keep_sparse=keep_sparse, **options)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(
                 sample_weight, np.empty((X.shape[0], 1), X.dtype), dtype=X.dtype, ensure_non_negative=True

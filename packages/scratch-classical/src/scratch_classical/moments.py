@@ -16,13 +16,15 @@ Shapes: I samples, D features, K outputs.
 
 import itertools
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import sparse
 
-from .arrays import Layout, Rows, as_rows, is_on_device, pad
+from .arrays import Layout, Rows, as_rows, bucket, is_on_device, pad
 
 
 class Sums(NamedTuple):
@@ -39,12 +41,12 @@ class Sums(NamedTuple):
 class Moments(NamedTuple):
     """Eq. 2: centred gram [D, D], cross [D, K], target [K] = sum of squares of y; the means and the total weight."""
 
-    gram: jax.Array
-    cross: jax.Array
-    target: jax.Array
-    mean_x: jax.Array
-    mean_y: jax.Array
-    weight: jax.Array
+    gram: Any
+    cross: Any
+    target: Any
+    mean_x: Any
+    mean_y: Any
+    weight: Any
 
 
 def gram_of(columns: list[jax.Array]) -> tuple[jax.Array, ...]:
@@ -121,6 +123,44 @@ def moments(X: Any, y_IK: Any, sample_weight: Any = None, fit_intercept: bool = 
     if fit_intercept:
         shift_x, shift_y = (weight_I @ X) / weight_I.sum(), (weight_I @ y_IK) / weight_I.sum()
     return centered(sums(as_rows(X), y_IK, weight_I, shift_x, shift_y), shift_x, shift_y, fit_intercept)
+
+
+@partial(jax.jit, static_argnames="fit_intercept")
+def moments_of_rows(
+    rows: Rows, y_IK: Any, weight_I: Any, shift_x: Any, shift_y: Any, fit_intercept: bool = True
+) -> Moments:
+    """Return the centred moments of what :func:`problem` prepared, in one pass over the rows."""
+    return centered(sums(rows, y_IK, weight_I, shift_x, shift_y), shift_x, shift_y, fit_intercept)
+
+
+def sparse_moments(X: Any, y: np.ndarray, sample_weight: Any, fit_intercept: bool) -> Moments:
+    """Return the centred moments of a scipy sparse X, the features padded to their bucket.
+
+    Nothing as large as a dense X is made: the products are sparse, in float64 and around zero, the typical value.
+    A column whose variance is within rounding of nothing counts as constant.
+    """
+    dtype, num_features = X.dtype, X.shape[1]
+    y_IK = np.asarray(y, np.float64).reshape(len(y), -1)
+    weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    shift_y = typical_target(y_IK, fit_intercept)
+    X = X.tocsr().astype(np.float64)
+    weighted = sparse.diags_array(weight) @ X
+    V_IK = y_IK - shift_y
+    W_IK = V_IK * weight[:, None]
+    gram, cross, total_x = (weighted.T @ X).toarray(), X.T @ W_IK, weighted.T @ np.ones(len(y))
+    square, total = np.diagonal(gram).copy(), weight.sum()
+    mean_x, mean_y = np.zeros(num_features), np.zeros(y_IK.shape[1])
+    if fit_intercept:
+        mean_x, mean_y = total_x / total, W_IK.sum(0) / total
+        gram -= np.outer(total_x, mean_x)
+        cross = cross - np.outer(total_x, mean_y)
+        constant = np.diagonal(gram) <= 1e-13 * square
+        gram[constant], gram[:, constant], cross[constant] = 0, 0, 0
+    target = (W_IK * V_IK).sum(0) - total * mean_y**2
+    padded = bucket(num_features)
+    gram, mean_x = pad(gram.astype(dtype), padded, padded), pad(mean_x.astype(dtype), padded)
+    cross = pad(cross.astype(dtype), padded, cross.shape[1])
+    return Moments(gram, cross, target.astype(dtype), mean_x, (shift_y + mean_y).astype(dtype), dtype.type(total))
 
 
 def typical_row(X: Any, fit_intercept: bool) -> Any:

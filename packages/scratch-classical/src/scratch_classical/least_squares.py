@@ -1,0 +1,253 @@
+"""Least squares and ridge regression.
+
+$$ \\min_{w, b} \\sum_i \\omega_i (y_i - x_i^\\top w - b)^2 + \\alpha \\|w\\|^2 \\tag{1} $$
+
+The intercept is not penalised, so it follows from the weighted means, $b = \\bar y - \\bar x^\\top w$, and with
+the centred moments $G, B$ of :mod:`.moments` the solution is that of the normal equations,
+
+$$ (G + \\alpha I) \\, w = B \\tag{2} $$
+
+solved by Cholesky after scaling the diagonal to one. With fewer samples than features the same $w$ is
+
+$$ w = X_c^\\top (X_c X_c^\\top + \\alpha I)^{-1} y_c \\tag{3} $$
+
+Squaring the condition number costs digits. The smallest eigenvalue is therefore estimated, and where eq. 2 would
+lose more than half of the digits (always for a rank-deficient X) the solution is recomputed from
+$X_c = QR$, $R = U \\Sigma V^\\top$ with singular values below a cutoff dropped, which gives the shortest minimiser:
+
+$$ w = V \\operatorname{diag}\\left(\\frac{\\sigma_j}{\\sigma_j^2 + \\alpha}\\right) U^\\top Q^\\top y_c \\tag{4} $$
+
+Shapes: I samples, D features, K outputs, M = min(I, D).
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import sparse
+
+from .arrays import Rows, dense, lay_out, precision, refuse_non_finite
+from .base import LinearPredictor
+from .coordinate_descent import descend
+from .moments import Moments, moments, moments_of_rows, problem, sparse_moments
+
+
+def solve_normal_equations(gram_DD: Any, cross_DK: Any, alpha: Any = 0.0) -> jax.Array:
+    """Return w_DK of eq. 2; alpha is a number or one per output. Columns of zeros get weight zero."""
+    if jnp.ndim(alpha):
+        return jax.vmap(solve_normal_equations, (None, 1, 0), 1)(gram_DD, cross_DK[:, :, None], alpha)[..., 0]
+    return _cholesky_solve(gram_DD, cross_DK, alpha)[0]
+
+
+def _cholesky_solve(gram_DD: Any, cross_DK: Any, alpha: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return (w of eq. 2, the factor, the scaling) of the system scaled to a unit diagonal."""
+    diagonal = jnp.diagonal(gram_DD) + alpha
+    alive = diagonal > 0
+    scale_D = jnp.where(alive, 1 / jnp.sqrt(jnp.where(alive, diagonal, 1)), 0)
+    scaled = gram_DD * scale_D * scale_D[:, None]
+    scaled += jnp.diag(jnp.where(alive, alpha * scale_D**2, 1))
+    factor = jnp.linalg.cholesky(scaled)
+    solution = jax.scipy.linalg.cho_solve((factor, True), cross_DK * scale_D[:, None])
+    return solution * scale_D[:, None], factor, scale_D
+
+
+def _condition(factor_DD: jax.Array) -> jax.Array:
+    """Estimate the condition number of the scaled system by inverse iteration; NaN if it was not definite."""
+    D = factor_DD.shape[0]
+    v = jnp.cos(jnp.arange(D, dtype=factor_DD.dtype) ** 2)  # any vector without structure
+    for _ in range(4):
+        v = jax.scipy.linalg.cho_solve((factor_DD, True), v / jnp.linalg.norm(v))
+    return D * jnp.linalg.norm(v)  # the trace D bounds the largest eigenvalue
+
+
+def _two_dimensional(y: Any, dtype: Any) -> jax.Array:
+    return jnp.asarray(y, dtype).reshape(y.shape[0], -1)
+
+
+@partial(jax.jit, static_argnames="fit_intercept")
+def solve_ridge(
+    X: Any, y: Any, alpha: Any = 1.0, *, fit_intercept: bool = True, sample_weight: Any = None
+) -> tuple[jax.Array, jax.Array]:
+    """Return the minimiser (coef, intercept) of eq. 1 for X [I, D] and y [I] or [I, K].
+
+    coef is [D] or [D, K]; intercept is a number or [K]. alpha > 0 (or X of full rank) is a number or one per
+    output. Differentiable in X, y, alpha and sample_weight; vmap over any of them.
+    """
+    X = jnp.asarray(X)
+    X = X if jnp.issubdtype(X.dtype, jnp.floating) else X.astype(jnp.result_type(float))
+    y_IK = _two_dimensional(y, X.dtype)
+    alpha = jnp.asarray(alpha, X.dtype)
+    if X.shape[0] >= X.shape[1]:
+        m = moments(X, y_IK, sample_weight, fit_intercept)
+        coef_DK = solve_normal_equations(m.gram, m.cross, alpha)  # eq. 2
+        mean_x, mean_y = m.mean_x, m.mean_y
+    else:
+        Z_ID, V_IK, mean_x, mean_y = _whitened(X, y_IK, sample_weight, fit_intercept)
+        dual_IK = solve_normal_equations(Z_ID @ Z_ID.T, V_IK, alpha)
+        coef_DK = Z_ID.T @ dual_IK  # eq. 3
+    intercept_K = mean_y - mean_x @ coef_DK
+    return (coef_DK, intercept_K) if jnp.ndim(y) > 1 else (coef_DK[:, 0], intercept_K[0])
+
+
+@partial(jax.jit, static_argnames="fit_intercept")
+def solve_least_squares(
+    X: Any, y: Any, *, fit_intercept: bool = True, sample_weight: Any = None
+) -> tuple[jax.Array, jax.Array]:
+    """Return (coef, intercept) of eq. 1 with alpha = 0, the shortest where there are many (eq. 4)."""
+    X = jnp.asarray(X)
+    X = X if jnp.issubdtype(X.dtype, jnp.floating) else X.astype(jnp.result_type(float))
+    Z_ID, V_IK, mean_x, mean_y = _whitened(X, _two_dimensional(y, X.dtype), sample_weight, fit_intercept)
+    coef_DK, _ = _solve_singular_values(Z_ID, V_IK, jnp.zeros((), X.dtype), max(X.shape))
+    intercept_K = mean_y - mean_x @ coef_DK
+    return (coef_DK, intercept_K) if jnp.ndim(y) > 1 else (coef_DK[:, 0], intercept_K[0])
+
+
+def _whitened(X: Any, y_IK: Any, sample_weight: Any, fit_intercept: bool) -> tuple[jax.Array, ...]:
+    """Return X and y centred and times the root of the weights, with their means."""
+    weight_I = jnp.ones(X.shape[0], X.dtype) if sample_weight is None else jnp.asarray(sample_weight, X.dtype)
+    mean_x, mean_y = jnp.zeros(X.shape[1], X.dtype), jnp.zeros(y_IK.shape[1], X.dtype)
+    if fit_intercept:
+        # Around the first row, so that a constant column becomes exactly zero.
+        mean_x = X[0] + (weight_I @ (X - X[0])) / weight_I.sum()
+        mean_y = (weight_I @ y_IK) / weight_I.sum()
+    root_I1 = jnp.sqrt(weight_I)[:, None]
+    return (X - mean_x) * root_I1, (y_IK - mean_y) * root_I1, mean_x, mean_y
+
+
+def _solve_singular_values(Z_MD: Any, V_MK: Any, alpha: Any, longest: Any) -> tuple[jax.Array, jax.Array]:
+    """Return w of eq. 4 and the singular values; those below eps * longest * largest count as zero."""
+    U, sigma, Vt = jnp.linalg.svd(Z_MD, full_matrices=False)
+    cutoff = jnp.finfo(Z_MD.dtype).eps * longest * sigma[0]
+    kept = sigma > cutoff
+    safe = jnp.where(kept, sigma, 1)
+    if jnp.ndim(alpha):
+        alpha = alpha[None, :]
+    shrunk = jnp.where(kept[:, None], safe[:, None] / (safe[:, None] ** 2 + alpha), 0)
+    return Vt.T @ (shrunk * (U.T @ V_MK)), sigma
+
+
+def _solve_moments(m: Moments, alpha: Any) -> tuple[Any, ...]:
+    """Return (coef [D, K], intercept [K], estimated condition number, finite?, moments)."""
+    coef_DK, factor, _ = _cholesky_solve(m.gram, m.cross, alpha if jnp.ndim(alpha) == 0 else alpha.min())
+    if jnp.ndim(alpha):
+        coef_DK = solve_normal_equations(m.gram, m.cross, alpha)
+    finite = jnp.isfinite(jnp.diagonal(m.gram)).all() & jnp.isfinite(m.cross).all()
+    return coef_DK, m.mean_y - m.mean_x @ coef_DK, _condition(factor), finite, m
+
+
+@partial(jax.jit, static_argnames="fit_intercept")
+def fit_moments(
+    rows: Rows, y_IK: Any, weight_I: Any, shift_x: Any, shift_y: Any, alpha: Any, fit_intercept: bool
+) -> tuple[Any, ...]:
+    """Return (coef [D, K], intercept [K], estimated condition number, finite?, moments) of eq. 2."""
+    return _solve_moments(moments_of_rows(rows, y_IK, weight_I, shift_x, shift_y, fit_intercept), alpha)
+
+
+_fit_sparse = jax.jit(_solve_moments)
+
+
+@jax.jit
+def _fit_orthogonal(rows: Rows, y_IK: Any, weight_I: Any, m: Moments, alpha: Any, longest: Any) -> tuple[Any, ...]:
+    """Return (coef, intercept, singular values) of eq. 4, with R and Q'y built block by block."""
+    D, K = rows.tail.shape[1], y_IK.shape[1]
+
+    def augmented(X_RD: Any, y_RK: Any, weight_R: Any) -> jax.Array:
+        Z = jnp.concatenate([X_RD - m.mean_x, y_RK - m.mean_y], axis=1)
+        return jnp.where(weight_R[:, None] > 0, Z * jnp.sqrt(weight_R)[:, None], 0)
+
+    main = rows.num_main
+    R = augmented(rows.tail, y_IK[main:], weight_I[main:])
+    if rows.num_blocks:
+
+        def step(R: Any, index: Any) -> tuple[jax.Array, None]:
+            begin = index * rows.block_rows
+            y, w = (jax.lax.dynamic_slice_in_dim(v, begin, rows.block_rows) for v in (y_IK, weight_I))
+            stacked = jnp.concatenate([R, augmented(rows.block(index), y, w)])
+            return jnp.linalg.qr(stacked, mode="r"), None
+
+        R = jnp.pad(R, ((0, max(0, D + K - R.shape[0])), (0, 0)))
+        R = jax.lax.scan(step, jnp.linalg.qr(R, mode="r"), jnp.arange(rows.num_blocks, dtype=jnp.int32))[0]
+    elif R.shape[0] > 2 * (D + K):
+        R = jnp.linalg.qr(R, mode="r")
+    coef_DK, sigma = _solve_singular_values(R[:, :D], R[:, D:], alpha, longest)
+    return coef_DK, m.mean_y - m.mean_x @ coef_DK, sigma
+
+
+@partial(jax.jit, static_argnames="fit_intercept")
+def _fit_dual(X: Any, y_IK: Any, weight_I: Any, shift_x: Any, alpha: Any, fit_intercept: bool) -> tuple[Any, ...]:
+    """Return (coef, intercept, condition estimate, finite?) of eq. 3."""
+    mean_x, mean_y = jnp.zeros(X.shape[1], X.dtype), jnp.zeros(y_IK.shape[1], X.dtype)
+    if fit_intercept:
+        mean_x = shift_x + weight_I @ (X - shift_x) / weight_I.sum()
+        mean_y = weight_I @ y_IK / weight_I.sum()
+    root_I1 = jnp.sqrt(weight_I)[:, None]
+    Z_ID, V_IK = (X - mean_x) * root_I1, (y_IK - mean_y) * root_I1
+    gram_II = Z_ID @ Z_ID.T
+    dual_IK, factor, _ = _cholesky_solve(gram_II, V_IK, alpha if jnp.ndim(alpha) == 0 else alpha.min())
+    if jnp.ndim(alpha):
+        dual_IK = solve_normal_equations(gram_II, V_IK, alpha)
+    coef_DK = Z_ID.T @ dual_IK
+    finite = jnp.isfinite(jnp.diagonal(gram_II)).all() & jnp.isfinite(V_IK).all()
+    return coef_DK, mean_y - mean_x @ coef_DK, _condition(factor), finite
+
+
+def fit_squares(
+    estimator: LinearPredictor, X: Any, y: np.ndarray, sample_weight: Any, alpha: Any, positive: bool = False
+) -> tuple[np.ndarray | None, str]:
+    """Set coef_ and intercept_ to the minimiser of eq. 1. Return the singular values if alpha is 0, and the method."""
+    fit_intercept = bool(estimator.fit_intercept)
+    num_samples, num_features = X.shape
+    wide = num_features > num_samples
+    if wide:
+        X = dense(X)
+    dual = wide and num_features > 256 and np.all(alpha) and not positive
+    dtype = np.dtype(X.dtype)
+    m: Any = None
+    sigma, method = None, "cholesky"
+    with precision(dtype):
+        alpha = np.asarray(alpha, dtype)
+        data: Any = None
+        if sparse.issparse(X):
+            found = _fit_sparse(sparse_moments(X, y, sample_weight, fit_intercept), alpha)
+            coef_DK, intercept_K, condition, finite, m = found
+        else:
+            data = problem(lay_out(X, whole=wide), X, y, sample_weight, fit_intercept)
+            if dual:
+                rows, y_IK, weight_I, shift_x, _ = data
+                coef_DK, intercept_K, condition, finite = _fit_dual(
+                    rows.tail, y_IK, weight_I, shift_x, alpha, fit_intercept=fit_intercept
+                )
+            else:
+                found = fit_moments(*data, alpha, fit_intercept=fit_intercept)
+                coef_DK, intercept_K, condition, finite, m = found
+        if not finite:
+            refuse_non_finite(estimator, X)
+        # A ridge penalty bounds what the lost digits can do to the objective; least squares has no such bound.
+        limit = 0.01 / np.finfo(dtype).eps if np.all(alpha > 0) else np.finfo(dtype).eps ** -0.5
+        if positive:
+            solved = [
+                descend(m.gram, m.cross[:, k], m.target[k], 0.0, alpha, 0 * m.cross[:, k], 1e-9, 10_000, True)
+                for k in range(m.cross.shape[1])
+            ]
+            coef_DK = jnp.stack([coef for coef, _, _ in solved], axis=1)
+            intercept_K = m.mean_y - m.mean_x @ coef_DK
+            method = "lbfgs"
+        elif not condition < limit or (np.any(alpha == 0) and wide):
+            if data is None:
+                return fit_squares(estimator, dense(X), y, sample_weight, alpha)
+            if m is None:
+                m = moments_of_rows(*data, fit_intercept=fit_intercept)
+            longest = dtype.type(max(num_samples, num_features))
+            coef_DK, intercept_K, sigma = _fit_orthogonal(*data[:3], m, alpha, longest)
+            method = "svd"
+        coef = np.array(coef_DK, dtype).T[:, :num_features]
+        intercept = np.array(intercept_K, dtype)
+    estimator.coef_ = np.ascontiguousarray(coef if y.ndim > 1 else coef[0])
+    estimator.intercept_ = 0.0 if not fit_intercept else intercept if y.ndim > 1 else intercept[0]
+    if np.any(alpha):
+        return None, method
+    if sigma is None and m is not None:
+        sigma = np.sqrt(np.clip(np.linalg.eigvalsh(np.asarray(m.gram)[:num_features, :num_features])[::-1], 0, None))
+    return np.array(sigma)[: min(num_samples, num_features)], method
