@@ -53,10 +53,10 @@ def test_tall_sparse_input_is_never_made_dense(monkeypatch):
 
 
 def test_sparse_input_too_large_to_be_dense_is_refused():
-    huge = sparse.csr_array((1_000_000, 1_000_000))
+    huge = sparse.csr_array((999_999, 1_000_000))  # wide: a tall one stays sparse in Ridge
     for model in (Ridge(), LassoCV(), RidgeCV()):
-        with pytest.raises(MemoryError, match="X is sparse, 1000000 x 1000000, and would be copied"):
-            model.fit(huge[:999_999], np.ones(999_999)) if isinstance(model, Ridge) else model.fit(huge, np.ones(10**6))
+        with pytest.raises(MemoryError, match="X is sparse, .* x 1000000, and would be copied"):
+            model.fit(huge, np.ones(999_999))
 
 
 @pytest.mark.parametrize("shape", [(60, 5), (25, 40)])
