@@ -112,10 +112,12 @@ def fit_working_set(
         if spent >= estimator.max_iter or inner_tol < np.finfo(X.dtype).eps:
             break
         if violating.any():
-            missing = len(np.flatnonzero(coef_D)) + int(violating.sum())
-            size = max(size + 128, -(-min(missing, 3 * size) // 128) * 128)
-            ranking = np.where(violating, left, -np.inf) + 0 * left
-            ranking[~violating] = left[~violating] - float(left.max()) - 1
+            num_used = int((coef_D != 0).sum())
+            missing = num_used + int(violating.sum())
+            # A set that is used up says little of how many columns are needed; one with columns to spare says it well.
+            needed = min(missing, 3 * size) if num_used > 0.95 * size else missing
+            size = max(size, -(-needed // 128) * 128)
+            ranking = np.where(violating, left, left - left.max() - 1)  # what violates comes first
         else:
             inner_tol *= 0.1
     return coef_D, mean_y - mean_x @ coef_D, gap / total, spent
