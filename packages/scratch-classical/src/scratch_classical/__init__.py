@@ -9,7 +9,8 @@ from .linear import LinearRegression, Ridge
 from .logistic import LogisticRegression
 from .logistic_cv import LogisticRegressionCV
 from .logistic_solver import solve_logistic_regression, solve_logistic_regression_path
-from .neighbors import KNeighborsClassifier, KNeighborsRegressor, search_by_differences
+from .neighbor_search import search_by_differences
+from .neighbors import KNeighborsClassifier, KNeighborsRegressor
 from .objective import Objective
 from .ridge_cv import RidgeCV
 from .smo import kernel_matrix, solve_svm, solve_svm_flat

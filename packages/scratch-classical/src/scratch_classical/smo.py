@@ -29,7 +29,7 @@ $$ j = \\arg\\max_j \\frac{(F^{\\uparrow}_i - F^{\\downarrow}_j)^2}{\\eta_{ij}},
 **Two levels.** Above a few hundred samples the steps run on a working set of the worst violators, half of it kept
 from the set before, whose square of K fits the processor's cache; then $K\\beta$ is brought up to date with one
 product. The rows of K that are new to the set are taken from a stored K, or computed on the spot when there is none.
-K is kept in float32, as in LIBSVM's cache, and everything else in float64.
+K is kept in float32, as in LIBSVM, which makes this the same problem to the last digit; everything else is float64.
 
 Shapes: I and J samples, D features, W samples of a working set.
 """
@@ -118,18 +118,13 @@ def _steps(
         new_i = jnp.where(t == above, beta_W[i] + above, beta_W[i] + t)
         new_j = jnp.where(t == below, beta_W[j] - below, beta_W[j] - t)
         product_W = product_W + t * (row_W - K_WW[j].astype(dtype))
-        gap = highest - down_W.min()
-        moves = gap > fine
+        moves = highest - down_W.min() > jnp.where(count < patience, fine, tol)
         beta_W = jnp.where(moves, beta_W.at[i].set(new_i).at[j].set(new_j), beta_W)
         product_W = jnp.where(moves, product_W, state[1])
-        return beta_W, product_W, gap, count + 1
+        return beta_W, product_W, moves, count + 1
 
-    def going(state: Any) -> jax.Array:
-        *_, gap, count = state
-        return (gap > jnp.where(count < patience, fine, tol)) & (count < limit)
-
-    begin = beta_W, product_W, jnp.full((), jnp.inf, dtype), jnp.zeros((), jnp.int32)
-    beta_W, product_W, _, count = jax.lax.while_loop(going, step, begin)
+    begin = beta_W, product_W, jnp.ones((), bool), jnp.zeros((), jnp.int32)
+    beta_W, product_W, _, count = jax.lax.while_loop(lambda s: s[2] & (s[3] < limit), step, begin)
     return beta_W, product_W, count
 
 

@@ -87,6 +87,15 @@ class SupportVectorMachine(BaseEstimator):
             variance = per_row @ ((wide - mean) ** 2).sum(1)
         return 1.0 / (X.shape[1] * variance) if variance != 0 else 1.0
 
+    def _largest_entry(self, X: np.ndarray) -> float:
+        """Return the largest k(x, x), which bounds every entry of a positive definite K."""
+        if self._kernel_is_given():
+            return float(np.abs(X.diagonal()).max())
+        longest = float((X.astype(np.float64) ** 2).sum(1).max())
+        if self.kernel == "linear":
+            return longest
+        return (self._gamma * longest + abs(self.coef0)) ** self.degree if self.kernel == "poly" else 1.0
+
     def _kernel_is_given(self) -> bool:
         return callable(self.kernel) or self.kernel == "precomputed"
 
@@ -98,9 +107,11 @@ class SupportVectorMachine(BaseEstimator):
     ) -> tuple[np.ndarray, float, int, bool]:
         """Return (beta, b, steps, converged?) for one problem; X holds the kernel if that was computed outside."""
         I = len(y_I)
-        fine = self.tol < 1e-5 or I <= FLAT_BELOW  # worth a kernel computed in float64
-        dtype = np.dtype(np.float64 if fine else np.float32)
         padded = bucket(I, 64)
+        # Products and sums in float32 are wrong by some 6e-8 of their terms: is that below the tolerance?
+        rounding = 2.0**-18 * self._largest_entry(X) * max(upper_I.max(), -lower_I.min())
+        fine = I <= FLAT_BELOW or rounding > 0.1 * self.tol
+        dtype = np.dtype(np.float64 if fine else np.float32)
         stored, options = True, {"kind": "linear", "degree": 1}
         with precision(np.float64):
             y, lower, upper = (pad(np.asarray(v, np.float64), padded) for v in (y_I, lower_I, upper_I))
