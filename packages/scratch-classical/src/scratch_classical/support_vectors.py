@@ -129,7 +129,8 @@ class SupportVectorMachine(BaseEstimator):
                     source = stored_kernel(source, gamma, coef0, **options)
             limit, epsilon = np.int32(self.max_iter), float(epsilon)
             if stored and padded <= FLAT_BELOW:
-                found = solve_svm_flat(source, y, lower, upper, epsilon, self.tol, 1e-10, limit)
+                # With a large C the objective is still some 1e-5 from its maximum where the violation reaches tol.
+                found = solve_svm_flat(source, y, lower, upper, epsilon, 0.3 * self.tol, 1e-10, limit)
             else:
                 found = solve_svm(
                     source, y, lower, upper, epsilon, self.tol, limit, gamma, coef0, stored=stored, precise=fine,
