@@ -122,3 +122,5 @@ def test_pictures_are_drawn():
     assert len(plot_learning_curve(Ridge(), X, Y, cv=3, sizes=(0.5, 1.0)).lines) == 2
     with pytest.raises(ValueError, match="two features"):
         plot_decision_boundary(SVC(), X, labels)
+    with pytest.raises(ValueError, match="fitted to the classes"):
+        plot_decision_boundary(SVC().fit(X[:, :2], labels), X[:, :2], labels + 1)

@@ -2,13 +2,13 @@
 
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import scratch_classical as ours
 import sklearn.linear_model as linear
 import sklearn.svm as svm
-from joblib import Parallel, delayed
 from scipy.spatial.distance import cdist
 from scratch_classical import LogisticRegression, LogisticRegressionCV
 from sklearn.base import clone
@@ -201,5 +201,6 @@ def test_clone_pickle_and_two_processes(model):
 def test_threads_share_a_fitted_model():
     X, y = IRIS
     model = ours.SVC().fit(X, y)
-    found = Parallel(n_jobs=2, prefer="threads")(delayed(model.predict)(X[k::2]) for k in range(2))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(model.predict, (X[k::2] for k in range(2))))
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate([model.predict(X[k::2]) for k in range(2)]))

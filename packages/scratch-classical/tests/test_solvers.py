@@ -1,5 +1,7 @@
 """The pure solvers: gradients against finite differences, vmap against loops, jit, and the objective."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from scratch_classical import (
     solve_lasso,
     solve_least_squares,
     solve_logistic_regression,
+    solve_logistic_regression_path,
     solve_ridge,
     solve_svm,
     solve_svm_flat,
@@ -66,6 +69,9 @@ LOSSES = {
         solve_logistic_regression(X, LABELS, 1.0, sample_weight=WEIGHT**a, tol=1e-13)
     ),
     "logistic, l1": lambda a: log_loss(solve_logistic_regression(X, LABELS, a, 0.7, tol=1e-13)),
+    "logistic, path": lambda a: log_loss(
+        tuple(v[-1] for v in solve_logistic_regression_path(X, LABELS, jnp.stack([0.1, a]), tol=1e-13))
+    ),
     "multinomial": lambda a: three_loss(solve_logistic_regression(X, THREE, a, num_classes=3, tol=1e-13)),
 }
 
@@ -99,6 +105,19 @@ def test_vmap_over_alphas_and_folds_is_the_loop():
     kept = weights[2] > 0
     alone = solve_elastic_net(X[kept], Y[kept], alphas[1], 0.8, tol=1e-12)
     np.testing.assert_allclose(path[0][2, 2], alone[0], rtol=1e-6, atol=1e-8)
+
+
+def test_logistic_path_and_folds_are_single_solutions():
+    Cs, weights = jnp.array([0.01, 0.1, 1.0]), np.ones((2, 40))
+    weights[0, ::2] = weights[1, 1::2] = 0
+    for y, options in ((LABELS, {}), (THREE, {"num_classes": 3}), (LABELS, {"l1_ratio": 0.5})):
+        solve = partial(solve_logistic_regression_path, X, y, Cs, tol=1e-11, **options)
+        coefs, intercepts = jax.vmap(lambda w, solve=solve: solve(sample_weight=w))(weights)
+        for f, kept in enumerate(weights > 0):
+            for a, C in enumerate(Cs):
+                coef, intercept = solve_logistic_regression(X[kept], y[kept], C, tol=1e-11, **options)
+                np.testing.assert_allclose(coefs[f, a], coef, rtol=1e-6, atol=1e-8)
+                np.testing.assert_allclose(intercepts[f, a], intercept, rtol=1e-6, atol=1e-8)
 
 
 def test_least_squares_takes_the_shortest_solution():

@@ -14,20 +14,23 @@ BLUE, RED, GREY = "#2a78d6", "#d1495b", "#5f6368"
 
 
 def _axes(ax: Any) -> Any:
+    """Return the axes given, or new ones without the frame's upper and right line."""
     if ax is not None:
         return ax
     try:
         from matplotlib import pyplot
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("plotting needs matplotlib: install scratch-classical[plot]") from error
-    return pyplot.subplots(figsize=(5.5, 4), layout="constrained")[1]
+    ax = pyplot.subplots(figsize=(5.5, 4), layout="constrained")[1]
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
 
 
-def plot_decision_boundary(model: Any, X: Any, y: Any, ax: Any = None, resolution: int = 200) -> Any:
-    """Draw the regions of a fitted classifier over two features, with the samples X [I, 2], y [I].
+def plot_decision_boundary(model: Any, X: Any, y: Any, ax: Any = None, resolution: int = 300) -> Any:
+    """Draw the regions of a fitted classifier over two features, with the samples X [I, 2] and their labels y [I].
 
     Where the model has one decision function the lines at -1, 0 and 1 are drawn: for a support vector machine the
-    margins and the boundary. Its support vectors are ringed.
+    margins and the boundary. Its support vectors are ringed, if X holds the samples that it was fitted to.
     """
     from matplotlib.colors import ListedColormap
 
@@ -35,7 +38,9 @@ def plot_decision_boundary(model: Any, X: Any, y: Any, ax: Any = None, resolutio
     X, labels = np.asarray(X), np.asarray(y)
     if X.shape[1] != 2:
         raise ValueError(f"plot_decision_boundary draws two features, X has {X.shape[1]}: choose two of its columns")
-    classes, indices = np.unique(labels, return_inverse=True)
+    classes = np.asarray(model.classes_)
+    if not np.isin(labels, classes).all():
+        raise ValueError(f"y holds {np.unique(labels)}, but the model was fitted to the classes {classes}")
     low, high = X.min(0), X.max(0)
     room = 0.08 * (high - low + (high == low))
     axis_x, axis_y = (np.linspace(low[d] - room[d], high[d] + room[d], resolution) for d in range(2))
@@ -45,14 +50,19 @@ def plot_decision_boundary(model: Any, X: Any, y: Any, ax: Any = None, resolutio
     region = np.searchsorted(classes, model.predict(grid)).reshape(resolution, resolution)
     levels = np.arange(len(classes) + 1) - 0.5
     ax.contourf(axis_x, axis_y, region, levels=levels, cmap=ListedColormap(colors), alpha=0.15)
-    if hasattr(model, "decision_function") and len(classes) == 2:
+    if len(classes) > 2:
+        for k in range(len(classes) - 1):
+            ax.contour(axis_x, axis_y, region == k, levels=[0.5], colors=GREY, linewidths=0.6)
+    elif hasattr(model, "decision_function"):
         scores = model.decision_function(grid).reshape(resolution, resolution)
         lines = ax.contour(axis_x, axis_y, scores, levels=[-1, 0, 1], colors="k", linestyles=["--", "-", "--"])
         lines.set_linewidth([0.8, 1.4, 0.8])
     for k, color in enumerate(colors):
-        ax.scatter(*X[indices == k].T, s=18, color=color, edgecolor="white", linewidth=0.4, label=str(classes[k]))
+        ax.scatter(
+            *X[labels == classes[k]].T, s=18, color=color, edgecolor="white", linewidth=0.4, label=str(classes[k])
+        )
     support = getattr(model, "support_", None)
-    if support is not None and len(support):
+    if support is not None and len(support) and support.max() < len(X):
         ax.scatter(*X[support].T, s=60, facecolor="none", edgecolor="k", linewidth=0.7, label="support vectors")
     ax.legend(loc="best", fontsize=8, framealpha=0.9)
     ax.set(xlabel="feature 0", ylabel="feature 1", title=f"{type(model).__name__}: decision boundary")
@@ -76,7 +86,14 @@ def plot_regularization_path(alphas: Any, coefs: Any, ax: Any = None, names: Any
     ax.set_xscale("log")
     ax.invert_xaxis()
     if names is not None or chosen is not None:
-        ax.legend(fontsize=7, ncols=2)
+        # Beside the lines and in the order of their ends.
+        handles, labels = ax.get_legend_handles_labels()
+        ends = [
+            np.inf if label.startswith("chosen") else handle.get_ydata()[-1] for handle, label in zip(handles, labels)
+        ]
+        order = np.argsort(ends)[::-1]
+        handles, labels = [handles[k] for k in order], [labels[k] for k in order]
+        ax.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     ax.set(xlabel=r"$\alpha$ (stronger penalty to the left)", ylabel="coefficient", title="Regularisation path")
     return ax
 
