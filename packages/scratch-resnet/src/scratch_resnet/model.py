@@ -91,7 +91,8 @@ class Convolution(nnx.Module):
         kernel, s = self.kernel[...].astype(self.dtype), self.stride
         x_BYXC = x_BYXC.astype(self.dtype)
         if kernel.shape[0] == 1:
-            return x_BYXC[:, ::s, ::s] @ kernel[0, 0]
+            x_BYXC = x_BYXC[:, ::s, ::s]
+            return (x_BYXC.reshape(-1, x_BYXC.shape[-1]) @ kernel[0, 0]).reshape(*x_BYXC.shape[:3], -1)
         p = kernel.shape[0] // 2
         return lax.conv_general_dilated(
             x_BYXC, kernel, (s, s), [(p, p), (p, p)], dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -143,6 +144,20 @@ def make_block(config: ResNetConfig, c_in: int, c_out: int, stride: int, *, dtyp
     return Block(layers, None if same else conv(c_in, c_out, 1, stride, relu=False))
 
 
+def max_pool(x: jax.Array, axis: int) -> jax.Array:
+    """Return the largest of each three neighbours along an axis, every second one, with one of padding before it.
+
+    The first of equals gets the gradient, as in PyTorch.
+    """
+    size = x.shape[axis]
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (1, 2)
+    x = jnp.pad(x, padding, constant_values=-jnp.inf)
+    first, second, third = (lax.slice_in_dim(x, i, i + size, 2, axis) for i in range(3))
+    largest = jnp.where(first >= second, first, second)
+    return jnp.where(largest >= third, largest, third)
+
+
 class ResNet(VisionModel):
     """The classifier. Call it on images [B, Y, X, C]; see :class:`ResNetConfig` for the depths."""
 
@@ -173,9 +188,7 @@ class ResNet(VisionModel):
                 f"images of shape {images_BYXC.shape} must be [batch, rows, columns, {self.config.num_channels}]"
             )
         x_BRSO = self.stem(images_BYXC)
-        x_BRSO = lax.reduce_window(
-            x_BRSO, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-        )
+        x_BRSO = max_pool(max_pool(x_BRSO, axis=2), axis=1)
         for blocks in self.stages:
             for block in blocks:
                 x_BRSO = block(x_BRSO)

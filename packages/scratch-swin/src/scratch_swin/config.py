@@ -86,7 +86,8 @@ class SwinConfig:
             depths=depths,
             num_heads=tuple(field(fields, "num_heads", list, [3, 6, 12, 24])),
             window_size=field(fields, "window_size", int, 7),
-            pretrained_window_sizes=tuple(field(fields, "pretrained_window_sizes", list, [0] * len(depths))),
+            # transformers writes four of them by default, whatever the number of stages:
+            pretrained_window_sizes=tuple(field(fields, "pretrained_window_sizes", list, [0] * len(depths)))[: len(depths)],
             image_size=read_size(fields, "image_size", 224),
             patch_size=read_size(fields, "patch_size", 4),
             num_channels=field(fields, "num_channels", int, 3),
