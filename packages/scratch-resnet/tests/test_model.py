@@ -17,7 +17,7 @@ from scratch_core.vision.testing import (
     noise,
 )
 from scratch_resnet import SPEC, ResNet, ResNetConfig
-from scratch_resnet.model import BatchNorm, Convolution
+from scratch_resnet.model import BatchNorm, Convolution, max_pool
 
 TINY = ResNetConfig.tiny()
 
@@ -142,6 +142,21 @@ def test_a_convolution_is_the_sum_over_its_window(size, stride, rows):
             window = padded[0, y * stride : y * stride + size, z * stride : z * stride + size]
             expected[0, y, z] = np.einsum("ijc,ijco->o", window, np.asarray(conv.kernel[...]))
     np.testing.assert_allclose(conv(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 9), (1, 2)])
+def test_the_maximum_of_slices_is_that_of_windows(size):
+    """In value and in gradient, which goes to the first of equals: after a ReLU there are many."""
+    x = jnp.round(jax.random.normal(jax.random.key(0), (2, *size, 3)))
+
+    def by_windows(x):
+        pad = ((0, 0), (1, 1), (1, 1), (0, 0))
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pad)
+
+    value, gradient = jax.vjp(lambda x: max_pool(max_pool(x, axis=2), axis=1), x)
+    expected, expected_gradient = jax.vjp(by_windows, x)
+    np.testing.assert_array_equal(value, expected)
+    np.testing.assert_array_equal(gradient(expected + 1.0)[0], expected_gradient(expected + 1.0)[0])
 
 
 def test_batch_norm_refuses_a_single_value():

@@ -183,3 +183,9 @@ def test_rollout_passes_on_all_that_is_read(model, size):
     assert (totals <= 1 + 1e-5).all()
     if size == (16, 16):
         np.testing.assert_allclose(totals, 1, rtol=1e-5)
+
+
+def test_pretrained_windows_beyond_the_stages_are_not_read():
+    """transformers writes four of them unless told otherwise, also for two stages."""
+    config = SwinConfig.from_hf({**SwinConfig.tiny().to_hf(), "pretrained_window_sizes": [3, 2, 0, 0]})
+    assert config.pretrained_window_sizes == (3, 2)

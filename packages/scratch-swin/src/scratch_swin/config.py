@@ -87,7 +87,9 @@ class SwinConfig:
             num_heads=tuple(field(fields, "num_heads", list, [3, 6, 12, 24])),
             window_size=field(fields, "window_size", int, 7),
             # transformers writes four of them by default, whatever the number of stages:
-            pretrained_window_sizes=tuple(field(fields, "pretrained_window_sizes", list, [0] * len(depths)))[: len(depths)],
+            pretrained_window_sizes=tuple(field(fields, "pretrained_window_sizes", list, [0] * len(depths)))[
+                : len(depths)
+            ],
             image_size=read_size(fields, "image_size", 224),
             patch_size=read_size(fields, "patch_size", 4),
             num_channels=field(fields, "num_channels", int, 3),

@@ -35,7 +35,7 @@ from flax import nnx
 from jax import lax
 from scratch_core.layers import MLP, LayerNorm
 from scratch_core.layers.drop_path import DropPath, drop_path_rates
-from scratch_core.layers.patches import PatchEmbedding
+from scratch_core.layers.patches import PatchEmbedding, on_rows
 from scratch_core.vision import VisionModel, pair
 
 from scratch_swin import convert
@@ -159,7 +159,7 @@ class WindowAttention(nnx.Module):
         """Return y_BWSD in ``dtype``; the mask is True where a position may be read."""
         value_BWSNH = self.value(x_BWSD)
         weights_BWNTS = self.dropout(self.weights(x_BWSD, mask_WTS).astype(value_BWSNH.dtype))
-        y_BWTNH = jnp.einsum("BWNTS,BWSNH->BWTNH", weights_BWNTS, value_BWSNH)
+        y_BWTNH = jnp.matmul(weights_BWNTS, value_BWSNH.swapaxes(2, 3)).swapaxes(2, 3)
         return self.dropout(self.out(y_BWTNH))
 
 
@@ -189,7 +189,7 @@ class Block(nnx.Module):
         y_BWTD = self.attention(*self.windows(x_BYXD))
         y_BYXD = from_windows(y_BWTD, self.window, self.shift, Y, X)
         x_BYXD = x_BYXD + self.drop_path(self.attention_norm(y_BYXD))  # eq. 1, left
-        y_BYXD = self.dropout(self.feed_forward(x_BYXD))
+        y_BYXD = self.dropout(on_rows(self.feed_forward, x_BYXD))
         return x_BYXD + self.drop_path(self.feed_forward_norm(y_BYXD))  # eq. 1, right
 
     def read(self, read_BYX: jax.Array, x_BYXD: jax.Array) -> jax.Array:
@@ -214,7 +214,7 @@ class PatchMerging(nnx.Module):
         B, Y, X, D = x_BYXD.shape
         x = x_BYXD.reshape(B, Y // 2, 2, X // 2, 2, D)
         x = x.transpose(0, 1, 3, 4, 2, 5).reshape(B, Y // 2, X // 2, 4 * D)  # down first, then right
-        return self.norm(self.reduction(x))
+        return self.norm(on_rows(self.reduction, x))
 
 
 class Stage(nnx.Module):

@@ -29,7 +29,7 @@ import numpy as np
 from flax import nnx
 from scratch_core.layers import MLP, LayerNorm
 from scratch_core.layers.drop_path import DropPath, drop_path_rates
-from scratch_core.layers.patches import PatchEmbedding
+from scratch_core.layers.patches import PatchEmbedding, on_rows
 from scratch_core.vision import VisionModel, pair
 
 from scratch_vit import convert
@@ -62,7 +62,7 @@ class Attention(nnx.Module):
         """Return y_BSD in ``dtype``."""
         value_BSNH = self.value(x_BSD)
         weights_BNTS = self.dropout(self.weights(x_BSD).astype(value_BSNH.dtype))
-        return self.out(jnp.einsum("BNTS,BSNH->BTNH", weights_BNTS, value_BSNH))
+        return self.out(jnp.matmul(weights_BNTS, value_BSNH.swapaxes(1, 2)).swapaxes(1, 2))
 
 
 class Block(nnx.Module):
@@ -80,7 +80,7 @@ class Block(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Return the sequence after both branches."""
         x_BTD = x_BTD + self.drop_path(self.dropout(self.attention(self.attention_norm(x_BTD))))  # eq. 2
-        return x_BTD + self.drop_path(self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD))))  # eq. 3
+        return x_BTD + self.drop_path(self.dropout(on_rows(self.feed_forward, self.feed_forward_norm(x_BTD))))  # eq. 3
 
 
 class ViT(VisionModel):
