@@ -146,7 +146,7 @@ def test_liblinear_penalises_the_intercept():
     np.testing.assert_allclose(mine.intercept_, theirs.intercept_, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{}, {"l1_ratios": [0.0, 0.6], "solver": "saga"}, {"refit": False}])
+@pytest.mark.parametrize("options", [{}, {"l1_ratios": np.array([0.0, 0.6]), "solver": "saga"}, {"refit": False}])
 def test_logistic_cross_validation_agrees(options):
     X, y = IRIS
     options = {"Cs": [1.0, 0.01, 0.1], "tol": 1e-7, "max_iter": 5000, "use_legacy_attributes": False, **options}

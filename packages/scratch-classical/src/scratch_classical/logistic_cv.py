@@ -62,7 +62,8 @@ class LogisticRegressionCV(LinearClassifier):
         X = np.asarray(X)
         refuse_non_finite(self, X)
         labels, num_classes = self.classes_[indices], len(self.classes_)
-        ratios_L = np.atleast_1d(0.0 if self.l1_ratios in ("warn", None) else self.l1_ratios).astype(float)
+        unset = self.l1_ratios is None or isinstance(self.l1_ratios, str)
+        ratios_L = np.atleast_1d(0.0 if unset else self.l1_ratios).astype(float)
         if self.penalty == "l1":
             ratios_L = np.ones(1)
         Cs = np.logspace(-4, 4, int(self.Cs)) if np.ndim(self.Cs) == 0 else np.asarray(self.Cs, float)
@@ -94,7 +95,7 @@ class LogisticRegressionCV(LinearClassifier):
         self, X: np.ndarray, labels: np.ndarray, folds: Any, coefs: np.ndarray, intercepts: np.ndarray, weight: Any
     ) -> np.ndarray:
         """Return the score of every fold's models [F, L, A] on the samples that it left out."""
-        scorer = get_scorer("accuracy" if self.scoring in ("warn", None) else self.scoring)
+        scorer = get_scorer("accuracy" if self.scoring is None or self.scoring == "warn" else self.scoring)
         scores = np.zeros(coefs.shape[:3])
         model = LogisticRegression()
         model.classes_, model.n_features_in_ = self.classes_, X.shape[1]
