@@ -29,7 +29,7 @@ TEXT = (
 def operator_inputs(model, ids_BT, layer: int):
     """Return what a layer's operator is called with: x, log_a, B, C and the state before."""
     seen = []
-    original = ssd.scan
+    original, ssd.CPU_CHUNK = ssd.scan, ids_BT.shape[1]  # all at once: chunks would be read inside a loop
 
     def recording(*arrays, chunk_size):
         seen.append(arrays)

@@ -26,16 +26,16 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
     ``label_smoothing`` mixes that share of a uniform distribution into the labels (Szegedy et al. 2016,
     https://arxiv.org/abs/1512.00567, section 7).
     """
-    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    logits = logits.astype(jnp.float32)
     if jnp.issubdtype(labels.dtype, jnp.floating):
         weights = jnp.ones(labels.shape[:-1])
-        hit = (labels * logprobs).sum(axis=-1)
+        hit = (labels * logits).sum(axis=-1)
     else:
         weights = (labels != IGNORED).astype(jnp.float32)
-        hit = jnp.take_along_axis(logprobs, jnp.where(labels == IGNORED, 0, labels)[..., None], axis=-1)[..., 0]
+        hit = jnp.where(jnp.arange(logits.shape[-1]) == labels[..., None], logits, 0.0).sum(axis=-1)
     if label_smoothing:
-        hit = (1 - label_smoothing) * hit + label_smoothing * logprobs.mean(axis=-1)
-    return -(weights * hit).sum(), weights.sum()
+        hit = (1 - label_smoothing) * hit + label_smoothing * logits.mean(axis=-1)
+    return (weights * (jax.nn.logsumexp(logits, axis=-1) - hit)).sum(), weights.sum()
 
 
 def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -52,7 +52,7 @@ def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Arra
         if attention_mask is not None:
             labels = jnp.where(attention_mask == 1, labels, IGNORED)
     logits = model(batch["input_ids"], attention_mask)
-    return cross_entropy(logits[:, :-1], labels[:, 1:])
+    return cross_entropy(logits, jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED))
 
 
 def image_classification_loss(

@@ -200,16 +200,19 @@ class Trainer:
         loss = total / weight
         gradients = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)  # eq. 1
         norm = optax.tree.norm(gradients)
-        updates, new_optimizer = self.optimizer.update(gradients, state["optimizer"], parameters)
-        new = {"parameters": optax.apply_updates(parameters, updates), "optimizer": new_optimizer, "rest": new_rest}
 
+        def update(old: dict[str, Any]) -> dict[str, Any]:
+            updates, optimizer = self.optimizer.update(gradients, old["optimizer"], old["parameters"])
+            parameters = optax.apply_updates(old["parameters"], updates)
+            return {"parameters": parameters, "optimizer": optimizer, "rest": new_rest}
+
+        # A branch, not a choice between old and new values, so that the donated arrays are updated in place.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        state, old = {}, {name: state[name] for name in (*new, "step", "skipped")}
-        for name in new:
-            state[name] = jax.tree.map(partial(jnp.where, finite), new[name], old[name])
-        state["step"] = old["step"] + 1
-        state["skipped"] = jnp.where(finite, 0, old["skipped"] + 1)
-        return state, {"loss": loss, "gradient_norm": norm, "skipped": state["skipped"]}
+        old = {"parameters": parameters, "optimizer": state["optimizer"], "rest": rest}
+        new = jax.lax.cond(finite, update, lambda old: old, old)
+        new["step"] = state["step"] + 1
+        new["skipped"] = jnp.where(finite, 0, state["skipped"] + 1)
+        return new, {"loss": loss, "gradient_norm": norm, "skipped": new["skipped"]}
 
     def _gradients(self, parameters: Any, rest: Any, batch: Any) -> tuple[Any, jax.Array, jax.Array, Any]:
         def loss(parameters: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
