@@ -4,6 +4,7 @@ Only this module is read for `scratch --help`; each command imports what it need
 user's input can cause ends as one message on stderr and exit code 2, with no traceback (`--debug` shows it).
 """
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,9 @@ import tyro
 
 from scratch_core.errors import ConfigError, ScratchError
 
-Folder = Annotated[str, tyro.conf.Positional]
+Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+Image = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
+Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 
 
 def models() -> None:
@@ -23,7 +26,7 @@ def models() -> None:
     listing.models()
 
 
-def train(name: Folder) -> None:
+def train(name: Name) -> None:
     """Train a model from scratch; `scratch train NAME --help` shows the options of its task.
 
     Args:
@@ -95,7 +98,7 @@ def inspect(folder: Folder, /) -> None:
     listing.inspect(folder)
 
 
-def predict(folder: Folder, image: Folder, /, top: int = 5, picture: str | None = None) -> None:
+def predict(folder: Folder, image: Image, /, top: int = 5, picture: str | None = None) -> None:
     """Say what an image shows, and save a picture of where the model looked.
 
     Args:
@@ -107,6 +110,16 @@ def predict(folder: Folder, image: Folder, /, top: int = 5, picture: str | None 
     from scratch_core.cli import predicting
 
     predicting.predict(folder, image, picture, top)
+
+
+def _bound(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """Return the same command, which when called only binds its arguments: parsing is over before anything runs."""
+
+    @functools.wraps(command)
+    def bind(*positional: Any, **named: Any) -> Callable[[], None]:
+        return functools.partial(command, *positional, **named)
+
+    return bind
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,8 +140,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "inspect": inspect,
             "predict": predict,
         }
+        from scratch_core.cli.parsing import one_line
+
         description = "Models written from scratch: train, generate, convert. With --debug, errors show a traceback."
-        tyro.extras.subcommand_cli_from_dict(commands, prog="scratch", description=description, args=arguments)
+        with one_line():
+            command = tyro.extras.subcommand_cli_from_dict(
+                {name: _bound(command) for name, command in commands.items()},
+                prog="scratch",
+                description=description,
+                args=arguments,
+            )
+        command()
         return 0
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,6 +12,7 @@ import tyro
 
 from scratch_core import models
 from scratch_core.cli import runs
+from scratch_core.cli.parsing import one_line
 from scratch_core.errors import ConfigError
 
 
@@ -23,7 +24,8 @@ def run(name: str, arguments: Sequence[str]) -> int:
         raise ConfigError(f"{name} is of the task {spec.task}, for which there is no `scratch train`")
     task = import_module(module)
     arguments = _with_resume(name, list(arguments))
-    options = tyro.cli(task.Options, prog=f"scratch train {name}", args=arguments).absolute()
+    with one_line():
+        options = tyro.cli(task.Options, prog=f"scratch train {name}", args=arguments).absolute()
     if options.resume is not None:
         flags = sorted({argument.partition("=")[0] for argument in arguments if argument.startswith("--")})
         given = [flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags]
