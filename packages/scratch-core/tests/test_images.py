@@ -18,19 +18,26 @@ PHOTO = PHOTOS / "china.jpg"
 PROCESSORS = json.loads((PHOTOS / "processors.json").read_text())
 
 
+def recorded(name, folder):
+    """The processor of a checkpoint folder with the recorded fields: transformers' file, or timm's."""
+    file = "config.json" if "pretrained_cfg" in PROCESSORS[name] else "preprocessor_config.json"
+    (folder / file).write_text(json.dumps(PROCESSORS[name]))
+    return ImageProcessor.from_folder(folder)
+
+
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_equals_the_reference_on_a_photograph(name):
-    fields, expected = PROCESSORS[name], load_file(PHOTOS / "expected.safetensors")[name]
-    actual = ImageProcessor.from_hf(fields)(PHOTO)
+def test_equals_the_reference_on_a_photograph(name, tmp_path):
+    processor, expected = recorded(name, tmp_path), load_file(PHOTOS / "expected.safetensors")[name]
+    actual = processor(PHOTO)
     assert actual.dtype == np.float32
     assert actual.shape == expected.shape
-    levels = 255 * (np.array(fields["image_std"]) if fields["do_normalize"] else 1)
+    levels = 255 * np.array(processor.std or 1)
     assert (np.abs(actual - expected) * levels).max() <= 0.01  # far below one grey level
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_a_processor_survives_its_file(name, tmp_path):
-    processor = ImageProcessor.from_hf(PROCESSORS[name])
+    processor = recorded(name, tmp_path)
     processor.save(tmp_path)
     again = ImageProcessor.from_folder(tmp_path)
     assert again == processor
@@ -45,23 +52,18 @@ def test_reads_the_spellings_of_old_files():
     assert (old.resize, old.crop) == (256, (224, 224))
     old = ImageProcessor.from_hf({"feature_extractor_type": "ConvNextFeatureExtractor", "size": 384})
     assert (old.resize, old.crop) == ((384, 384), None)
-    old = ImageProcessor.from_hf({"feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224})
-    assert old.resize == 224
+    old = ImageProcessor.from_hf({"feature_extractor_type": "CLIPFeatureExtractor", "size": 256, "crop_size": 224})
+    assert (old.resize, old.crop) == (256, (224, 224))
+    for_grey = {"image_processor_type": "ViTImageProcessorFast", "image_mean": [0.5], "image_std": [0.5]}
+    assert ImageProcessor.from_hf(for_grey).mean == (0.5,)
 
 
-def test_reads_timm_and_rounds_its_crop(tmp_path):
-    (tmp_path / "config.json").write_text(
-        json.dumps({"architecture": "resnet50", "pretrained_cfg": {"input_size": [3, 64, 64], "crop_pct": 0.95}})
-    )
-    processor = ImageProcessor.from_folder(tmp_path)
-    assert processor is not None
-    assert (processor.resize, processor.crop, processor.resample) == (67, (64, 64), "bilinear")
-    assert processor.mean == (0.485, 0.456, 0.406)
-    # torchvision rounds half the margin (67 - 64) / 2 to 2; transformers would floor it to 1.
-    image = Image.fromarray(np.tile(np.arange(67, dtype=np.uint8), (67, 1)))
-    assert np.asarray(processor.resized(image))[0, 0] == 2
+def test_a_checkpoint_without_preprocessing(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert ImageProcessor.from_folder(tmp_path) is None
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"crop_mode": "border"}}))
+    with pytest.raises(ConfigError, match="crop_mode='border'"):
+        ImageProcessor.from_folder(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,7 @@ def test_reads_timm_and_rounds_its_crop(tmp_path):
         ({"image_std": [0.5, 0.5, 0.0]}, "positive"),
         ({"image_mean": [0.5]}, "one length"),
         ({"do_pad": True}, "do_pad=True"),
+        ({"image_processor_type": "LevitImageProcessor"}, "'LevitImageProcessor' is not implemented"),
         ({"do_resize": "yes"}, "do_resize='yes'"),
     ],
 )

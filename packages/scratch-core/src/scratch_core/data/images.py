@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,18 @@ MAX_PIXELS = 100_000_000
 
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers, 0 to 5
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# What transformers' image processors do where their file does not say, by their name. A bare number as "size" means
+# a square where the default is one, else the shorter edge.
+HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+KINDS: dict[str, dict[str, Any]] = {
+    "ViT": {"size": 224, "resample": 2, **HALF},
+    "DeiT": {"size": 256, "resample": 3, "do_center_crop": True, **HALF},
+    "Bit": {"size": {"shortest_edge": 224}, "resample": 3, "do_center_crop": True, **CLIP},
+    "CLIP": {"size": {"shortest_edge": 224}, "resample": 3, "do_center_crop": True, **CLIP},
+    "ConvNext": {"size": {"shortest_edge": 384}, "resample": 3, **HALF},
+}
 
 
 def read_image(image: Any, num_channels: int = 3) -> Any:
@@ -151,36 +164,39 @@ class ImageProcessor:
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the preprocessing of a preprocessor_config.json, in the spellings of all versions.
 
-        Raises ConfigError for a step that is not implemented.
+        Raises ConfigError for an image processor or a step that is not implemented.
         """
-        unsupported(fields, do_pad=False, rescale_offset=False, include_top=False, do_reduce_labels=False)
-        kind = field(fields, "image_processor_type", str, None) or field(fields, "feature_extractor_type", str, "")
-        resample = field(fields, "resample", int, 3 if "ConvNe" in kind else 2)
+        unsupported(fields, do_pad=False)
+        name = field(fields, "image_processor_type", str, "") or field(fields, "feature_extractor_type", str, "")
+        kind = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", name) or "ViT"
+        if kind not in KINDS:
+            raise ConfigError(
+                f"preprocessor_config.json: image_processor_type={name!r} is not implemented (implemented: "
+                f"{', '.join(f'{kind}ImageProcessor' for kind in KINDS)})"
+            )
+        fields = KINDS[kind] | {key: value for key, value in fields.items() if value is not None}
+        resample = field(fields, "resample", int)
         if not 0 <= resample < len(FILTERS):
             raise ConfigError(f"preprocessor_config.json: resample={resample} must be a filter of Pillow, 0 to 5")
         resize = crop = None
         if field(fields, "do_resize", bool, True):
-            # A bare number meant a square to most, the shorter edge to some.
-            square = not any(name in kind for name in ("ConvNe", "CLIP", "Bit", "LeViT", "MobileNet"))
-            resize = _size(fields, "size", square, default=384 if "ConvNe" in kind else 224)
-        if "ConvNe" in kind and isinstance(resize, int):
-            edge = resize
-            if edge < 384:
-                resize, crop = int(edge / field(fields, "crop_pct", float, 224 / 256)), (edge, edge)
+            resize = _size(fields, "size", square=kind in ("ViT", "DeiT"))
+        if kind == "ConvNext" and isinstance(resize, int):
+            if resize < 384:
+                resize, crop = int(resize / field(fields, "crop_pct", float, 224 / 256)), (resize, resize)
             else:
-                resize = (edge, edge)
+                resize = (resize, resize)
         if field(fields, "do_center_crop", bool, False):
-            crop = _size(fields, "crop_size", True, default=224)
+            crop = _size({"crop_size": 224} | fields, "crop_size", square=True)
             crop = (crop, crop) if isinstance(crop, int) else crop
         normalize = field(fields, "do_normalize", bool, True)
-        half = [0.5, 0.5, 0.5]
         return cls(
             resize=resize,
             crop=crop,
             resample=FILTERS[resample],
             scale=field(fields, "rescale_factor", float, 1 / 255) if field(fields, "do_rescale", bool, True) else 1.0,
-            mean=tuple(map(float, field(fields, "image_mean", list, half))) if normalize else (),
-            std=tuple(map(float, field(fields, "image_std", list, half))) if normalize else (),
+            mean=tuple(map(float, field(fields, "image_mean", list))) if normalize else (),
+            std=tuple(map(float, field(fields, "image_std", list))) if normalize else (),
             round_crop=field(fields, "round_crop", bool, False),
         )
 
@@ -188,16 +204,19 @@ class ImageProcessor:
     def from_timm(cls, fields: Mapping[str, Any]) -> Self:
         """Return the preprocessing of a timm pretrained_cfg: its evaluation transform.
 
-        Raises ConfigError for a crop mode other than the centre.
+        Raises ConfigError for a crop mode that pads, and for images that are not square.
         """
-        unsupported(fields, crop_mode="center")
+        squash = field(fields, "crop_mode", str, "center") == "squash"  # both edges, whatever the image's shape
+        if not squash:
+            unsupported(fields, crop_mode="center")
         _, rows, columns = field(fields, "input_size", list, [3, 224, 224])
         if rows != columns:
             raise ConfigError(f"pretrained_cfg: input_size {rows} x {columns} must be square")
+        edge = math.floor(rows / field(fields, "crop_pct", float, 0.875))
         return cls(
-            resize=math.floor(rows / field(fields, "crop_pct", float, 0.875)),
+            resize=(edge, edge) if squash else edge,
             crop=(rows, columns),
-            resample=field(fields, "interpolation", str, "bilinear"),
+            resample=field(fields, "interpolation", str, "bicubic"),
             mean=tuple(map(float, field(fields, "mean", list, list(IMAGENET_MEAN)))),
             std=tuple(map(float, field(fields, "std", list, list(IMAGENET_STD)))),
             round_crop=True,
@@ -205,8 +224,9 @@ class ImageProcessor:
 
     def save(self, folder: str | Path) -> None:
         """Write preprocessor_config.json, which from_hf and transformers read."""
+        kind = "ViT" if self.crop is None else "DeiT" if isinstance(self.resize, tuple) else "Bit"
         fields: dict[str, Any] = {
-            "image_processor_type": "ViTImageProcessor" if self.crop is None else "BitImageProcessor",
+            "image_processor_type": f"{kind}ImageProcessor",
             "do_resize": self.resize is not None,
             "resample": FILTERS.index(self.resample),
             "do_center_crop": self.crop is not None,
@@ -240,9 +260,9 @@ def _resized_to(resize: tuple[int, int] | int, rows: int, columns: int) -> tuple
     return size
 
 
-def _size(fields: Mapping[str, Any], name: str, square: bool, default: int) -> tuple[int, int] | int:
+def _size(fields: Mapping[str, Any], name: str, square: bool) -> tuple[int, int] | int:
     """Return a size: a number, a list, {"height", "width"} or {"shortest_edge"}. Raises ConfigError for others."""
-    value = field(fields, name, (int, list, dict), default)
+    value = field(fields, name, (int, list, dict))
     if isinstance(value, int):
         return (value, value) if square else value
     if isinstance(value, dict):
