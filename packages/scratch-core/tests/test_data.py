@@ -9,8 +9,6 @@ from scratch_core.data import (
     ByteTokenizer,
     CountModels,
     HuggingFaceTokenizer,
-    ImageEvaluation,
-    Images,
     TextEvaluation,
     Windows,
     load_digits,
@@ -259,20 +257,6 @@ def test_digits():
     train, test = digits.train_images.reshape(-1, 64).astype(int), digits.test_images.reshape(-1, 64).astype(int)
     nearest = ((test[:, None] - train[None]) ** 2).sum(-1).argmin(1)
     assert (digits.train_labels[nearest] == digits.test_labels).mean() > 0.97
-
-
-def test_images_become_batches():
-    digits = load_digits()
-    source = Images(digits.test_images, digits.test_labels, maximum=16)
-    batch = training_batches(source, 8, seed=0)[0]
-    assert batch["images"].shape == (8, 8, 8, 1)
-    assert batch["images"].dtype == np.float32
-    assert 0 <= batch["images"].min() < batch["images"].max() <= 1
-    batches = list(ImageEvaluation(source, 100))
-    assert [len(batch["labels"]) for batch in batches] == [100, 100, 100, 55]
-    np.testing.assert_array_equal(np.concatenate([batch["labels"] for batch in batches]), digits.test_labels)
-    with pytest.raises(DataError, match="3 images but 2 labels"):
-        Images(np.zeros((3, 8, 8)), np.zeros(2))
 
 
 def test_count_models_are_distributions_and_know_what_they_saw():

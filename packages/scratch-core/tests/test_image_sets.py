@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scratch_core.data import ImageEvaluation, load_digits, training_batches
-from scratch_core.data.image_sets import Augmentation, PictureFiles, augmented, load_images
+from scratch_core.data import ImageEvaluation, image_sets, load_digits, training_batches
+from scratch_core.data.image_sets import Augmentation, PictureFiles, Pictures, augmented, load_images
 from scratch_core.data.images import ImageProcessor
 from scratch_core.errors import ConfigError, DataError
+from scratch_core.losses import accuracy
 
 GREY = ImageProcessor((8, 8), mean=(0.5,), std=(0.5,))
 COLOUR = ImageProcessor((32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -78,25 +79,21 @@ def test_mnist_without_its_labels(tmp_path):
         load_images(tmp_path, GREY)
 
 
-def cifar(folder, binary):
-    images, labels = RNG.integers(0, 256, (6, 32, 32, 3)).astype(np.uint8), np.arange(6) % 10
+def cifar(folder):
+    images, labels = RNG.integers(0, 256, (6, 32, 32, 3)).astype(np.uint8), np.arange(6, dtype=np.uint8)
     rows = images.transpose(0, 3, 1, 2).reshape(6, -1)  # channels first, as the files have them
-    for name in ("data_batch_1", "data_batch_2", "test_batch"):
-        if binary:
-            table = np.concatenate([labels[:, None].astype(np.uint8), rows], axis=1)
-            (folder / f"{name}.bin").write_bytes(table.tobytes())
-        else:
-            (folder / name).write_bytes(pickle.dumps({b"data": rows, b"labels": labels.tolist()}, protocol=2))
+    content = np.concatenate([labels[:, None], rows], axis=1).tobytes()
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        (folder / f"{name}.bin").write_bytes(content)
     return images, labels
 
 
-@pytest.mark.parametrize("binary", [True, False])
-def test_cifar10_in_both_formats(tmp_path, binary):
-    images, labels = cifar(tmp_path, binary)
+def test_cifar10(tmp_path):
+    images, labels = cifar(tmp_path)
     split = load_images(tmp_path, COLOUR)
-    assert (len(split.train), len(split.test), split.channels, split.labels[3]) == (12, 6, 3, "cat")
+    assert (len(split.train), len(split.test), split.channels, split.labels[3]) == (30, 6, 3, "cat")
     np.testing.assert_allclose(split.test[:]["images"], images / 255, atol=1e-6)
-    np.testing.assert_array_equal(split.train[:]["labels"], np.tile(labels, 2))
+    np.testing.assert_array_equal(split.train[:]["labels"], np.tile(labels, 5))
 
 
 class Hostile:
@@ -106,16 +103,15 @@ class Hostile:
         return os.system, ("echo this must not run",)
 
 
-def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, capfd):
-    cifar(tmp_path, binary=False)
-    (tmp_path / "data_batch_2").write_bytes(pickle.dumps({b"data": Hostile()}))
-    with pytest.raises(DataError, match=r"data_batch_2.*system.*refused"):
+def test_cifar10_in_pickles_is_refused_unread(tmp_path, capfd):
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(DataError, match=r"pickles, which can run code and are refused\. Its binary version"):
         load_images(tmp_path, COLOUR)
     assert capfd.readouterr().out == ""
 
 
 def test_damaged_cifar10(tmp_path):
-    cifar(tmp_path, binary=True)
+    cifar(tmp_path)
     path = tmp_path / "test_batch.bin"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DataError, match="not a multiple of 3073"):
@@ -132,45 +128,77 @@ def pictures(folder, counts):
             Image.new("RGB", (10 + i, 20), (i, 0, 100)).save(folder / name / f"{i:02}.png")
 
 
-def test_folders_with_a_test_part(tmp_path):
+@pytest.fixture(params=["in memory", "from files"])
+def kept(request, monkeypatch):
+    """Images are kept in memory, or are too many for it."""
+    monkeypatch.setattr(image_sets, "IN_MEMORY", 2**30 if request.param == "in memory" else 0)
+    return request.param
+
+
+def test_folders_with_a_test_part(tmp_path, kept):
     pictures(tmp_path / "train", {"cat": 3, "dog": 2})
+    (tmp_path / "train" / "dog" / "01.png").rename(tmp_path / "train" / "dog" / "01.PNG")
     pictures(tmp_path / "val", {"cat": 1, "dog": 1})
     split = load_images(tmp_path, COLOUR)
+    assert isinstance(split.train, Pictures if kept == "in memory" else PictureFiles)
     assert (len(split.train), len(split.test), split.labels) == (5, 2, ("cat", "dog"))
     np.testing.assert_array_equal(split.train[:]["labels"], [0, 0, 0, 1, 1])
-    assert split.train[3]["images"].shape == (32, 32, 3)
+    image = split.train[4]["images"]
+    assert (image.shape, image.dtype) == ((32, 32, 3), np.float32)
+    np.testing.assert_allclose(image[0, 0], np.array([1, 0, 100]) / 255, atol=1e-6)
+    np.testing.assert_array_equal(split.train[np.array([0, 4])]["images"][1], image)
 
 
 def test_folders_without_one_hold_out_every_fifth_of_a_class(tmp_path):
-    pictures(tmp_path, {"a": 10, "b": 6})
+    pictures(tmp_path, {"a": 10, "b/deep/er": 6, ".hidden": 1})
     (tmp_path / "a" / "notes.txt").write_text("no image")
     split = load_images(tmp_path, COLOUR)
-    assert (len(split.train), len(split.test)) == (13, 3)
-    assert isinstance(split.test, PictureFiles)
-    assert [p.name for p in split.test.paths] == ["04.png", "09.png", "04.png"]
+    assert (len(split.train), len(split.test), split.labels) == (13, 3, ("a", "b"))
+    np.testing.assert_allclose(split.test[:]["images"][:, 0, 0, 0] * 255, [4, 9, 4], atol=1e-4)
+
+
+def one_class_without_images(folder):
+    pictures(folder, {"a": 5, "b": 0})
+
+
+def another_class_held_out(folder):
+    pictures(folder / "train", {"a": 1, "b": 1})
+    pictures(folder / "test", {"a": 1, "b": 1, "c": 1})
+
+
+def a_class_not_held_out(folder):
+    pictures(folder / "train", {"a": 1, "b": 1})
+    pictures(folder / "test", {"a": 1})
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda folder: None, "a folder of images for each class"),
-        (lambda folder: pictures(folder, {"a": 1, "b": 1}), "0 to hold out"),
-        (lambda folder: [pictures(folder / "train", {"a": 1, "b": 1}), pictures(folder / "test", {"a": 1, "c": 1})],
-         "no folder .*b"),
+        (lambda folder: pictures(folder / "train", {"a": 9}), "two at least; it holds 1"),
+        (lambda folder: pictures(folder, {"a": 1, "b": 1}), "no images to hold out"),
+        (one_class_without_images, "the class b has no images"),
+        (another_class_held_out, "classes that .*train lacks: c"),
+        (a_class_not_held_out, "the class b has no images: .*test"),
     ],
-)  # fmt: skip
+)
 def test_folders_that_cannot_be_used_say_why(tmp_path, make, message):
     make(tmp_path)
     with pytest.raises(DataError, match=message):
         load_images(tmp_path, COLOUR)
 
 
-def test_a_broken_picture_in_a_folder_is_named(tmp_path):
+def test_a_broken_picture_in_a_folder_is_named(tmp_path, kept):
     pictures(tmp_path, {"a": 5, "b": 5})
     (tmp_path / "b" / "00.png").write_bytes(b"nothing")
-    split = load_images(tmp_path, COLOUR)
     with pytest.raises(DataError, match=r"00\.png"):
-        split.train[:]
+        load_images(tmp_path, COLOUR).train[:]
+
+
+def test_images_of_different_sizes_make_no_batch():
+    with pytest.raises(ConfigError, match="shorter edge to 32 and crops nothing"):
+        load_images(None, ImageProcessor(32))
+    assert load_images(None, ImageProcessor(9, crop=(8, 7), mean=(0.5,), std=(0.5,))).train[0]["images"].shape[0] == 8
 
 
 def batch():
@@ -222,8 +250,20 @@ def test_augmented_batches_are_a_function_of_seed_and_number():
 
 def test_evaluation_reads_every_image_once():
     source: Any = load_images(None, GREY).test
-    labels = np.concatenate([batch["labels"] for batch in ImageEvaluation(source, 100)])
-    np.testing.assert_array_equal(labels, load_digits().test_labels)
+    batches = list(ImageEvaluation(source, 100))
+    assert {batch["images"].shape for batch in batches} == {(100, 8, 8, 1)}
+    labels = np.concatenate([batch["labels"] for batch in batches])
+    np.testing.assert_array_equal(labels[:355], load_digits().test_labels)
+    assert (labels[355:] == -100).all()
+
+
+def test_accuracy_does_not_count_what_fills_a_batch_up():
+    source: Any = load_images(None, GREY).test
+    right, count = 0.0, 0.0
+    for batch in ImageEvaluation(source, 100):
+        some, of = accuracy(lambda images: np.eye(10)[np.zeros(len(images), int)], batch)
+        right, count = right + float(some), count + float(of)
+    assert (right, count) == ((load_digits().test_labels == 0).sum(), 355)
 
 
 @pytest.mark.parametrize("numbers", [{"crop": -1}, {"mixup": -0.1}, {"mixup": float("inf")}])

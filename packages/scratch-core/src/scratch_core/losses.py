@@ -60,12 +60,16 @@ def image_classification_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the loss of an image classifier.
 
-    batch: "images" float [B, rows, columns, channels]; "labels" int [B], or probabilities [B, V].
+    batch: "images" float [B, rows, columns, channels]; "labels" int [B], -100 where ignored, or
+    probabilities [B, V].
     """
     return cross_entropy(model(batch["images"]), batch["labels"], label_smoothing)
 
 
 def accuracy(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Return the number of images classified rightly, and the number of images; batch as for the loss."""
+    """Return the number of images classified rightly, and the number of images; a label of -100 is none.
+
+    batch as for the loss, labels int [B].
+    """
     right = model(batch["images"]).argmax(axis=-1) == batch["labels"]
-    return right.sum().astype(jnp.float32), jnp.float32(right.size)
+    return right.sum().astype(jnp.float32), (batch["labels"] != IGNORED).sum().astype(jnp.float32)

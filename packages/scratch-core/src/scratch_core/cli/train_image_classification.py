@@ -185,7 +185,9 @@ def confusion(model: VisionModel, batches: Any, num_classes: int) -> np.ndarray:
     counts = np.zeros((num_classes, num_classes), np.int64)
     predict = nnx.jit(lambda model, images: model(images).argmax(axis=-1))
     for batch in batches:
-        np.add.at(counts, (np.asarray(batch["labels"]), np.asarray(predict(model, batch["images"]))), 1)
+        labels = np.asarray(batch["labels"])
+        answers = np.asarray(predict(model, batch["images"]))
+        np.add.at(counts, (labels[labels >= 0], answers[labels >= 0]), 1)
     return counts
 
 

@@ -1,4 +1,4 @@
-"""Data: what a batch holds, tokenizers, text as tokens, batches by number, two datasets that need no network."""
+"""Data: what a batch holds, tokenizers, text and images, batches by number, two datasets that need no network."""
 
 from scratch_core.data.batches import (
     CausalLMBatch,
@@ -12,11 +12,14 @@ from scratch_core.data.batches import (
 )
 from scratch_core.data.counts import CountModels
 from scratch_core.data.digits import Digits, load_digits
-from scratch_core.data.pipelines import ImageEvaluation, Images, TextEvaluation, Windows, training_batches
+from scratch_core.data.image_sets import Augmentation, ImageSplit, augmented, load_images
+from scratch_core.data.images import ImageProcessor, read_image
+from scratch_core.data.pipelines import ImageEvaluation, TextEvaluation, Windows, training_batches
 from scratch_core.data.text import TokenSplit, load_text, open_tokens, save_tokens, standard_library
 from scratch_core.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer
 
 __all__ = [
+    "Augmentation",
     "ByteTokenizer",
     "CausalLMBatch",
     "CountModels",
@@ -25,7 +28,8 @@ __all__ = [
     "HuggingFaceTokenizer",
     "ImageClassificationBatch",
     "ImageEvaluation",
-    "Images",
+    "ImageProcessor",
+    "ImageSplit",
     "MaskedLMBatch",
     "QuestionAnsweringBatch",
     "SequenceClassificationBatch",
@@ -35,10 +39,13 @@ __all__ = [
     "TokenSplit",
     "Tokenizer",
     "Windows",
+    "augmented",
     "load_digits",
+    "load_images",
     "load_text",
     "load_tokenizer",
     "open_tokens",
+    "read_image",
     "save_tokens",
     "standard_library",
     "training_batches",

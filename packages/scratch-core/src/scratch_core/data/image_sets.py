@@ -13,9 +13,9 @@ $$ \tilde x_i = \lambda x_i + (1 - \lambda) x_{\pi(i)}, \quad \tilde y_i = \lamb
 import dataclasses
 import gzip
 import hashlib
-import io
-import pickle
+import math
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,21 +23,21 @@ import numpy as np
 
 from scratch_core.data.batches import ImageClassificationBatch
 from scratch_core.data.digits import load_digits
-from scratch_core.data.images import ImageProcessor
+from scratch_core.data.images import ImageProcessor, read_image
 from scratch_core.errors import ConfigError, DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IN_MEMORY = 2**30
+"""Bytes of resized pixels up to which the images of folders are read once, before training, and kept."""
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 class Pictures:
-    """Images in memory, uint8 [N, Y, X] or [N, Y, X, C], brought to the model's size at once, normalised when read."""
+    """Pillow images, brought to the model's size at once and kept in memory, normalised when read."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, processor: ImageProcessor):
-        from PIL import Image
-
+    def __init__(self, images: Iterable[Any], labels: np.ndarray, processor: ImageProcessor):
         self.labels, self.processor = np.asarray(labels, np.int32), processor
-        sized = [np.asarray(processor.resized(Image.fromarray(image))) for image in images]
+        sized = [np.asarray(processor.resized(image)) for image in images]
         stacked = np.stack(sized) if sized else np.zeros((0, 1, 1), np.uint8)
         self.images_NYXC = stacked[..., None] if stacked.ndim == 3 else stacked
 
@@ -84,11 +84,17 @@ class ImageSplit(NamedTuple):
 def load_images(folder: str | Path | None, processor: ImageProcessor) -> ImageSplit:
     """Return the images of a folder, by what it holds; None: the embedded digits.
 
-    MNIST: ``train-images-idx3-ubyte`` and its three companions, also with ``.gz``. CIFAR-10: ``data_batch_1.bin``
-    ... or the Python version ``data_batch_1`` ... Otherwise ``train/CLASS/*`` with ``test``, ``val`` or
-    ``validation``; or ``CLASS/*``, of which every fifth image is held out. The processor's mean and std are taken
-    for grey images if it has one number, else for colour. Raises DataError for missing, damaged or empty data.
+    MNIST: ``train-images-idx3-ubyte`` and its three companions, also with ``.gz``. CIFAR-10: the binary version,
+    ``data_batch_1.bin`` ... Otherwise a folder for each class, with images in it or below it: ``train/CLASS`` beside
+    ``test``, ``val`` or ``validation``; or ``CLASS`` alone, of which every fifth image is held out. The processor's
+    mean and std are taken for grey images if it has one number, else for colour. Raises DataError for missing,
+    damaged or empty data, ConfigError if the processor gives images of different sizes.
     """
+    if processor.size is None:
+        raise ConfigError(
+            f"the preprocessing resizes the shorter edge to {processor.resize} and crops nothing, but images of a batch "
+            "must have one size: give an image size"
+        )
     if folder is None:
         digits = load_digits()
         arrays = (digits.train_images, digits.train_labels, digits.test_images, digits.test_labels)
@@ -99,12 +105,19 @@ def load_images(folder: str | Path | None, processor: ImageProcessor) -> ImageSp
         raise DataError(f"there is no folder {folder}")
     if found := [p for p in folder.glob("train-images*idx3-ubyte*") if p.is_file()]:
         return _in_memory(_mnist(folder, found[0].suffix), tuple("0123456789"), f"MNIST in {folder}", processor)
-    if (folder / "data_batch_1.bin").is_file() or (folder / "data_batch_1").is_file():
+    if (folder / "data_batch_1").is_file():
+        raise DataError(
+            f"{folder} holds the Python version of CIFAR-10: pickles, which can run code and are refused. "
+            "Its binary version (data_batch_1.bin ...) is read"
+        )
+    if (folder / "data_batch_1.bin").is_file():
         return _in_memory(_cifar10(folder), CIFAR10, f"CIFAR-10 in {folder}", processor)
     return _folders(folder, processor)
 
 
 def _in_memory(arrays: Any, labels: tuple[str, ...], description: str, processor: ImageProcessor) -> ImageSplit:
+    from PIL import Image
+
     train_images, train_labels, test_images, test_labels = arrays
     for images, numbers in ((train_images, train_labels), (test_images, test_labels)):
         if len(images) != len(numbers) or len(numbers) == 0:
@@ -112,7 +125,10 @@ def _in_memory(arrays: Any, labels: tuple[str, ...], description: str, processor
         if numbers.max() >= len(labels):
             raise DataError(f"{description}: label {numbers.max()} is beyond the {len(labels)} classes")
     fingerprint = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]
-    sources = Pictures(train_images, train_labels, processor), Pictures(test_images, test_labels, processor)
+    sources = [
+        Pictures(map(Image.fromarray, images), numbers, processor)
+        for images, numbers in ((train_images, train_labels), (test_images, test_labels))
+    ]
     channels = 1 if train_images.ndim == 3 else train_images.shape[3]
     return ImageSplit(*sources, labels, channels, description, fingerprint)
 
@@ -146,84 +162,65 @@ def _mnist(folder: Path, suffix: str) -> list[np.ndarray]:
     return arrays
 
 
-class _Plain(pickle.Unpickler):
-    """Reads pickles of numbers, strings and numpy arrays; a pickle that asks for anything else is refused."""
-
-    ALLOWED = frozenset({("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")})
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self.ALLOWED:
-            return super().find_class(module, name)
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return super().find_class("numpy._core.multiarray", name)
-        raise DataError(f"the file asks for {module}.{name}, which image data does not need, and is refused")
-
-
 def _cifar10(folder: Path) -> list[np.ndarray]:
-    binary = (folder / "data_batch_1.bin").is_file()
     parts = []
-    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
-        path = folder / (f"{name}.bin" if binary else name)
+    for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+        path = folder / name
         if not path.is_file():
-            if name in ("data_batch_1", "test_batch"):
-                raise DataError(f"{folder} has CIFAR-10's first batch, but no {path.name}")
-            continue
-        rows = path.read_bytes()
-        if binary:
-            if not rows or len(rows) % 3073:
-                raise DataError(f"{path} has {len(rows)} bytes, not a multiple of 3073: one label and 3072 pixels")
-            table = np.frombuffer(rows, np.uint8).reshape(-1, 3073)
-            pixels, labels = table[:, 1:], table[:, 0]
-        else:
-            try:
-                content = _Plain(io.BytesIO(rows), encoding="bytes").load()
-                pixels = np.asarray(content[b"data"], np.uint8).reshape(-1, 3072)
-                labels = np.asarray(content[b"labels"], np.uint8)
-            except DataError as error:
-                raise DataError(f"{path}: {error}") from None
-            except Exception as error:  # a damaged pickle raises anything
-                raise DataError(f"{path} is no CIFAR-10 batch: {type(error).__name__}: {error}") from error
-        parts.append((pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels))
+            raise DataError(f"{folder} has CIFAR-10's first batch, but no {name}")
+        values = np.frombuffer(path.read_bytes(), np.uint8)
+        if not values.size or values.size % 3073:
+            raise DataError(f"{path} has {values.size} bytes, not a multiple of 3073: one label and 3072 pixels")
+        rows = values.reshape(-1, 3073)
+        parts.append((rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), rows[:, 0]))
     train, test = parts[:-1], parts[-1]
     return [np.concatenate([p[0] for p in train]), np.concatenate([p[1] for p in train]), *test]
 
 
 def _folders(folder: Path, processor: ImageProcessor) -> ImageSplit:
-    test = next((folder / name for name in ("test", "val", "validation") if (folder / name).is_dir()), None)
-    train = folder / "train" if (folder / "train").is_dir() and test is not None else folder
-    labels = tuple(sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    train, test = folder, None
+    if (folder / "train").is_dir():
+        train = folder / "train"
+        test = next((folder / name for name in ("test", "val", "validation") if (folder / name).is_dir()), None)
+    labels = _classes(train)
     if len(labels) < 2:
         raise DataError(f"{train} must hold a folder of images for each class, two at least; it holds {len(labels)}")
+    if test is not None and (extra := set(_classes(test)) - set(labels)):
+        raise DataError(f"{test} has classes that {train} lacks: {', '.join(sorted(extra))}")
     kept, held_out = [], []
     for number, name in enumerate(labels):
         files = [(path, number) for path in _image_files(train / name)]
         if test is None:
+            kept += [pair for i, pair in enumerate(files) if i % 5 != 4]
             held_out += files[4::5]
-            files = [pair for i, pair in enumerate(files) if i % 5 != 4]
         else:
+            kept += files
             held_out += [(path, number) for path in _image_files(test / name)]
-        kept += files
-    if test is not None and (extra := {p.name for p in test.iterdir() if p.is_dir()} - set(labels)):
-        raise DataError(f"{test} has classes that {train} lacks: {', '.join(sorted(extra))}")
-    if not kept or not held_out:
-        raise DataError(
-            f"{folder} holds {len(kept)} images to train on and {len(held_out)} to hold out: both are needed"
-        )
-    channels = len(processor.mean) or 3
+    if not held_out:
+        raise DataError(f"{folder} has no images to hold out: put some into test/, or at least five into a class")
     names = "\n".join(f"{p.relative_to(folder)} {p.stat().st_size}" for p, _ in (*kept, *held_out))
-    train_files, test_files = (
-        PictureFiles([p for p, _ in part], np.array([n for _, n in part]), processor, channels)
-        for part in (kept, held_out)
-    )
+    channels = len(processor.mean) or 3
+    sources = (_opened(part, processor, channels) for part in (kept, held_out))
     description = f"{len(kept) + len(held_out):,} images of {len(labels)} classes in {folder}"
-    fingerprint = hashlib.sha256(names.encode()).hexdigest()[:16]
-    return ImageSplit(train_files, test_files, labels, channels, description, fingerprint)
+    return ImageSplit(*sources, labels, channels, description, hashlib.sha256(names.encode()).hexdigest()[:16])
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
 
 
 def _image_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}")
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise DataError(f"the class {folder.name} has no images: {folder} holds no {', '.join(SUFFIXES)}")
+    return found
+
+
+def _opened(files: list[tuple[Path, int]], processor: ImageProcessor, channels: int) -> Pictures | PictureFiles:
+    paths, labels = [path for path, _ in files], np.array([number for _, number in files])
+    if len(files) * channels * math.prod(processor.size or ()) > IN_MEMORY:
+        return PictureFiles(paths, labels, processor, channels)
+    return Pictures((read_image(path, channels) for path in paths), labels, processor)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,6 +121,11 @@ class ImageProcessor:
         if not all(0 < n <= 10_000 for n in sizes):
             raise ConfigError(f"resize={self.resize} and crop={self.crop} must be from 1 to 10000 pixels")
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Rows and columns of every image that comes out; None where they depend on the image."""
+        return self.crop or (self.resize if isinstance(self.resize, tuple) else None)
+
     def __call__(self, image: Any, channels: int = 3) -> np.ndarray:
         """Return an image file or Pillow image as the model's input. Raises DataError as :func:`read_image`."""
         if self.mean and len(self.mean) != channels:

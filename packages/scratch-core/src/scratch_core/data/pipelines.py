@@ -44,28 +44,6 @@ class Windows:
         return {"input_ids": self.tokens[start : start + self.length].astype(np.int32)}
 
 
-class Images:
-    """Item i is {"images": float32 [Y, X, C] in 0..1, "labels": int32 []}.
-
-    ``images`` is [N, Y, X] or [N, Y, X, C], of any number type; ``maximum`` is the value that becomes 1.
-    """
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, maximum: float = 255.0):
-        if len(images) != len(labels):
-            raise DataError(f"{len(images)} images but {len(labels)} labels: there must be one label for each image")
-        self.images_NYXC = images[..., None] if images.ndim == 3 else images
-        self.labels, self.maximum = labels, maximum
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.labels)
-
-    def __getitem__(self, index: int | slice | np.ndarray) -> ImageClassificationBatch:
-        """Return one image and its label, or several where ``index`` names several."""
-        images = np.asarray(self.images_NYXC[index], np.float32) / np.float32(self.maximum)
-        return {"images": images, "labels": np.asarray(self.labels[index], np.int32)}
-
-
 def training_batches(
     source: Any, batch_size: int, *, seed: int, process_index: int = 0, process_count: int = 1
 ) -> "grain.MapDataset":
@@ -119,9 +97,12 @@ class TextEvaluation:
 
 
 class ImageEvaluation:
-    """All images in order, in batches of ``batch_size``; the last may be smaller."""
+    """All images in order, in batches of one shape; the last is filled up with zeros and the label -100.
 
-    def __init__(self, source: Images, batch_size: int):
+    ``source`` has a len, and ``source[i:j]`` is a batch. Labels of -100 are not counted by any loss.
+    """
+
+    def __init__(self, source: Any, batch_size: int):
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size} must be at least 1")
         self.source, self.batch_size = source, batch_size
@@ -138,4 +119,11 @@ class ImageEvaluation:
         """Return batch ``index``."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.source[index * self.batch_size : (index + 1) * self.batch_size]
+        batch = self.source[index * self.batch_size : (index + 1) * self.batch_size]
+        missing = self.batch_size - len(batch["labels"])
+        if not missing:
+            return batch
+        return {
+            "images": np.pad(batch["images"], ((0, missing), (0, 0), (0, 0), (0, 0))),
+            "labels": np.pad(batch["labels"], (0, missing), constant_values=-100),
+        }
