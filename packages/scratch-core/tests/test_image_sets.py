@@ -72,6 +72,15 @@ def test_a_damaged_mnist_file_is_named(tmp_path, damage, message):
         load_images(tmp_path, GREY)
 
 
+def test_grey_images_for_a_model_of_colour_images(tmp_path):
+    mnist(tmp_path)
+    split = load_images(tmp_path, COLOUR)
+    assert split.channels == 3
+    grey = load_images(tmp_path, ImageProcessor((32, 32))).test[0]["images"]
+    assert grey.shape == (32, 32, 1)
+    np.testing.assert_allclose(split.test[0]["images"], np.repeat(grey, 3, axis=-1), atol=1e-6)
+
+
 def test_mnist_without_its_labels(tmp_path):
     mnist(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()

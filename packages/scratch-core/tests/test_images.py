@@ -43,6 +43,16 @@ def test_a_processor_survives_its_file(name, tmp_path):
     assert again == processor
 
 
+@pytest.mark.parametrize(
+    "fields", [{"size": 20, "do_center_crop": True, "crop_size": 24}, {"image_processor_type": "BitImageProcessor"}]
+)
+def test_what_the_model_sees_can_be_looked_at(fields):
+    processor = ImageProcessor.from_hf(fields)
+    seen = processor.resized(read_image(PHOTO))
+    np.testing.assert_array_equal(processor.picture(processor(PHOTO)), seen)
+    np.testing.assert_array_equal(ImageProcessor((9, 9)).picture(ImageProcessor((9, 9))(PHOTO, 1)).size, (9, 9))
+
+
 def test_reads_the_spellings_of_old_files():
     old = ImageProcessor.from_hf(
         {"feature_extractor_type": "ViTFeatureExtractor", "size": 224, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}

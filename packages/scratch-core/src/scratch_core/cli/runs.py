@@ -53,9 +53,13 @@ class RunOptions:
     Only --steps may be given with it."""
 
     def absolute(self) -> Self:
-        """Return the same with absolute paths in ``paths``, so that the run can be gone on with from anywhere."""
+        """Return the same with absolute paths in ``paths``, so that the run can be gone on with from anywhere.
+
+        What is not there stays as it was written: it may be a Hub id.
+        """
         found = {name: getattr(self, name) for name in self.paths}
-        return dataclasses.replace(self, **{name: str(Path(path).absolute()) for name, path in found.items() if path})
+        there = {name: str(Path(path).absolute()) for name, path in found.items() if path and Path(path).exists()}
+        return dataclasses.replace(self, **there)
 
     def check(self) -> None:
         """Raise ConfigError for a number that makes no sense."""

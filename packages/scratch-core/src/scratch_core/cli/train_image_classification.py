@@ -41,7 +41,8 @@ class Options(runs.RunOptions):
     image_size: int | None = None
     """Rows and columns that images are resized to. The default is the preset's, or 32."""
     start: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Start from this checkpoint with a new head, instead of from nothing; its config counts, not --preset."""
+    """Start from this checkpoint with a new head, instead of from nothing; --preset does not count then.
+    Images are prepared as its own preprocessing says."""
     freeze: bool = False
     """With --start: train the new head alone."""
     crop: int = 2
@@ -81,12 +82,13 @@ def run(spec: ModelSpec, options: Options) -> int:
                 "start a new run"
             )
     else:
-        folder = runs.new_folder(options.out, f"{spec.name}-{options.preset}")
+        folder = runs.new_folder(options.out, f"{spec.name}-{options.preset if options.start is None else 'tuned'}")
         runs.create(folder, spec.name, spec.task, options, images.description, images.fingerprint)
     go_on = runs.command("train", spec.name, "--resume", str(folder))
     print(f"data    {images.description}: {len(images.train):,} to train on, {len(images.test):,} held out", flush=True)
     count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    print(f"model   {spec.name} {options.preset}, {count:,} parameters", flush=True)
+    origin = options.preset if options.start is None else f"from {options.start}"
+    print(f"model   {spec.name} {origin}, {count:,} parameters", flush=True)
     trainable = model.freeze_trunk() if options.freeze else nnx.Param
     schedule = warmup_cosine(options.learning_rate, options.steps)
     trainer = Trainer(
@@ -202,7 +204,8 @@ def draw_confusion(counts: np.ndarray, labels: tuple[str, ...], cell: int = 36) 
     cell = cell if number <= 40 else max(1, 1400 // number)
     named = number <= 40
     margin = 12 + (6 * max(len(name[:20]) for name in labels) if named else 0) + 14
-    picture = Image.new("RGB", (margin + cell * number + 10, margin + cell * number + 10), "white")
+    edge = margin + cell * number + 10
+    picture = Image.new("RGB", (max(edge, 200), edge), "white")  # at least as wide as the words on top
     draw = ImageDraw.Draw(picture)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     for row in range(number):
@@ -225,10 +228,5 @@ def draw_confusion(counts: np.ndarray, labels: tuple[str, ...], cell: int = 36) 
 
 
 def example(images: ImageSplit, path: Path) -> None:
-    """Write the first held-out image as a file, for `scratch predict` to be tried on."""
-    from PIL import Image
-
-    pixels = images.test[0]["images"]
-    low, high = pixels.min(), pixels.max()
-    grey = np.round((pixels - low) / (high - low if high > low else 1) * 255).astype(np.uint8)
-    Image.fromarray(grey[..., 0] if grey.shape[-1] == 1 else grey).save(path)
+    """Write the first held-out image, as the model sees it, for `scratch predict` to be tried on."""
+    images.test.processor.picture(images.test[0]["images"]).save(path)

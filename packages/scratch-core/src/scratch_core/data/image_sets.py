@@ -86,14 +86,14 @@ def load_images(folder: str | Path | None, processor: ImageProcessor) -> ImageSp
 
     MNIST: ``train-images-idx3-ubyte`` and its three companions, also with ``.gz``. CIFAR-10: the binary version,
     ``data_batch_1.bin`` ... Otherwise a folder for each class, with images in it or below it: ``train/CLASS`` beside
-    ``test``, ``val`` or ``validation``; or ``CLASS`` alone, of which every fifth image is held out. The processor's
-    mean and std are taken for grey images if it has one number, else for colour. Raises DataError for missing,
+    ``test``, ``val`` or ``validation``; or ``CLASS`` alone, of which every fifth image is held out. Images become
+    grey or coloured, as the processor's mean has one number or three. Raises DataError for missing,
     damaged or empty data, ConfigError if the processor gives images of different sizes.
     """
     if processor.size is None:
         raise ConfigError(
-            f"the preprocessing resizes the shorter edge to {processor.resize} and crops nothing, but images of a batch "
-            "must have one size: give an image size"
+            f"the preprocessing resizes the shorter edge to {processor.resize} and crops nothing, but the images of a "
+            "batch must have one size: give an image size"
         )
     if folder is None:
         digits = load_digits()
@@ -125,11 +125,11 @@ def _in_memory(arrays: Any, labels: tuple[str, ...], description: str, processor
         if numbers.max() >= len(labels):
             raise DataError(f"{description}: label {numbers.max()} is beyond the {len(labels)} classes")
     fingerprint = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]
+    channels = len(processor.mean) or (1 if train_images.ndim == 3 else 3)
     sources = [
-        Pictures(map(Image.fromarray, images), numbers, processor)
+        Pictures((read_image(Image.fromarray(image), channels) for image in images), numbers, processor)
         for images, numbers in ((train_images, train_labels), (test_images, test_labels))
     ]
-    channels = 1 if train_images.ndim == 3 else train_images.shape[3]
     return ImageSplit(*sources, labels, channels, description, fingerprint)
 
 

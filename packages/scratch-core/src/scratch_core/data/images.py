@@ -140,6 +140,15 @@ class ImageProcessor:
             pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return pixels
 
+    def picture(self, values: np.ndarray) -> Any:
+        """Return one normalised image [rows, columns, channels] as a Pillow image: what :meth:`resized` gave."""
+        from PIL import Image
+
+        if self.mean:
+            values = values * np.array(self.std) + np.array(self.mean)
+        pixels = np.round(values / self.scale).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
     def resized(self, image: Any) -> Any:
         """Return a Pillow image resized and cropped: what the model sees, in 8 bits. Raises DataError."""
         columns, rows = image.size
