@@ -33,7 +33,7 @@ class Options(runs.RunOptions):
     """How many updates in all."""
     batch_size: int = 64
     """Images per update."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Its peak: after the warm-up, before the cosine decay."""
     data: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Image folders (train/CLASS/*.png and test/, or just CLASS/*.png), MNIST's or CIFAR-10's files.
@@ -45,7 +45,7 @@ class Options(runs.RunOptions):
     Images are prepared as its own preprocessing says."""
     freeze: bool = False
     """With --start: train the new head alone."""
-    crop: int = 2
+    crop: int = 1
     """Move training images by up to so many pixels, at random."""
     flip: bool = False
     """Mirror half of the training images. Not for digits."""

@@ -233,7 +233,7 @@ class Augmentation:
 
     def __post_init__(self):
         if self.crop < 0 or not 0 <= self.mixup < float("inf"):
-            raise ConfigError(f"crop={self.crop} and mixup={self.mixup} must be at least 0")
+            raise ConfigError(f"crop={self.crop} must be at least 0, mixup={self.mixup} at least 0 and finite")
 
     def __call__(
         self, batch: ImageClassificationBatch, rng: np.random.Generator, num_classes: int
