@@ -3,13 +3,13 @@
 import contextlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from scratch_core.errors import ConfigError
 
 
 @contextlib.contextmanager
-def one_line() -> Iterator[None]:
+def one_line() -> Generator[None]:
     """Within it, arguments that tyro refuses raise ConfigError with the first words of its box."""
     told = io.StringIO()
     try:

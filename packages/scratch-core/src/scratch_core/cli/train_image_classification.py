@@ -229,4 +229,4 @@ def draw_confusion(counts: np.ndarray, labels: tuple[str, ...], cell: int = 36) 
 
 def example(images: ImageSplit, path: Path) -> None:
     """Write the first held-out image, as the model sees it, for `scratch predict` to be tried on."""
-    images.test.processor.picture(images.test[0]["images"]).save(path)
+    images.test.processor.picture(np.asarray(images.test[0]["images"])).save(path)
