@@ -91,7 +91,7 @@ class SupportVectorMachine(BaseEstimator):
         """Return the largest k(x, x), which bounds every entry of a positive definite K."""
         if self._kernel_is_given():
             return float(np.abs(X.diagonal()).max())
-        longest = float((X.astype(np.float64) ** 2).sum(1).max())
+        longest = float(np.max((X.astype(np.float64) ** 2).sum(1)))
         if self.kernel == "linear":
             return longest
         return (self._gamma * longest + abs(self.coef0)) ** self.degree if self.kernel == "poly" else 1.0
