@@ -34,8 +34,10 @@ def main() -> None:
 
     from flax import nnx
     from scratch_core.models import count_parameters
+    from scratch_core.train import keep_memory
     from scratch_llama import Llama, LlamaConfig
 
+    keep_memory()
     config = LlamaConfig(**SIZES)
     count, table = count_parameters(Llama, config), config.vocab_size * config.d_model
     with tempfile.TemporaryDirectory() as folder:

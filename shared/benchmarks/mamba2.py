@@ -135,8 +135,10 @@ def against_reference(reference_python: str, rounds: int) -> None:
 
     from flax import nnx
     from scratch_core.models import count_parameters
+    from scratch_core.train import keep_memory
     from scratch_mamba2 import Mamba2, Mamba2Config
 
+    keep_memory()
     config = dataclasses.replace(Mamba2Config.mamba2_130m(), layout="hf")
     with tempfile.TemporaryDirectory() as folder:
         Mamba2(config, rngs=nnx.Rngs(0)).save_pretrained(folder)

@@ -2,7 +2,9 @@
 
 A benchmark's own file is started again by the reference's interpreter with ``--serve FOLDER``, and answers
 there through :func:`serve`. Both sides load the same weights and take turns, so that a busy machine slows
-both; the best time of each counts, and the first turn, which compiles and warms up, does not.
+both; the best time of each counts, and the first turn, which compiles and warms up, does not. Both sides keep the
+memory that they free (`scratch_core.train.keep_memory`): else what is measured is in part how fast this system hands
+out memory, which differs several times over between a virtual machine and a real one.
 """
 
 import argparse
@@ -13,6 +15,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self
+
+KEEP_MEMORY = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=0xffffffffffff:glibc.malloc.arena_max=1"
+"""What `keep_memory` sets, for the other process."""
 
 Task = tuple[str, int]
 """What to do, and how much of it: ("prefill", 256)."""
@@ -45,7 +50,13 @@ class Reference:
 
     def __init__(self, python: str, script: str, folder: str):
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen([python, script, "--serve", folder], stdin=pipe, stdout=pipe, text=True)
+        self.process = subprocess.Popen(
+            [python, script, "--serve", folder],
+            stdin=pipe,
+            stdout=pipe,
+            text=True,
+            env={**os.environ, "GLIBC_TUNABLES": KEEP_MEMORY},
+        )
         self.hello = self._read()
 
     def __enter__(self) -> Self:

@@ -110,7 +110,9 @@ def main() -> None:
 
     from flax import nnx
     from scratch_core.models import find
+    from scratch_core.train import keep_memory
 
+    keep_memory()
     _, rate = machine()
     print(f"matrix product {rate:.0f} GFLOP/s")
     for name in options.models:

@@ -24,6 +24,7 @@ from scratch_core.layers import (
     interleaved_to_half_split,
     positions_from_mask,
 )
+from scratch_core.layers.products import dot_rows
 from scratch_core.testing import jitted
 
 B, T, D, N, H = 2, 9, 24, 4, 8
@@ -214,3 +215,20 @@ def test_feed_forward_equals_its_formula(activation):
     np.testing.assert_allclose(gated(x), (activation(x @ gate) * (x @ up)) @ down, atol=1e-5)
     expected = activation(x @ plain.up.kernel[...] + plain.up.bias[...]) @ plain.down.kernel[...]
     np.testing.assert_allclose(plain(x), expected, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------- products
+
+
+@pytest.mark.parametrize(("shape", "kernel"), [((B, T, D), (D, N, H)), ((B, T, N, H), (N, H, D)), ((D,), (D, H))])
+def test_dot_rows_is_dot_general_and_so_is_its_gradient(shape, kernel):
+    contracted = 2 if len(kernel) == 3 and kernel[-1] == D else 1
+    axes = tuple(range(len(shape) - contracted, len(shape)))
+    dimensions = ((axes, tuple(range(contracted))), ((), ()))
+    operands = normal(*shape), normal(*kernel)
+
+    def value_and_gradients(product):
+        return jax.value_and_grad(lambda x, w: jnp.sum(jnp.sin(product(x, w, dimensions))), argnums=(0, 1))(*operands)
+
+    for ours, theirs in zip(*map(jax.tree.leaves, map(value_and_gradients, (dot_rows, jax.lax.dot_general)))):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)

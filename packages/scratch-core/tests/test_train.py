@@ -2,7 +2,10 @@
 
 import json
 import os
+import platform
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -396,3 +399,34 @@ def test_schedule_and_decay():
 def test_numbers_below_one_are_refused(option):
     with pytest.raises(ConfigError, match=f"{option}=0 must be at least 1"):
         Trainer(toy(), optax.sgd(0.1), causal_lm_loss, **{option: 0})
+
+
+# ------------------------------------------------------------------------------------------------- memory
+
+STEP = """
+import resource, sys
+import jax, jax.numpy as jnp
+from scratch_core.train import keep_memory
+
+print(keep_memory() if sys.argv[1] == "keep" else None)
+x = jnp.ones((4096, 64))
+step = jax.jit(lambda x: (x @ x.T) @ x)  # 64 MB of temporary memory
+for _ in range(3):
+    step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told so")
+def test_kept_memory_is_not_asked_for_again():
+    def page_faults(how):
+        run = subprocess.run([sys.executable, "-c", STEP, how], capture_output=True, text=True, check=True)
+        kept, faults = run.stdout.split()
+        return kept, int(faults)
+
+    kept, faults = page_faults("keep")
+    assert kept == "True"
+    assert faults < page_faults("give back")[1] / 10

@@ -21,8 +21,8 @@ DECAY = {"usual": (-1.0, 0.0), "near zero": (-1e-6, 0.0), "strong": (-200.0, -20
 @partial(jax.jit, static_argnums=0)
 def gradients(form, arrays, target):
     def loss(arrays):
-        y_BTHP, state_BHNP = FORMS[form](*arrays)
-        return jnp.sum(target * y_BTHP) + jnp.sum(jnp.sin(state_BHNP))
+        y_BTHP, state_BGNRP = FORMS[form](*arrays)
+        return jnp.sum(target * y_BTHP) + jnp.sum(jnp.sin(state_BGNRP))
 
     return jax.grad(loss)(arrays)
 
@@ -46,7 +46,8 @@ def make(dtype, *, T=29, G=2, B=2, H=4, P=3, N=5, decay="usual", state=True, see
         rng.normal(size=(B, T, G, N)) / T,
         rng.normal(size=(B, T, G, N)),
     ]
-    arrays.append(rng.normal(size=(B, H, N, P)) / N if state else np.zeros((B, H, N, P)))
+    shape = (B, G, N, H // G, P)
+    arrays.append(rng.normal(size=shape) / N if state else np.zeros(shape))
     return [jnp.asarray(each, dtype) for each in arrays]
 
 
@@ -56,8 +57,9 @@ def by_hand(x, log_a, B_, C_, h):
     R = x.shape[2] // B_.shape[2]
     y, h = np.zeros_like(x), h.copy()
     for b, t, n in np.ndindex(x.shape[:3]):
-        h[b, n] = np.exp(log_a[b, t, n]) * h[b, n] + np.outer(B_[b, t, n // R], x[b, t, n])
-        y[b, t, n] = h[b, n].T @ C_[b, t, n // R]
+        g, r = divmod(n, R)
+        h[b, g, :, r] = np.exp(log_a[b, t, n]) * h[b, g, :, r] + np.outer(B_[b, t, g], x[b, t, n])
+        y[b, t, n] = h[b, g, :, r].T @ C_[b, t, g]
     return y, h
 
 

@@ -30,18 +30,19 @@ import jax.numpy as jnp
 from flax import nnx
 from scratch_core import PretrainedModel
 from scratch_core.layers import RMSNorm
+from scratch_core.layers.products import dot_rows
 
 from scratch_mamba2 import convert, ssd
 from scratch_mamba2.config import Mamba2Config
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["window_BWC", "state_BHNP"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["window_BWC", "state_BGNRP"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class MixerState:
     """All that a layer knows of the past: the convolution's last inputs, and the state of eq. 4 in float32."""
 
     window_BWC: jax.Array
-    state_BHNP: jax.Array
+    state_BGNRP: jax.Array
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["layers"], meta_fields=[])
@@ -90,7 +91,7 @@ class Mixer(nnx.Module):
     def __init__(self, config: Mamba2Config, *, dtype, rngs: nnx.Rngs):
         D, H, I, C = config.d_model, config.num_heads, config.d_inner, _channels(config)
         self.config, self.dtype = config, dtype
-        linear = partial(nnx.Linear, use_bias=config.use_bias, dtype=dtype, rngs=rngs)
+        linear = partial(nnx.Linear, use_bias=config.use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
         self.in_proj = linear(D, I + C + H, kernel_init=_uniform(D**-0.5))
         self.conv = CausalConv(C, config.conv_width, use_bias=config.conv_bias, rngs=rngs)
         # Initial step sizes are log-uniform in [dt_min, dt_max], decay rates uniform in [1, 16].
@@ -108,10 +109,10 @@ class Mixer(nnx.Module):
         """Return the state before the first token: zeros."""
         c = self.config
         window_BWC = jnp.zeros((batch_size, c.conv_width - 1, _channels(c)), self.dtype)
-        state_BHNP = jnp.zeros((batch_size, c.num_heads, c.d_state, c.head_dim))
+        state_BGNRP = jnp.zeros((batch_size, c.num_groups, c.d_state, c.num_heads // c.num_groups, c.head_dim))
         # XLA's CPU compiler (jaxlib 0.10.2) gives wrong products, from some 256 rows on, where it sees that a factor
         # is zeros: the barrier hides it.
-        return MixerState(window_BWC, jax.lax.optimization_barrier(state_BHNP))
+        return MixerState(window_BWC, jax.lax.optimization_barrier(state_BGNRP))
 
     def __call__(
         self, u_BTD: jax.Array, length_B: jax.Array | None, before: MixerState
@@ -152,12 +153,12 @@ class Mixer(nnx.Module):
         if length_B is not None:
             dt_BTH = jnp.where(jnp.arange(T)[:, None] < length_B[:, None, None], dt_BTH, 0.0)
         log_a_BTH = -dt_BTH * jnp.exp(self.A_log[...].astype(jnp.float32))
-        y_BTHP, state_BHNP = ssd.scan(
-            x_BTHP * dt_BTH[..., None], log_a_BTH, B_BTGN, C_BTGN, before.state_BHNP, chunk_size=c.chunk_size
+        y_BTHP, state_BGNRP = ssd.scan(
+            x_BTHP * dt_BTH[..., None], log_a_BTH, B_BTGN, C_BTGN, before.state_BGNRP, chunk_size=c.chunk_size
         )
         y_BTHP = y_BTHP + self.D[...].astype(jnp.float32)[:, None] * x_BTHP  # eq. 4
         y_BTI = self.norm(y_BTHP.reshape(B, T, c.d_inner), z_BTI)
-        return MixerState(window_BWC, state_BHNP), y_BTI.astype(self.dtype)
+        return MixerState(window_BWC, state_BGNRP), y_BTI.astype(self.dtype)
 
     def select(self, xBC_BTC: jax.Array, dt_BTH: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Return x_BTHP, the step sizes dt_BTH of eq. 3, B_BTGN and C_BTGN: all that depends on the token."""

@@ -29,7 +29,7 @@ The diagonal blocks cost $T Q$ instead of $T^2$, the rest is linear in $T$. (4) 
 
 Each form is written for one row of the batch and one group of heads, and `for_all` makes it one for the whole batch:
 
-    form(x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BHNP=None) -> y_BTHP, state_BHNP
+    form(x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BGNRP=None) -> y_BTHP, state_BGNRP
 
 x is the input, already multiplied by the step size; log_a is the logarithm of $a_t$, at most 0; the state is $h_0$
 (None: zeros), and then the one after the last step. All are of one floating dtype. A step with x = 0 and log_a = 0
@@ -58,11 +58,11 @@ def for_all(form: Callable[..., tuple[Array, Array]]) -> Callable[..., tuple[Arr
 
     @wraps(form)
     def of_batch(
-        x_BTHP: Array, log_a_BTH: Array, B_BTGN: Array, C_BTGN: Array, state_BHNP: Array | None = None, **options
+        x_BTHP: Array, log_a_BTH: Array, B_BTGN: Array, C_BTGN: Array, state_BGNRP: Array | None = None, **options
     ) -> tuple[Array, Array]:
         (B, T, H, P), (G, N), R = x_BTHP.shape, B_BTGN.shape[2:], x_BTHP.shape[2] // B_BTGN.shape[2]
-        if state_BHNP is None:
-            state_BHNP = jnp.zeros((B, H, N, P), x_BTHP.dtype)
+        if state_BGNRP is None:
+            state_BGNRP = jnp.zeros((B, G, N, R, P), x_BTHP.dtype)
 
         def by_group(array: Array, *after_time: int) -> Array:
             return array.reshape(B, T, G, *after_time).swapaxes(1, 2).reshape(B * G, T, *after_time)
@@ -73,10 +73,10 @@ def for_all(form: Callable[..., tuple[Array, Array]]) -> Callable[..., tuple[Arr
                 by_group(log_a_BTH, R),
                 by_group(B_BTGN, N),
                 by_group(C_BTGN, N),
-                state_BHNP.reshape(B * G, R, N, P).swapaxes(1, 2),
+                state_BGNRP.reshape(B * G, N, R, P),
             )
         y_BTHP = y_ETRP.reshape(B, G, T, R, P).swapaxes(1, 2).reshape(B, T, H, P)
-        return y_BTHP, state_ENRP.swapaxes(1, 2).reshape(B, H, N, P)
+        return y_BTHP, state_ENRP.reshape(B, G, N, R, P)
 
     return of_batch
 
@@ -174,12 +174,15 @@ def states_by_associative_scan(added_ZNRP: Array, decay_ZR: Array, state_NRP: Ar
 
 
 def scan(
-    x_BTHP: Array, log_a_BTH: Array, B_BTGN: Array, C_BTGN: Array, state_BHNP: Array, *, chunk_size: int
+    x_BTHP: Array, log_a_BTH: Array, B_BTGN: Array, C_BTGN: Array, state_BGNRP: Array, *, chunk_size: int
 ) -> tuple[Array, Array]:
-    """The form for the length at hand: a step for T = 1, one block up to the chunk size, `chunked` beyond."""
-    T = x_BTHP.shape[1]
-    form = recurrent if T == 1 else quadratic if chunk_size >= T else partial(chunked, chunk_size=chunk_size)
-    return form(x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BHNP)
+    """The form for the length at hand: one block up to the chunk size, `chunked` beyond.
+
+    A block of one step is eq. 1 that reads before it writes, $y_t = a_t h_{t-1}^\\top C_t + x_t B_t^\\top C_t$, so that
+    decoding makes the new state once, and nothing waits for it.
+    """
+    form = quadratic if chunk_size >= x_BTHP.shape[1] else partial(chunked, chunk_size=chunk_size)
+    return form(x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BGNRP)
 
 
 def semiseparable_mask(log_a: Array) -> Array:

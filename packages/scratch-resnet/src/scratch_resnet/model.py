@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from scratch_core.errors import DataError
-from scratch_core.layers.patches import on_rows
+from scratch_core.layers.products import dot_rows
 from scratch_core.vision import VisionModel, grad_cam
 
 from scratch_resnet import convert
@@ -92,7 +92,7 @@ class Convolution(nnx.Module):
         kernel, s = self.kernel[...].astype(self.dtype), self.stride
         x_BYXC = x_BYXC.astype(self.dtype)
         if kernel.shape[0] == 1:
-            return on_rows(lambda x: x @ kernel[0, 0], x_BYXC[:, ::s, ::s])
+            return dot_rows(x_BYXC[:, ::s, ::s], kernel[0, 0])
         p = kernel.shape[0] // 2
         return lax.conv_general_dilated(
             x_BYXC, kernel, (s, s), [(p, p), (p, p)], dimension_numbers=("NHWC", "HWIO", "NHWC")

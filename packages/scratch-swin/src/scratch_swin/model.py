@@ -35,7 +35,8 @@ from flax import nnx
 from jax import lax
 from scratch_core.layers import MLP, LayerNorm
 from scratch_core.layers.drop_path import DropPath, drop_path_rates
-from scratch_core.layers.patches import PatchEmbedding, on_rows
+from scratch_core.layers.patches import PatchEmbedding
+from scratch_core.layers.products import dot_rows
 from scratch_core.vision import VisionModel, pair
 
 from scratch_swin import convert
@@ -127,11 +128,12 @@ class WindowAttention(nnx.Module):
 
     def __init__(self, config: SwinConfig, stage: int, *, dtype, rngs: nnx.Rngs):
         D, N = config.width(stage), config.num_heads[stage]
-        project = partial(nnx.LinearGeneral, D, (N, D // N), dtype=dtype, rngs=rngs)
+        linear = partial(nnx.LinearGeneral, dtype=dtype, dot_general=dot_rows, rngs=rngs)
+        project = partial(linear, D, (N, D // N))
         self.query = project(use_bias=config.qkv_bias)
         self.key = project(use_bias=False)
         self.value = project(use_bias=config.qkv_bias)
-        self.out = nnx.LinearGeneral((N, D // N), D, axis=(-2, -1), dtype=dtype, rngs=rngs)
+        self.out = linear((N, D // N), D, axis=(-2, -1))
         self.log_scale = nnx.Param(jnp.full((N, 1, 1), np.log(10.0)))  # log 1 / tau
         self.distance_hidden = nnx.Linear(2, 512, rngs=rngs)
         self.distance_bias = nnx.Linear(512, N, use_bias=False, rngs=rngs)
@@ -189,7 +191,7 @@ class Block(nnx.Module):
         y_BWTD = self.attention(*self.windows(x_BYXD))
         y_BYXD = from_windows(y_BWTD, self.window, self.shift, Y, X)
         x_BYXD = x_BYXD + self.drop_path(self.attention_norm(y_BYXD))  # eq. 1, left
-        y_BYXD = self.dropout(on_rows(self.feed_forward, x_BYXD))
+        y_BYXD = self.dropout(self.feed_forward(x_BYXD))
         return x_BYXD + self.drop_path(self.feed_forward_norm(y_BYXD))  # eq. 1, right
 
     def read(self, read_BYX: jax.Array, x_BYXD: jax.Array) -> jax.Array:
@@ -205,7 +207,8 @@ class PatchMerging(nnx.Module):
     """Four neighbours become one position of twice the width; V2's norm comes after the product."""
 
     def __init__(self, d_model: int, *, dtype, rngs: nnx.Rngs):
-        self.reduction = nnx.Linear(4 * d_model, 2 * d_model, use_bias=False, dtype=dtype, rngs=rngs)
+        linear = partial(nnx.Linear, use_bias=False, dtype=dtype, dot_general=dot_rows, rngs=rngs)
+        self.reduction = linear(4 * d_model, 2 * d_model)
         self.norm = LayerNorm(2 * d_model)
 
     def __call__(self, x_BYXD: jax.Array) -> jax.Array:
@@ -214,7 +217,7 @@ class PatchMerging(nnx.Module):
         B, Y, X, D = x_BYXD.shape
         x = x_BYXD.reshape(B, Y // 2, 2, X // 2, 2, D)
         x = x.transpose(0, 1, 3, 4, 2, 5).reshape(B, Y // 2, X // 2, 4 * D)  # down first, then right
-        return self.norm(on_rows(self.reduction, x))
+        return self.norm(self.reduction(x))
 
 
 class Stage(nnx.Module):

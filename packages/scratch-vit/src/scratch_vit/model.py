@@ -29,7 +29,8 @@ import numpy as np
 from flax import nnx
 from scratch_core.layers import MLP, LayerNorm
 from scratch_core.layers.drop_path import DropPath, drop_path_rates
-from scratch_core.layers.patches import PatchEmbedding, on_rows
+from scratch_core.layers.patches import PatchEmbedding
+from scratch_core.layers.products import dot_rows
 from scratch_core.vision import VisionModel, pair
 
 from scratch_vit import convert
@@ -46,9 +47,10 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, dtype, rngs: nnx.Rngs):
         D, N = config.d_model, config.num_heads
-        project = partial(nnx.LinearGeneral, D, (N, D // N), use_bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        linear = partial(nnx.LinearGeneral, dtype=dtype, dot_general=dot_rows, rngs=rngs)
+        project = partial(linear, D, (N, D // N), use_bias=config.qkv_bias)
         self.query, self.key, self.value = project(), project(), project()
-        self.out = nnx.LinearGeneral((N, D // N), D, axis=(-2, -1), dtype=dtype, rngs=rngs)
+        self.out = linear((N, D // N), D, axis=(-2, -1))
         self.dropout = dropout(config.attention_dropout, rngs)
 
     def weights(self, x_BSD: jax.Array) -> jax.Array:
@@ -80,7 +82,7 @@ class Block(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """Return the sequence after both branches."""
         x_BTD = x_BTD + self.drop_path(self.dropout(self.attention(self.attention_norm(x_BTD))))  # eq. 2
-        return x_BTD + self.drop_path(self.dropout(on_rows(self.feed_forward, self.feed_forward_norm(x_BTD))))  # eq. 3
+        return x_BTD + self.drop_path(self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD))))  # eq. 3
 
 
 class ViT(VisionModel):

@@ -27,6 +27,7 @@ from flax import nnx
 from scratch_core.errors import ConfigError
 from scratch_core.layers.cache import KeyValueCache, RingCache
 from scratch_core.layers.masks import causal_mask
+from scratch_core.layers.products import dot_rows
 from scratch_core.layers.rope import Rope
 
 BLOCKED = -1e30  # finite, so that a row with nothing to read has a softmax too
@@ -68,7 +69,7 @@ class MultiHeadAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         H = head_dim or _head_dim(d_model, num_heads)
-        project = partial(nnx.LinearGeneral, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        project = partial(nnx.LinearGeneral, use_bias=use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
         self.query = project(d_model, (num_heads, H))
         self.key = project(d_memory or d_model, (num_heads, H))
         self.value = project(d_memory or d_model, (num_heads, H))
@@ -101,7 +102,7 @@ class MultiQueryAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         H = head_dim or _head_dim(d_model, num_heads)
-        project = partial(nnx.LinearGeneral, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        project = partial(nnx.LinearGeneral, use_bias=use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
         self.query = project(d_model, (num_heads, H))
         self.key = project(d_memory or d_model, H)
         self.value = project(d_memory or d_model, H)
@@ -146,7 +147,7 @@ class GroupedQueryAttention(nnx.Module):
     ):
         if num_heads % num_kv_heads:
             raise ConfigError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
-        project = partial(nnx.LinearGeneral, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        project = partial(nnx.LinearGeneral, use_bias=use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
         self.query = project(d_model, (num_heads, head_dim))
         self.key = project(d_model, (num_kv_heads, head_dim))
         self.value = project(d_model, (num_kv_heads, head_dim))

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from scratch_core.layers.products import dot_rows
+
 
 class MLP(nnx.Module):
     """Eq. 1 over the last axis, D -> F -> D, in ``dtype``."""
@@ -30,7 +32,7 @@ class MLP(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        linear = partial(nnx.Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        linear = partial(nnx.Linear, use_bias=use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
         self.up = linear(d_model, d_ff)
         self.down = linear(d_ff, d_model)
         self.activation = activation
@@ -53,7 +55,7 @@ class GatedMLP(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        linear = partial(nnx.Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        linear = partial(nnx.Linear, use_bias=use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
         self.gate = linear(d_model, d_ff)
         self.up = linear(d_model, d_ff)
         self.down = linear(d_ff, d_model)

@@ -9,13 +9,12 @@ Shapes: B batch, Y rows, X columns, C channels of the image; R rows and S column
 Q columns in a patch; D model width.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from scratch_core.errors import DataError
+from scratch_core.layers.products import dot_rows
 
 
 class PatchEmbedding(nnx.Module):
@@ -44,14 +43,4 @@ class PatchEmbedding(nnx.Module):
         pixels = images_BYXC[:, : R * P, : S * Q].astype(self.dtype).reshape(B, R, P, S, Q, channels)
         pixels = pixels.transpose(0, 1, 3, 2, 4, 5).reshape(B, R, S, P * Q * channels)
         kernel = self.kernel[...].astype(self.dtype).reshape(P * Q * channels, D)
-        return on_rows(lambda x: x @ kernel, pixels) + self.bias[...].astype(self.dtype)  # eq. 1
-
-
-def on_rows(layer: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """Return a layer of the last axis applied to x as a matrix [all other axes, D].
-
-    It is the same product, but its gradient by the weights is one as well: with more axes XLA's CPU compiler
-    transposes the operands first, which takes up to twice the time of the product.
-    """
-    y = layer(x.reshape(-1, x.shape[-1]))
-    return y.reshape(*x.shape[:-1], y.shape[-1])
+        return dot_rows(pixels, kernel) + self.bias[...].astype(self.dtype)  # eq. 1
