@@ -411,7 +411,7 @@ from scratch_core.train import keep_memory
 print(keep_memory() if sys.argv[1] == "keep" else None)
 x = jnp.ones((4096, 64))
 step = jax.jit(lambda x: (x @ x.T) @ x)  # 64 MB of temporary memory
-for _ in range(3):
+for _ in range(20):  # a step may begin before the memory of the last one is free
     step(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
