@@ -42,6 +42,13 @@ def test_patches_are_read_through_their_positions(model):
     np.testing.assert_allclose(jitted(blind)(images), jitted(blind)(swapped), atol=1e-5)
 
 
+def test_logits_read_the_class_token_among_all_tokens(model):
+    """The call computes no other token in its last layer."""
+    images = noise(TINY, 2)
+    class_BD = jitted(model, "hidden")(images)[:, 0]
+    np.testing.assert_allclose(jitted(model)(images), model.classifier(class_BD), atol=1e-5)
+
+
 def test_a_new_head_on_a_frozen_trunk(tmp_path):
     check_new_head_on_a_frozen_trunk(ViT(TINY, rngs=nnx.Rngs(0)), tmp_path)
 

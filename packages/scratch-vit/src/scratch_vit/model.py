@@ -53,17 +53,17 @@ class Attention(nnx.Module):
         self.out = linear((N, D // N), D, axis=(-2, -1))
         self.dropout = dropout(config.attention_dropout, rngs)
 
-    def weights(self, x_BSD: jax.Array) -> jax.Array:
-        """Return how much each token reads of each: weights_BNTS, rows sum to 1."""
-        query_BTNH, key_BSNH = self.query(x_BSD), self.key(x_BSD)
+    def weights(self, x_BSD: jax.Array, first: int | None = None) -> jax.Array:
+        """Return how much each of the first tokens (None: each token) reads of each: weights_BNTS, rows sum to 1."""
+        query_BTNH, key_BSNH = self.query(x_BSD[:, :first]), self.key(x_BSD)
         query_BTNH = query_BTNH * query_BTNH.shape[-1] ** -0.5
         scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", query_BTNH, key_BSNH, preferred_element_type=jnp.float32)
         return jax.nn.softmax(scores_BNTS, axis=-1)
 
-    def __call__(self, x_BSD: jax.Array) -> jax.Array:
-        """Return y_BSD in ``dtype``."""
+    def __call__(self, x_BSD: jax.Array, first: int | None = None) -> jax.Array:
+        """Return y_BTD in ``dtype``, of the first tokens (None: of all)."""
         value_BSNH = self.value(x_BSD)
-        weights_BNTS = self.dropout(self.weights(x_BSD).astype(value_BSNH.dtype))
+        weights_BNTS = self.dropout(self.weights(x_BSD, first).astype(value_BSNH.dtype))
         return self.out(jnp.matmul(weights_BNTS, value_BSNH.swapaxes(1, 2)).swapaxes(1, 2))
 
 
@@ -79,9 +79,10 @@ class Block(nnx.Module):
         self.dropout = dropout(config.dropout, rngs)
         self.drop_path = DropPath(drop_path, 3, rngs=rngs)
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        """Return the sequence after both branches."""
-        x_BTD = x_BTD + self.drop_path(self.dropout(self.attention(self.attention_norm(x_BTD))))  # eq. 2
+    def __call__(self, x_BSD: jax.Array, first: int | None = None) -> jax.Array:
+        """Return the sequence after both branches, or only its first tokens, which read all the same."""
+        read_BTD = self.attention(self.attention_norm(x_BSD), first)
+        x_BTD = x_BSD[:, :first] + self.drop_path(self.dropout(read_BTD))  # eq. 2
         return x_BTD + self.drop_path(self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD))))  # eq. 3
 
 
@@ -117,16 +118,16 @@ class ViT(VisionModel):
             positions = resize_positions(positions, self.config.grid, (rows, columns))
         return self.dropout(z_BTD + positions.astype(z_BTD.dtype)), (rows, columns)
 
-    def hidden(self, images_BYXC: jax.Array) -> jax.Array:
-        """Return the normalised last sequence [B, 1 + patches, D], the class token first."""
+    def hidden(self, images_BYXC: jax.Array, first: int | None = None) -> jax.Array:
+        """Return the normalised last sequence [B, 1 + patches, D], the class token first; or its first tokens alone."""
         x_BTD, _ = self.embed(images_BYXC)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x_BTD = layer(x_BTD)
-        return self.norm(x_BTD)
+        return self.norm(self.layers[-1](x_BTD, first))
 
     def __call__(self, images_BYXC: jax.Array) -> jax.Array:
-        """Return logits [B, num_classes]."""
-        return self.classifier(self.hidden(images_BYXC)[:, 0])  # eq. 4
+        """Return logits [B, num_classes]. The last layer computes only the class token, which is all that is read."""
+        return self.classifier(self.hidden(images_BYXC, 1)[:, 0])  # eq. 4
 
     def rollout(self, images_BYXC: jax.Array) -> jax.Array:
         """Return the class token's row of eq. 5 at the patches: heat [B, rows, columns], its sum at most 1."""
