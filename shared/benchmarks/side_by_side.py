@@ -3,8 +3,8 @@
 A benchmark's own file is started again by the reference's interpreter with ``--serve FOLDER``, and answers
 there through :func:`serve`. Both sides load the same weights and take turns, so that a busy machine slows
 both; the best time of each counts, and the first turn, which compiles and warms up, does not. Both sides keep the
-memory that they free (`scratch_core.train.keep_memory`): else what is measured is in part how fast this system hands
-out memory, which differs several times over between a virtual machine and a real one.
+memory that they free (`scratch_core.train.keep_memory`): else what is measured is in part how fast the system hands
+out memory, which on one virtual machine took from one to seven seconds of the same training step.
 """
 
 import argparse

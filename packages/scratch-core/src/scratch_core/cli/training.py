@@ -14,7 +14,6 @@ from scratch_core import models
 from scratch_core.cli import runs
 from scratch_core.cli.parsing import one_line
 from scratch_core.errors import ConfigError
-from scratch_core.train import keep_memory
 
 
 def run(name: str, arguments: Sequence[str]) -> int:
@@ -31,6 +30,8 @@ def run(name: str, arguments: Sequence[str]) -> int:
         flags = sorted({argument.partition("=")[0] for argument in arguments if argument.startswith("--")})
         given = [flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags]
         options = runs.own_options(options, given, name)
+    from scratch_core.train import keep_memory  # the task has it loaded; a wrong argument need not wait for it
+
     keep_memory()
     return task.run(spec, options)
 
