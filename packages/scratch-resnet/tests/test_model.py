@@ -18,6 +18,7 @@ from scratch_core.vision.testing import (
 )
 from scratch_resnet import SPEC, ResNet, ResNetConfig
 from scratch_resnet.model import BatchNorm, Convolution, max_pool
+from scratch_resnet.winograd import pays, winograd
 
 TINY = ResNetConfig.tiny()
 
@@ -142,6 +143,46 @@ def test_a_convolution_is_the_sum_over_its_window(size, stride, rows):
             window = padded[0, y * stride : y * stride + size, z * stride : z * stride + size]
             expected[0, y, z] = np.einsum("ijc,ijco->o", window, np.asarray(conv.kernel[...]))
     np.testing.assert_allclose(conv(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(6, 6), (7, 4), (1, 9)])
+def test_winograd_is_the_convolution(size):
+    """Eq. 1 is exact: in float64 the result and both gradients agree to the last digits, tiles cut or not."""
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 3)
+        x, kernel, g = (jax.random.normal(k, s) for k, s in zip(keys, [(2, *size, 5), (3, 3, 5, 4), (2, *size, 4)]))
+
+        def usual(x, kernel):
+            return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+        value, gradient = jax.vjp(winograd, x, kernel)
+        expected, expected_gradient = jax.vjp(usual, x, kernel)
+        for one, other in zip((value, *gradient(g)), (expected, *expected_gradient(g))):
+            np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dtype", "expected"),
+    [
+        ((3, 3, 64, 64), 1, jnp.float32, True),
+        ((3, 3, 64, 64), 2, jnp.float32, False),
+        ((3, 3, 32, 64), 1, jnp.float32, False),
+        ((7, 7, 64, 64), 1, jnp.float32, False),
+        ((3, 3, 64, 64), 1, jnp.bfloat16, False),
+    ],
+)
+def test_the_form_of_a_convolution_is_chosen_by_its_shape(kernel, stride, dtype, expected):
+    """Whichever it is, the layer's result is the same convolution."""
+    assert pays(jnp.zeros(kernel, dtype), stride) is (expected and jax.default_backend() == "cpu")
+    conv = Convolution(kernel[2], kernel[3], kernel[0], stride, dtype=dtype, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (1, 9, 9, kernel[2]))
+    pad = [(kernel[0] // 2,) * 2] * 2
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(each.astype(dtype), jnp.float64) for each in (x, conv.kernel[...])]
+        usual = jax.lax.conv_general_dilated(
+            *wide, (stride, stride), pad, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
+        )
+    np.testing.assert_allclose(conv(x).astype(np.float32), usual, atol=1e-5 if dtype == jnp.float32 else 0.05)
 
 
 @pytest.mark.parametrize("size", [(8, 9), (1, 2)])
