@@ -17,7 +17,7 @@ from scratch_core.vision.testing import (
     noise,
 )
 from scratch_resnet import SPEC, ResNet, ResNetConfig
-from scratch_resnet.model import BatchNorm, Convolution, max_pool
+from scratch_resnet.model import BatchNorm, Convolution, max_pool, variance
 from scratch_resnet.winograd import pays, winograd
 
 TINY = ResNetConfig.tiny()
@@ -198,6 +198,16 @@ def test_the_maximum_of_slices_is_that_of_windows(size):
     expected, expected_gradient = jax.vjp(by_windows, x)
     np.testing.assert_array_equal(value, expected)
     np.testing.assert_array_equal(gradient(expected + 1.0)[0], expected_gradient(expected + 1.0)[0])
+
+
+def test_the_derivatives_of_the_variance_are_those_of_its_formula():
+    """The first, which leaves a term out that is zero, and the second, in which that term is not."""
+    x = jax.random.normal(jax.random.key(0), (2, 3, 2, 3))
+    weight = jax.random.normal(jax.random.key(1), (3,))
+    own = jax.grad(lambda x: weight @ jnp.sqrt(variance(x, x.mean((0, 1, 2)))))
+    usual = jax.grad(lambda x: weight @ x.std((0, 1, 2)))
+    for one, other in ((own, usual), (jax.jacobian(own), jax.jacobian(usual))):
+        np.testing.assert_allclose(one(x), other(x), atol=1e-6)
 
 
 def test_batch_norm_refuses_a_single_value():
