@@ -11,6 +11,7 @@ from scratch_mamba2 import ssd
 FORMS = {
     "recurrent": jax.jit(ssd.recurrent),
     "quadratic": jax.jit(ssd.quadratic),
+    "chunk by chunk": jax.jit(partial(ssd.chunk_by_chunk, chunk_size=8)),
     "chunked": jax.jit(partial(ssd.chunked, chunk_size=8)),
     "chunked, associative": jax.jit(partial(ssd.chunked, chunk_size=8, pass_states=ssd.states_by_associative_scan)),
 }

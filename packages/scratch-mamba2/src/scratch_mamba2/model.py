@@ -15,7 +15,7 @@ is kept ($a_t$), written ($\Delta_t B_t$) and read ($C_t$) is decided by the tok
 and results are moved back. A padded step then has $\Delta = 0$, which leaves the state as it was, and the
 convolution's window is taken at each row's own end.
 
-Shapes: B batch, T time, Z chunks of length Q, D model width, I inner width H * P, H heads, P head width, G groups,
+Shapes: B batch, T time, D model width, I inner width H * P, H heads, P head width, G groups,
 N state, V vocabulary, C channels of the convolution (I + 2 G N), K its width, W = K - 1 inputs that it remembers.
 """
 
@@ -118,28 +118,8 @@ class Mixer(nnx.Module):
         self, u_BTD: jax.Array, length_B: jax.Array | None, before: MixerState
     ) -> tuple[jax.Array, MixerState]:
         """Return y_BTD and the state after each row's first length_B steps (None: all T of them)."""
-        B, T, D = u_BTD.shape
-        Z = -(-T // min(self.config.chunk_size, ssd.CPU_CHUNK)) if jax.default_backend() == "cpu" else 1
-        if Z == 1:
-            after, y_BTI = self.mix(before, (self.in_proj(u_BTD), length_B))
-            return self.out(y_BTI), after
-
-        # A CPU takes one chunk after the other through eqs. 2 to 5, so that all they compute stays in its cache. The
-        # gradient computes it again from the states between the chunks, and keeps nothing else that is as long as T.
-        Q = -(-T // Z)
-        u_ZBQD = jnp.pad(u_BTD, ((0, 0), (0, Z * Q - T), (0, 0))).reshape(B, Z, Q, D).swapaxes(0, 1)
-        length_ZB = None
-        if length_B is not None or Z * Q != T:
-            length_B = jnp.full(B, T) if length_B is None else length_B
-            length_ZB = jnp.clip(length_B - Q * jnp.arange(Z)[:, None], 0, Q)
-        after, y_ZBQI = jax.lax.scan(jax.checkpoint(self.mix), before, (self.in_proj(u_ZBQD), length_ZB))
-        return self.out(y_ZBQI).swapaxes(0, 1).reshape(B, Z * Q, D)[:, :T], after
-
-    def mix(self, before: MixerState, now: tuple[jax.Array, jax.Array | None]) -> tuple[MixerState, jax.Array]:
-        """All between the projections: ``now`` is the first one's output and length_B; return the state, and y_BTI."""
-        projected, length_B = now
-        (B, T, _), c = projected.shape, self.config
-        z_BTI, xBC_BTC, dt_BTH = jnp.split(projected, (c.d_inner, c.d_inner + _channels(c)), axis=-1)  # eq. 1
+        (B, T, _), c = u_BTD.shape, self.config
+        z_BTI, xBC_BTC, dt_BTH = jnp.split(self.in_proj(u_BTD), (c.d_inner, c.d_inner + _channels(c)), axis=-1)  # eq. 1
 
         padded = jnp.concatenate([before.window_BWC, xBC_BTC], axis=1)
         W = c.conv_width - 1
@@ -158,7 +138,7 @@ class Mixer(nnx.Module):
         )
         y_BTHP = y_BTHP + self.D[...].astype(jnp.float32)[:, None] * x_BTHP  # eq. 4
         y_BTI = self.norm(y_BTHP.reshape(B, T, c.d_inner), z_BTI)
-        return MixerState(window_BWC, state_BGNRP), y_BTI.astype(self.dtype)
+        return self.out(y_BTI.astype(self.dtype)), MixerState(window_BWC, state_BGNRP)
 
     def select(self, xBC_BTC: jax.Array, dt_BTH: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Return x_BTHP, the step sizes dt_BTH of eq. 3, B_BTGN and C_BTGN: all that depends on the token."""

@@ -96,13 +96,23 @@ def recurrent(x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array, state_NRP
 
 @for_all
 def quadratic(x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array, state_NRP: Array) -> tuple[Array, Array]:
-    """Eq. 2: build the whole matrix M and multiply. Time and memory grow with T squared.
+    """Eq. 2: build the whole matrix M and multiply. Time and memory grow with T squared."""
+    state_NRP, y_TRP = _block_row(state_NRP, (x_TRP, log_a_TR, B_TN, C_TN))
+    return y_TRP, state_NRP
 
-    With a state before it, it is a block row of the matrix: eqs. 4 and 5 for a single chunk.
+
+@for_all
+def chunk_by_chunk(
+    x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array, state_NRP: Array, *, chunk_size: int = 64
+) -> tuple[Array, Array]:
+    """Eqs. 3 to 5, one block row after the other, each with the state that the one before it left.
+
+    A CPU has all of a chunk in its cache. The gradient computes a chunk again from the state before it.
     """
-    y_TRP, added_NRP, decay_TR = _diagonal_block(x_TRP, log_a_TR, B_TN, C_TN)
-    y_TRP = y_TRP + decay_TR[..., None] * _read(C_TN, state_NRP)
-    return y_TRP, decay_TR[-1, :, None] * state_NRP + added_NRP
+    T, R, P = x_TRP.shape
+    chunks = tuple(_split(each, min(chunk_size, T)) for each in (x_TRP, log_a_TR, B_TN, C_TN))
+    state_NRP, y_ZQRP = lax.scan(jax.checkpoint(_block_row), state_NRP, chunks)
+    return y_ZQRP.reshape(-1, R, P)[:T], state_NRP
 
 
 @for_all
@@ -127,6 +137,14 @@ def chunked(
     before_ZNRP, state_NRP = (pass_states or states_by_scan)(added_ZNRP, decay_ZQR[:, -1], state_NRP)
     y_ZQRP = y_ZQRP + decay_ZQR[..., None] * jax.vmap(_read)(C_ZQN, before_ZNRP)  # eq. 5
     return y_ZQRP.reshape(-1, R, P)[:T], state_NRP
+
+
+def _block_row(state_NRP: Array, steps: tuple[Array, ...]) -> tuple[Array, Array]:
+    """Eqs. 4 and 5 for one chunk: from the state before it and its x, log_a, B and C, the state after it, and y."""
+    x_TRP, log_a_TR, B_TN, C_TN = steps
+    y_TRP, added_NRP, decay_TR = _diagonal_block(x_TRP, log_a_TR, B_TN, C_TN)
+    y_TRP = y_TRP + decay_TR[..., None] * _read(C_TN, state_NRP)
+    return decay_TR[-1, :, None] * state_NRP + added_NRP, y_TRP
 
 
 def _diagonal_block(x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array) -> tuple[Array, Array, Array]:
@@ -176,13 +194,17 @@ def states_by_associative_scan(added_ZNRP: Array, decay_ZR: Array, state_NRP: Ar
 def scan(
     x_BTHP: Array, log_a_BTH: Array, B_BTGN: Array, C_BTGN: Array, state_BGNRP: Array, *, chunk_size: int
 ) -> tuple[Array, Array]:
-    """The form for the length at hand: one block up to the chunk size, `chunked` beyond.
+    """The form for the length and the device at hand: a single block up to the chunk size, chunks beyond.
 
     A block of one step is eq. 1 that reads before it writes, $y_t = a_t h_{t-1}^\\top C_t + x_t B_t^\\top C_t$, so that
     decoding makes the new state once, and nothing waits for it.
     """
-    form = quadratic if chunk_size >= x_BTHP.shape[1] else partial(chunked, chunk_size=chunk_size)
-    return form(x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BGNRP)
+    on_cpu = jax.default_backend() == "cpu"
+    Q = min(chunk_size, CPU_CHUNK) if on_cpu else chunk_size
+    if x_BTHP.shape[1] <= Q:
+        return quadratic(x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BGNRP)
+    form = chunk_by_chunk if on_cpu else chunked
+    return form(x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BGNRP, chunk_size=Q)
 
 
 def semiseparable_mask(log_a: Array) -> Array:
