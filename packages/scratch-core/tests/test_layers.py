@@ -1,5 +1,7 @@
 """The shared layers against their definitions, against each other, and against jax's own attention."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ from scratch_core.layers import (
     Rope,
     attend,
     causal_mask,
+    gelu,
     interleaved_to_half_split,
     positions_from_mask,
 )
@@ -202,6 +205,14 @@ def test_norms_equal_their_formulas():
     np.testing.assert_allclose(rms(x), expected, atol=1e-5)
     expected = (x64 - x64.mean(-1, keepdims=True)) / np.sqrt(x64.var(-1, keepdims=True) + 1e-3) * scale + bias
     np.testing.assert_allclose(layer(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 0.02)])
+def test_gelu_equals_its_formula(dtype, tolerance):
+    x = jnp.linspace(-6, 6, 101, dtype=dtype)
+    expected = [value * 0.5 * (1 + math.erf(value / math.sqrt(2))) for value in np.asarray(x, np.float64)]
+    assert gelu(x).dtype == dtype
+    np.testing.assert_allclose(np.asarray(gelu(x), np.float64), expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("activation", [jax.nn.silu, jax.nn.gelu])

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from scratch_core.layers import MLP, LayerNorm
+from scratch_core.layers import MLP, LayerNorm, gelu
 from scratch_core.layers.drop_path import DropPath, drop_path_rates
 from scratch_core.layers.patches import PatchEmbedding
 from scratch_core.layers.products import dot_rows
@@ -173,7 +173,6 @@ class Block(nnx.Module):
         self.window, self.shift = config.window(stage), config.shift(stage, index)
         self.attention = WindowAttention(config, stage, dtype=dtype, rngs=rngs)
         self.attention_norm = LayerNorm(D, epsilon=config.norm_epsilon)
-        gelu = partial(jax.nn.gelu, approximate=False)
         self.feed_forward = MLP(D, int(config.mlp_ratio * D), activation=gelu, dtype=dtype, rngs=rngs)
         self.feed_forward_norm = LayerNorm(D, epsilon=config.norm_epsilon)
         self.dropout = dropout(config.dropout, rngs)

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from scratch_core.layers import MLP, LayerNorm
+from scratch_core.layers import MLP, LayerNorm, gelu
 from scratch_core.layers.drop_path import DropPath, drop_path_rates
 from scratch_core.layers.patches import PatchEmbedding
 from scratch_core.layers.products import dot_rows
@@ -74,7 +74,6 @@ class Block(nnx.Module):
         self.attention_norm = LayerNorm(config.d_model, epsilon=config.norm_epsilon)
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
         self.feed_forward_norm = LayerNorm(config.d_model, epsilon=config.norm_epsilon)
-        gelu = partial(jax.nn.gelu, approximate=False)
         self.feed_forward = MLP(config.d_model, config.d_ff, activation=gelu, dtype=dtype, rngs=rngs)
         self.dropout = dropout(config.dropout, rngs)
         self.drop_path = DropPath(drop_path, 3, rngs=rngs)

@@ -2,7 +2,7 @@
 
 from scratch_core.layers.attention import GroupedQueryAttention, MultiHeadAttention, MultiQueryAttention, attend
 from scratch_core.layers.cache import DecoderCache, KeyValueCache, RingCache
-from scratch_core.layers.feed_forward import MLP, GatedMLP
+from scratch_core.layers.feed_forward import MLP, GatedMLP, gelu
 from scratch_core.layers.masks import causal_mask, padding_mask, positions_from_mask
 from scratch_core.layers.norm import LayerNorm, RMSNorm
 from scratch_core.layers.rope import Linear, Llama3, Rope, interleaved_to_half_split
@@ -23,6 +23,7 @@ __all__ = [
     "Rope",
     "attend",
     "causal_mask",
+    "gelu",
     "interleaved_to_half_split",
     "padding_mask",
     "positions_from_mask",

@@ -9,6 +9,7 @@ https://arxiv.org/abs/2002.05202, eq. 6: SwiGLU with f = silu, GeGLU with f = ge
 Shapes: D model width, F feed-forward width.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -17,6 +18,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scratch_core.layers.products import dot_rows
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    r"""Return $x\, \Phi(x)$ in x's dtype, computed in float32 (Hendrycks and Gimpel 2016).
+
+    https://arxiv.org/abs/1606.08415. Through erf, as in PyTorch; `jax.nn.gelu` takes erfc, which costs an exponential
+    more, and gains digits only where the result is nearly 0.
+    """
+    half = 0.5 * x.astype(jnp.float32)
+    return (half + half * jax.lax.erf(half * math.sqrt(2))).astype(x.dtype)
 
 
 class MLP(nnx.Module):
