@@ -1,0 +1,110 @@
+"""The weight files of a folder: found, checked for damage and for what could run code, opened."""
+
+import contextlib
+import re
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, cast
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from scratch_core.config import read_json
+from scratch_core.errors import CheckpointError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def resolve(folder: str | Path) -> Path:
+    """Return a local folder; a name like ``owner/model`` that is none is fetched from the Hugging Face Hub.
+
+    Raises CheckpointError if there is no such folder, or the Hub cannot be used.
+    """
+    path = Path(folder)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file: name the folder that holds config.json and the weights")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)) or str(folder).startswith("."):
+        raise CheckpointError(f"there is no folder {path}")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(
+            f"there is no folder {path}; to fetch it from the Hugging Face Hub install `scratch-core[hub]`"
+        ) from None
+    try:
+        return Path(snapshot_download(str(folder), allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"]))
+    except Exception as error:  # the Hub's client raises errors of several libraries
+        raise CheckpointError(f"there is no folder {path}, and the Hub could not provide it: {error}") from error
+
+
+@contextlib.contextmanager
+def open_folder(folder: Path) -> Generator[dict[str, Any]]:
+    """Yield {key: safetensors slice} of all weight files of a folder.
+
+    Raises CheckpointError for missing, damaged or unsafe files.
+    """
+    with contextlib.ExitStack() as stack:
+        files: dict[str, Any] = {}
+        for name, keys in _weight_files(folder).items():
+            file = stack.enter_context(_open(folder / name))
+            held = set(file.keys())
+            if absent := sorted(set(keys or ()) - held):
+                raise CheckpointError(f"{folder / INDEX} places keys in {name} that it lacks: {', '.join(absent)}")
+            for key in sorted(held):
+                if key in files:
+                    raise CheckpointError(f"key {key!r} stands in two files of {folder}, the second is {name}")
+                files[key] = file.get_slice(key)
+        yield files
+
+
+def _weight_files(folder: Path) -> dict[str, list[str] | None]:
+    """Return {file name: the keys it must hold, None if unknown}, from the index where there is one."""
+    if (folder / SINGLE).exists():
+        return {SINGLE: None}
+    if not (folder / INDEX).exists():
+        for path in sorted(folder.iterdir()):
+            if path.suffix in PICKLES:
+                raise CheckpointError(
+                    f"{path} is a pickle, which can run code when opened, and is refused: "
+                    f"convert it to {SINGLE} with a tool that you trust"
+                )
+        raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}")
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{folder / INDEX} has no weight_map")
+    names: dict[str, list[str] | None] = {}
+    for key, name in weight_map.items():
+        if not isinstance(name, str) or re.search(r"[/\\\0]", name) or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{folder / INDEX} places {key!r} in {name!r}: a shard must be a .safetensors file of the same folder"
+            )
+        cast("list[str]", names.setdefault(name, [])).append(key)
+    if absent := sorted(name for name in names if not (folder / name).exists()):
+        raise CheckpointError(f"{folder} lacks shards that its index names: {', '.join(absent)}")
+    return names
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="np")
+    except (SafetensorError, OSError) as error:
+        start = b""
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            start = file.read(4)
+        if start[:1] == b"\x80" or start == b"PK\x03\x04":
+            raise CheckpointError(f"{path} is a pickle or a torch archive under another name, and is refused") from None
+        raise CheckpointError(f"{path} is truncated, damaged or no safetensors file: {error}") from error

@@ -1,0 +1,131 @@
+"""Key tables: what a checkpoint calls each of our parameters, and how it lays it out."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """``ours = theirs.reshape(split).transpose(order)``, and its inverse.
+
+    ``split`` gives, for each axis of theirs, the sizes it is split into, or None to leave it whole.
+    ``order`` permutes the axes after the split. None for either: nothing to do.
+    """
+
+    split: tuple[tuple[int, ...] | None, ...] | None = None
+    order: tuple[int, ...] | None = None
+
+    def _groups(self, rank: int) -> list[tuple[int, ...] | None]:
+        return list(self.split or (None,) * rank)
+
+    def _order(self, rank: int) -> tuple[int, ...]:
+        return self.order or tuple(range(rank))
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of theirs for a shape of ours."""
+        order = self._order(len(shape))
+        sizes = iter([shape[order.index(axis)] for axis in range(len(shape))])
+        return tuple(math.prod([next(sizes) for _ in group or (0,)]) for group in self._groups(len(shape)))
+
+    def to_theirs(self, ours: Any) -> Any:
+        """Return ours (numpy or jax) in their layout."""
+        order = self._order(ours.ndim)
+        axes = tuple(order.index(axis) for axis in range(ours.ndim))
+        return ours.transpose(axes).reshape(self.their_shape(ours.shape))
+
+    def read(self, theirs: Any, index: Index) -> np.ndarray:
+        """Return ``ours[index]``, reading just that part of ``theirs``, an array or a safetensors slice."""
+        order = self._order(len(index))
+        parts = [index[order.index(axis)] for axis in range(len(index))]  # of theirs, after the split
+        outer, inner, sizes = [], [], []
+        for group in self._groups(len(index)):
+            part, *rest = [parts.pop(0) for _ in group or (0,)]
+            width = math.prod((group or (1,))[1:])
+            outer.append(slice(part.start * width, part.stop * width))
+            inner += [slice(None), *rest]
+            sizes += [part.stop - part.start, *(group or (1,))[1:]]
+        block = np.asarray(theirs[tuple(outer)]) if outer else np.asarray(theirs)
+        return block.reshape(sizes)[tuple(inner)].transpose(order)
+
+
+same = Transform()
+transpose = Transform(order=(1, 0))
+"""A linear layer: theirs [out, in], ours [in, out]."""
+conv = Transform(order=(2, 3, 1, 0))
+"""A convolution: theirs [out, in, rows, columns], ours [rows, columns, in, out]."""
+conv1d = Transform(order=(2, 1, 0))
+"""A one-dimensional convolution: theirs [out, in, taps], ours [taps, in, out]."""
+
+
+def split_out(N: int, H: int) -> Transform:
+    """A projection to heads: theirs [N * H, D], ours [D, N, H]."""
+    return Transform(((N, H), None), (2, 0, 1))
+
+
+def split_in(N: int, H: int) -> Transform:
+    """A projection from heads: theirs [D, N * H], ours [N, H, D]."""
+    return Transform((None, (N, H)), (1, 2, 0))
+
+
+def split_bias(N: int, H: int) -> Transform:
+    """A bias of heads: theirs [N * H], ours [N, H]."""
+    return Transform(((N, H),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One row of a key table; ``{i}`` in both names stands for the same number.
+
+    ``dtype`` is the file's dtype of a tensor that does not follow the checkpoint's, such as a counter.
+    """
+
+    theirs: str
+    ours: str
+    transform: Transform = same
+    dtype: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """A key of theirs that some files repeat although it is tied to ``of``: checked to be equal, never written."""
+
+    theirs: str
+    of: str
+
+
+def find_rule(rules: Iterable[Rule], path: str) -> tuple[Rule, str] | None:
+    """Return the rule of one of our paths, and their key for it."""
+    for rule in rules:
+        pattern = re.escape(rule.ours).replace(r"\{i\}", "(?P<i>[0-9]+)").replace(r"\{j\}", "(?P<j>[0-9]+)")
+        if found := re.fullmatch(pattern, path):
+            return rule, rule.theirs.format(**found.groupdict())
+    return None
+
+
+def flatten(state: Any) -> dict[str, Any]:
+    """Return {dotted path: array} of an nnx state or of nested mappings and sequences."""
+    if isinstance(state, nnx.State):
+        state = nnx.to_pure_dict(state)
+    flat: dict[str, Any] = {}
+
+    def visit(path: str, value: Any) -> None:
+        if isinstance(value, Mapping | list | tuple):
+            for name, child in value.items() if isinstance(value, Mapping) else enumerate(value):
+                visit(f"{path}.{name}" if path else str(name), child)
+        elif value is not None:
+            flat[path] = value[...] if isinstance(value, nnx.Variable) else value
+
+    visit("", state)
+    return flat
+
+
+def is_learned(path: Any, value: Any) -> bool:
+    return isinstance(value, nnx.Param | nnx.BatchStat) or getattr(value, "type", None) in (nnx.Param, nnx.BatchStat)

@@ -1,0 +1,105 @@
+"""From a model to a folder that Hugging Face's libraries read; files appear whole or not at all."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from scratch_core import models
+from scratch_core.errors import CheckpointError
+from scratch_core.weights.files import INDEX, SINGLE
+from scratch_core.weights.key_table import Rule, find_rule, flatten, is_learned
+
+SHARD_BYTES = 5_000_000_000
+
+
+def save(model: models.PretrainedModel, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write config.json and model.safetensors, or shards of at most ``shard_bytes`` with an index.
+
+    Files appear whole or not at all; the config comes last. Other files in the folder stay.
+    Raises CheckpointError if the folder cannot be written.
+    """
+    folder = Path(folder)
+    tensors = to_hf(model)
+    shards = _shards(tensors, shard_bytes)
+    names = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    )
+    dtype = model.checkpoint_dtype or str(next(iter(tensors.values())).dtype)
+    fields = model.config.to_hf()
+    if "model_type" in fields:  # else an older layout than Hugging Face's, whose readers refuse fields that they lack
+        fields = {"architectures": [model.architectures[0]], "torch_dtype": dtype, **fields}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+            written = []
+            for name, keys in zip(names, shards, strict=True):
+                save_file({key: tensors[key] for key in keys}, Path(temporary, name), metadata={"format": "pt"})
+                written.append(name)
+            if len(shards) > 1:
+                total = sum(tensor.nbytes for tensor in tensors.values())
+                weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+                _write_json(Path(temporary, INDEX), {"metadata": {"total_size": total}, "weight_map": weight_map})
+                written.append(INDEX)
+            _write_json(Path(temporary, "config.json"), fields)
+            for name in (*written, "config.json"):
+                os.replace(Path(temporary, name), folder / name)
+        for stale in {*folder.glob("model-*-of-*.safetensors"), folder / SINGLE, folder / INDEX}:
+            if stale.name not in written:
+                stale.unlink(missing_ok=True)
+        model.write_companions(folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot write the model to {folder}: {error}") from error
+
+
+def to_hf(model: models.PretrainedModel, state: Any = None) -> dict[str, np.ndarray]:
+    """Return {their key: array} of the model's parameters and running statistics, in the dtype that save writes.
+
+    ``state``: any state or tree of the parameters' structure, such as gradients, is renamed and laid out
+    likewise, keeping its dtypes; just the keys it holds are returned. Raises CheckpointError if the key
+    table has no row for one of them.
+    """
+    rules = [rule for rule in model.rules(model.config) if isinstance(rule, Rule)]
+    ours = flatten(nnx.state(model, is_learned) if state is None else state)
+    result, missing = {}, []
+    for path, value in ours.items():
+        found = find_rule(rules, path)
+        if found is None:
+            missing.append(path)
+            continue
+        rule, key = found
+        array = rule.transform.to_theirs(np.asarray(jax.device_get(value)))
+        if state is None and rule.dtype:
+            array = array.astype(rule.dtype)
+        elif state is None and model.checkpoint_dtype and jnp.issubdtype(array.dtype, jnp.floating):
+            array = array.astype(jnp.dtype(model.checkpoint_dtype))
+        result[key] = np.asarray(array, order="C")
+    if missing:
+        raise CheckpointError(f"the key table of {type(model).__name__} has no row for: {', '.join(missing)}")
+    return result
+
+
+def _shards(tensors: Mapping[str, np.ndarray], limit: int) -> list[list[str]]:
+    """Return the keys of each shard, filled in order up to ``limit`` bytes."""
+    shards, size = [[]], 0
+    for key, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += tensor.nbytes
+    return shards
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
