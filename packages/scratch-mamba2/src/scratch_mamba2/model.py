@@ -15,8 +15,8 @@ is kept ($a_t$), written ($\Delta_t B_t$) and read ($C_t$) is decided by the tok
 and results are moved back. A padded step then has $\Delta = 0$, which leaves the state as it was, and the
 convolution's window is taken at each row's own end.
 
-Shapes: B batch, T time, D model width, I inner width H * P, H heads, P head width, G groups,
-N state, V vocabulary, C channels of the convolution (I + 2 G N), K its width, W = K - 1 inputs that it remembers.
+Shapes: B batch, T time, D model width, I inner width H * P, H heads, P head width, G groups, N state, V vocabulary,
+C channels of the convolution (I + 2 G N), K its width, W = K - 1 inputs that it remembers.
 """
 
 import dataclasses
