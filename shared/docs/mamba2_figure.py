@@ -8,7 +8,6 @@ prints the ranks, and that M times the inputs is what the model's own recurrence
 """
 
 import argparse
-import dataclasses
 
 import jax.numpy as jnp
 import matplotlib
@@ -30,10 +29,7 @@ TEXT = (
 def operator_inputs(model, ids_BT, layer: int):
     """Return what a layer's operator is called with: x, log_a, B, C and the state before."""
     seen = []
-    original, T = ssd.scan, ids_BT.shape[1]
-    ssd.CPU_CHUNK = T  # all at once: chunks would be read inside a loop
-    for block in model.layers:
-        block.mixer.config = dataclasses.replace(block.mixer.config, chunk_size=T)
+    original = ssd.scan
 
     def recording(*arrays, chunk_size):
         seen.append(arrays)

@@ -199,12 +199,14 @@ def scan(
     A block of one step is eq. 1 that reads before it writes, $y_t = a_t h_{t-1}^\\top C_t + x_t B_t^\\top C_t$, so that
     decoding makes the new state once, and nothing waits for it.
     """
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu, T = jax.default_backend() == "cpu", x_BTHP.shape[1]
     Q = min(chunk_size, CPU_CHUNK) if on_cpu else chunk_size
-    if x_BTHP.shape[1] <= Q:
+    if T <= Q:
         return quadratic(x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BGNRP)
-    form = chunk_by_chunk if on_cpu else chunked
-    return form(x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BGNRP, chunk_size=Q)
+    if on_cpu:
+        Q = -(-T // -(-T // Q))  # as many chunks, alike in length: the last needs little filling up
+        return chunk_by_chunk(x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BGNRP, chunk_size=Q)
+    return chunked(x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BGNRP, chunk_size=Q)
 
 
 def semiseparable_mask(log_a: Array) -> Array:

@@ -18,6 +18,7 @@ Shapes: B batch, Y rows, X columns, C channels of the input, O of the output; R,
 import jax
 import jax.numpy as jnp
 from jax import lax
+from scratch_core.layers.products import dot_rows
 
 MIN_CHANNELS = 64
 """From so many channels on, in and out, the products that are spared outweigh the sums around them."""
@@ -41,7 +42,7 @@ def winograd(x_BYXC: jax.Array, kernel_33CO: jax.Array) -> jax.Array:
     # Grids of 4x4, by column and then by row, of what all tiles have in that place: [B, R, S, C], of the taps [C, O].
     inputs = [_inputs(*_overlapping(column, 1, R)) for column in _inputs(*_overlapping(padded, 2, S))]
     taps = [_taps(*column) for column in _taps(*kernel_33CO.swapaxes(0, 1))]
-    products = [[_multiply(d, g) for d, g in zip(*columns, strict=True)] for columns in zip(inputs, taps, strict=True)]
+    products = [[dot_rows(d, g) for d, g in zip(*columns, strict=True)] for columns in zip(inputs, taps, strict=True)]
     rows = zip(*[_outputs(*column) for column in products], strict=True)
     y_BR2S2O = jnp.stack([jnp.stack(_outputs(*row), axis=3) for row in rows], axis=2)
     return y_BR2S2O.reshape(B, 2 * R, 2 * S, -1)[:, :Y, :X]
@@ -50,11 +51,6 @@ def winograd(x_BYXC: jax.Array, kernel_33CO: jax.Array) -> jax.Array:
 def _overlapping(x: jax.Array, axis: int, tiles: int) -> list[jax.Array]:
     """Return the first, second, third and fourth input of all tiles along an axis; tiles are two apart."""
     return [lax.slice_in_dim(x, i, i + 2 * tiles - 1, 2, axis) for i in range(4)]
-
-
-def _multiply(d_BRSC: jax.Array, g_CO: jax.Array) -> jax.Array:
-    B, R, S, C = d_BRSC.shape
-    return (d_BRSC.reshape(-1, C) @ g_CO).reshape(B, R, S, -1)
 
 
 def _inputs(d0: jax.Array, d1: jax.Array, d2: jax.Array, d3: jax.Array) -> tuple[jax.Array, ...]:
