@@ -1,5 +1,6 @@
-"""Every test of a package runs with the shapes of arrays checked against their names."""
+"""Every test of a package runs with the shapes of arrays checked against their names, and with its own randomness."""
 
+import numpy as np
 import pytest
 
 try:
@@ -12,3 +13,9 @@ except ImportError:  # a package that stands on its own, tested alone
 def _check_shapes():
     with shapes_checked():
         yield
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    """Numbers for one test alone: what it draws does not depend on which tests ran before it in its process."""
+    return np.random.default_rng(0)

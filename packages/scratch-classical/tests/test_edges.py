@@ -19,29 +19,29 @@ def test_duplicated_and_constant_columns_give_the_shortest_solution():
     assert model.rank_ == 5
 
 
-def test_condition_number_of_a_million():
-    U, _, Vt = np.linalg.svd(RANDOM.standard_normal((5000, 20)), full_matrices=False)
+def test_condition_number_of_a_million(random):
+    U, _, Vt = np.linalg.svd(random.standard_normal((5000, 20)), full_matrices=False)
     bad = (U * np.geomspace(1, 1e-6, 20)) @ Vt
-    true = RANDOM.standard_normal(20)
+    true = random.standard_normal(20)
     model = LinearRegression(fit_intercept=False).fit(bad, bad @ true)
     assert np.linalg.norm(model.coef_ - true) <= 1e-8 * np.linalg.norm(true)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_one_sample_one_feature_and_dtype(dtype):
+def test_one_sample_one_feature_and_dtype(dtype, random):
     for shape in ((1, 3), (5, 1)):
-        data = RANDOM.standard_normal(shape).astype(dtype)
+        data = random.standard_normal(shape).astype(dtype)
         for model in (LinearRegression(), Ridge(), Lasso(0.01)):
             fitted = model.fit(data, data[:, 0])
             assert np.isfinite(fitted.coef_).all()
             assert fitted.coef_.dtype == fitted.predict(data).dtype == dtype
 
 
-def test_rows_that_are_aliased_and_rows_that_are_copied_agree():
+def test_rows_that_are_aliased_and_rows_that_are_copied_agree(random):
     """Above four megabytes blocks of the input are used in place; a strided copy of it cannot be."""
-    wide = RANDOM.standard_normal((9001, 70)) + 3
-    target = wide @ RANDOM.standard_normal(70) + RANDOM.standard_normal(9001)
-    weight = RANDOM.uniform(0, 2, 9001)
+    wide = random.standard_normal((9001, 70)) + 3
+    target = wide @ random.standard_normal(70) + random.standard_normal(9001)
+    weight = random.uniform(0, 2, 9001)
     for offset in (0, 1):  # the buffer begins at another alignment
         raw = np.zeros(wide.size + 1)
         used = raw[offset : offset + wide.size].reshape(wide.shape)
@@ -52,9 +52,9 @@ def test_rows_that_are_aliased_and_rows_that_are_copied_agree():
         np.testing.assert_allclose(one.intercept_, two.intercept_, rtol=1e-10)
 
 
-def test_lasso_working_set_has_exact_zeros_and_a_small_gap():
-    wide = RANDOM.standard_normal((400, 600))
-    target = wide[:, :8].sum(1) + 0.1 * RANDOM.standard_normal(400)
+def test_lasso_working_set_has_exact_zeros_and_a_small_gap(random):
+    wide = random.standard_normal((400, 600))
+    target = wide[:, :8].sum(1) + 0.1 * random.standard_normal(400)
     model = Lasso(0.1).fit(wide, target)
     rest = target - model.predict(wide)
     centered = wide - wide.mean(0)
@@ -80,8 +80,8 @@ def test_sparse_input_is_accepted(container):
         np.testing.assert_allclose(dense, packed, rtol=1e-9)
 
 
-def test_svm_kkt_with_a_blocked_kernel_is_the_stored_one():
-    points = RANDOM.standard_normal((1500, 4))
+def test_svm_kkt_with_a_blocked_kernel_is_the_stored_one(random):
+    points = random.standard_normal((1500, 4))
     labels = (points[:, 0] * points[:, 1] > 0).astype(int)
     stored, blocked = SVC(C=2.0).fit(points, labels), SVC(C=2.0, cache_size=0.1).fit(points, labels)
     np.testing.assert_allclose(stored.decision_function(points), blocked.decision_function(points), atol=3e-3)

@@ -8,16 +8,14 @@ from scratch_classical.arrays import lay_out
 from scratch_classical.moments import moments_of_rows, problem
 from sklearn.model_selection import GridSearchCV, ShuffleSplit
 
-RANDOM = np.random.default_rng(0)
-
 
 @pytest.mark.parametrize("num_features", [3, 70, 400])
-def test_moments_of_blocks_are_those_of_the_whole(num_features):
+def test_moments_of_blocks_are_those_of_the_whole(num_features, random):
     """One group of columns, two, and six; weights of zero; a column that is constant and far from zero."""
     num_samples = 700_000 // num_features
-    X = RANDOM.standard_normal((num_samples, num_features)) + 5
+    X = random.standard_normal((num_samples, num_features)) + 5
     X[:, -1] = 1e6
-    y, weight = RANDOM.standard_normal((num_samples, 2)), RANDOM.integers(0, 3, num_samples).astype(float)
+    y, weight = random.standard_normal((num_samples, 2)), random.integers(0, 3, num_samples).astype(float)
     with precision(np.float64):
         layout = lay_out(X)
         assert layout.rows.num_blocks > 1
@@ -30,11 +28,11 @@ def test_moments_of_blocks_are_those_of_the_whole(num_features):
     assert not np.asarray(m.cross)[-1].any()
 
 
-def test_tall_sparse_input_is_never_made_dense(monkeypatch):
-    packed = sparse.random_array((400, 30), density=0.2, rng=RANDOM, format="csr")
+def test_tall_sparse_input_is_never_made_dense(monkeypatch, random):
+    packed = sparse.random_array((400, 30), density=0.2, rng=random, format="csr")
     packed = sparse.csr_array(packed + sparse.csr_array(np.eye(1, 30, 7).repeat(400, axis=0)))  # column 7 is shifted
-    X, weight = packed.toarray(), RANDOM.uniform(0, 2, 400)
-    y = X[:, :3].sum(1) + 0.1 * RANDOM.standard_normal(400)
+    X, weight = packed.toarray(), random.uniform(0, 2, 400)
+    y = X[:, :3].sum(1) + 0.1 * random.standard_normal(400)
     models = [Ridge(0.3), LinearRegression(), Lasso(0.003, tol=1e-12), ElasticNet(0.01, tol=1e-12, fit_intercept=False)]
     expected = [(m.fit(X, y, weight).coef_, m.predict(X)) for m in models]
     path = lasso_path(X, y, alphas=5, tol=1e-12)[1]
@@ -61,9 +59,9 @@ def test_sparse_input_too_large_to_be_dense_is_refused():
 
 @pytest.mark.parametrize("shape", [(60, 5), (25, 40)])
 @pytest.mark.parametrize("fit_intercept", [True, False])
-def test_ridge_folds_in_one_call_are_the_refits(shape, fit_intercept):
-    X = RANDOM.standard_normal(shape) + 2
-    y = np.stack([X[:, 0] - X[:, 1], X[:, 2]], axis=1) + RANDOM.standard_normal((shape[0], 2))
+def test_ridge_folds_in_one_call_are_the_refits(shape, fit_intercept, random):
+    X = random.standard_normal(shape) + 2
+    y = np.stack([X[:, 0] - X[:, 1], X[:, 2]], axis=1) + random.standard_normal((shape[0], 2))
     alphas = [0.1, 1.0, 10.0, 100.0]
     for cv in (4, ShuffleSplit(3, random_state=0)):  # the second does not part the samples
         found = RidgeCV(alphas, cv=cv, fit_intercept=fit_intercept).fit(X, y)

@@ -16,7 +16,6 @@ from scratch_core.losses import accuracy
 
 GREY = ImageProcessor((8, 8), mean=(0.5,), std=(0.5,))
 COLOUR = ImageProcessor((32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
-RNG = np.random.default_rng(0)
 
 
 def write_idx(path, array):
@@ -25,9 +24,9 @@ def write_idx(path, array):
 
 
 def mnist(folder, suffix=""):
-    arrays = {}
+    random, arrays = np.random.default_rng(0), {}
     for part, count in (("train", 12), ("t10k", 5)):
-        arrays[part] = RNG.integers(0, 256, (count, 8, 8)).astype(np.uint8), np.arange(count, dtype=np.uint8) % 10
+        arrays[part] = random.integers(0, 256, (count, 8, 8)).astype(np.uint8), np.arange(count, dtype=np.uint8) % 10
         write_idx(folder / f"{part}-images-idx3-ubyte{suffix}", arrays[part][0])
         write_idx(folder / f"{part}-labels-idx1-ubyte{suffix}", arrays[part][1])
     return arrays
@@ -89,7 +88,10 @@ def test_mnist_without_its_labels(tmp_path):
 
 
 def cifar(folder):
-    images, labels = RNG.integers(0, 256, (6, 32, 32, 3)).astype(np.uint8), np.arange(6, dtype=np.uint8)
+    images, labels = (
+        np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.uint8),
+        np.arange(6, dtype=np.uint8),
+    )
     rows = images.transpose(0, 3, 1, 2).reshape(6, -1)  # channels first, as the files have them
     content = np.concatenate([labels[:, None], rows], axis=1).tobytes()
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):

@@ -31,25 +31,25 @@ from scratch_core.layers.products import dot_rows
 from scratch_core.testing import jitted
 
 B, T, D, N, H = 2, 9, 24, 4, 8
-rng = np.random.default_rng(0)
 
 
-def normal(*shape):
-    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+@pytest.fixture
+def normal(random):
+    return lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
 
 
 # ------------------------------------------------------------------------------------------------ attention
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
-def test_attend_equals_jax(num_kv_heads):
+def test_attend_equals_jax(num_kv_heads, normal):
     query, key, value = normal(B, T, N, H), normal(B, T, num_kv_heads, H), normal(B, T, num_kv_heads, H)
     mask = causal_mask(*[jnp.arange(T)[None].repeat(B, 0)] * 2)
     expected = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None])
     np.testing.assert_allclose(attend(query, key, value, mask), expected, atol=1e-5)
 
 
-def test_multi_query_equals_grouped_query_with_one_key_value_head():
+def test_multi_query_equals_grouped_query_with_one_key_value_head(normal):
     multi = MultiQueryAttention(D, N, H, rngs=nnx.Rngs(0))
     grouped = GroupedQueryAttention(D, N, 1, H, rngs=nnx.Rngs(1))
     grouped.query.kernel[...], grouped.out.kernel[...] = multi.query.kernel[...], multi.out.kernel[...]
@@ -62,7 +62,7 @@ def test_multi_query_equals_grouped_query_with_one_key_value_head():
     np.testing.assert_allclose(multi(x, mask=causal_mask(positions, positions)), y, atol=1e-5)
 
 
-def test_multi_head_equals_grouped_query_with_as_many_key_value_heads():
+def test_multi_head_equals_grouped_query_with_as_many_key_value_heads(normal):
     multi = MultiHeadAttention(D, N, H, use_bias=False, rngs=nnx.Rngs(0))
     grouped = GroupedQueryAttention(D, N, N, H, rngs=nnx.Rngs(1))
     nnx.update(grouped, nnx.state(multi))
@@ -72,10 +72,10 @@ def test_multi_head_equals_grouped_query_with_as_many_key_value_heads():
 
 
 @pytest.mark.parametrize("kind", [MultiHeadAttention, MultiQueryAttention])
-def test_cross_attention_equals_jax(kind):
+def test_cross_attention_equals_jax(kind, normal, random):
     layer = kind(D, N, H, d_memory=16, rngs=nnx.Rngs(0))
     x, memory = normal(B, T, D), normal(B, 5, 16)
-    mask = jnp.asarray(rng.random((B, 1, 5)) < 0.7)
+    mask = jnp.asarray(random.random((B, 1, 5)) < 0.7)
     key, value = layer.key(memory), layer.value(memory)
     if kind is MultiQueryAttention:
         key, value = key[:, :, None], value[:, :, None]
@@ -83,13 +83,13 @@ def test_cross_attention_equals_jax(kind):
     np.testing.assert_allclose(layer(x, memory, mask), layer.out(expected), atol=1e-5)
 
 
-def test_self_attention_without_positions_is_equivariant_to_permutations():
+def test_self_attention_without_positions_is_equivariant_to_permutations(normal, random):
     layer = MultiHeadAttention(D, N, rngs=nnx.Rngs(0))
-    x, order = normal(1, T, D), rng.permutation(T)
+    x, order = normal(1, T, D), random.permutation(T)
     np.testing.assert_allclose(layer(x[:, order]), layer(x)[:, order], atol=1e-5)
 
 
-def test_a_query_that_may_read_nothing_is_finite():
+def test_a_query_that_may_read_nothing_is_finite(normal):
     query, key = normal(1, 3, N, H), normal(1, 3, N, H)
     assert np.isfinite(attend(query, key, key, jnp.zeros((1, 3, 3), bool))).all()
 
@@ -101,7 +101,7 @@ def test_head_counts_that_do_not_divide_are_errors():
         MultiHeadAttention(D, 5, rngs=nnx.Rngs(0))
 
 
-def test_bfloat16_layers_return_bfloat16_from_float32_parameters():
+def test_bfloat16_layers_return_bfloat16_from_float32_parameters(normal):
     layer = GroupedQueryAttention(D, N, 2, H, rope=Rope(), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     y, _ = layer(normal(B, T, D).astype(jnp.bfloat16), jnp.arange(T)[None].repeat(B, 0))
     assert (y.dtype, layer.query.kernel.dtype) == (jnp.bfloat16, jnp.float32)
@@ -110,8 +110,8 @@ def test_bfloat16_layers_return_bfloat16_from_float32_parameters():
 # ------------------------------------------------------------------------------------------------ positions
 
 
-def test_interleaved_rope_is_half_split_rope_on_permuted_features():
-    query, positions = normal(B, T, N, H), jnp.asarray(rng.integers(0, 50, (B, T)))
+def test_interleaved_rope_is_half_split_rope_on_permuted_features(normal, random):
+    query, positions = normal(B, T, N, H), jnp.asarray(random.integers(0, 50, (B, T)))
     angle = positions[..., None] * Rope().frequencies(H)
     pairs = query.reshape(B, T, N, H // 2, 2)  # feature 2i with 2i + 1, as the paper writes them
     cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
@@ -122,7 +122,7 @@ def test_interleaved_rope_is_half_split_rope_on_permuted_features():
     np.testing.assert_allclose(Rope()(query[..., order], positions), turned[..., order], atol=1e-5)
 
 
-def test_rope_scores_depend_on_distance_alone():
+def test_rope_scores_depend_on_distance_alone(normal):
     query, key, positions = normal(1, T, N, H), normal(1, T, N, H), jnp.arange(T)[None]
     near = jnp.einsum("btnh,bsnh->bnts", Rope()(query, positions), Rope()(key, positions))
     far = jnp.einsum("btnh,bsnh->bnts", Rope()(query, positions + 100), Rope()(key, positions + 100))
@@ -161,7 +161,7 @@ def test_a_window_of_w_reads_w_positions():
 
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("chunks", [[9], [1] * 9, [2, 5, 1, 1], [6, 3]])
-def test_cached_attention_equals_the_full_pass(window, chunks):
+def test_cached_attention_equals_the_full_pass(window, chunks, normal):
     layer = GroupedQueryAttention(D, N, 2, H, rope=Rope(), window=window, rngs=nnx.Rngs(0))
     x = normal(3, T, D)
     mask = np.ones((3, T), np.int32)
@@ -196,7 +196,7 @@ def test_writing_past_the_end_is_dropped_not_clamped():
 # ------------------------------------------------------------------------------------------------ the rest
 
 
-def test_norms_equal_their_formulas():
+def test_norms_equal_their_formulas(normal):
     x, scale, bias = normal(B, T, D), normal(D), normal(D)
     rms, layer = RMSNorm(D, epsilon=1e-3), LayerNorm(D, epsilon=1e-3)
     rms.scale[...], layer.scale[...], layer.bias[...] = scale, scale, bias
@@ -216,7 +216,7 @@ def test_gelu_equals_its_formula(dtype, tolerance):
 
 
 @pytest.mark.parametrize("activation", [jax.nn.silu, jax.nn.gelu])
-def test_feed_forward_equals_its_formula(activation):
+def test_feed_forward_equals_its_formula(activation, normal):
     x = normal(B, T, D)
     plain, gated = (
         MLP(D, 40, activation=activation, rngs=nnx.Rngs(0)),
@@ -232,7 +232,7 @@ def test_feed_forward_equals_its_formula(activation):
 
 
 @pytest.mark.parametrize(("shape", "kernel"), [((B, T, D), (D, N, H)), ((B, T, N, H), (N, H, D)), ((D,), (D, H))])
-def test_dot_rows_is_dot_general_and_so_is_its_gradient(shape, kernel):
+def test_dot_rows_is_dot_general_and_so_is_its_gradient(shape, kernel, normal):
     contracted = 2 if len(kernel) == 3 and kernel[-1] == D else 1
     axes = tuple(range(len(shape) - contracted, len(shape)))
     dimensions = ((axes, tuple(range(contracted))), ((), ()))
