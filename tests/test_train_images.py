@@ -5,6 +5,7 @@ every bit, and what goes wrong is one line.
 """
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,18 @@ def test_fine_tuning_on_other_classes(trained, place, frozen):
     assert changed == head if frozen else changed > head | {n for n in before if "running_mean" in n}
     assert json.loads(Path(out, "config.json").read_text())["id2label"] == {"0": "b", "1": "c"}
     assert Path(out, "preprocessor_config.json").read_text() == Path("trained/preprocessor_config.json").read_text()
+
+
+def test_a_run_that_starts_from_a_checkpoint_no_longer_needs_it(trained, place):
+    shutil.copytree("trained", "copied")
+    options = ["--start", "copied", "--data", "photos", "--batch-size", "8", "--freeze", "--out", "alone"]
+    assert cli.main(["train", "resnet", *options, "--steps", "5"]) == 0
+    shutil.rmtree("copied")
+    assert cli.main(["train", "resnet", "--resume", "alone", "--steps", "10"]) == 0
+    assert cli.main(["train", "resnet", "--resume", "alone"]) == 0
+    before, after = load_file("trained/model.safetensors"), load_file("alone/model.safetensors")
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    assert changed == {"classifier.1.weight", "classifier.1.bias"}
 
 
 def test_what_is_wrong_is_one_line(trained, place, capsys):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,26 @@ def test_train_then_everything_else(toy, text, capsys):
     assert "the data is not what" in fails(capsys, "train", "toy", "--resume", "runs/toy-tiny-2")
 
 
+def test_a_run_that_starts_from_a_checkpoint_no_longer_needs_it(toy, text, capsys):
+    assert main(["train", "toy", "--data", text, *SMALL, "--seed", "7", "--out", "first"]) == 0
+    shutil.copytree("first", "checkpoint")
+    start = load_file("checkpoint/model.safetensors")
+    assert main(["train", "toy", "--start", "checkpoint", "--data", text, *SMALL, "--learning-rate", "1e-9"]) == 0
+    assert "model   toy from " in capsys.readouterr().out
+    for name, value in load_file("runs/toy-tuned/model.safetensors").items():
+        np.testing.assert_allclose(value, start[name], atol=1e-6)
+
+    shutil.rmtree("checkpoint")
+    shutil.rmtree("runs/toy-tuned/checkpoints")  # as if it had been killed before the first of them
+    assert main(["train", "toy", "--resume", "--steps", "14"]) == 0
+    out = capsys.readouterr().out
+    assert "sample before training" in out
+    assert "saved in runs/toy-tuned" in out
+    assert "there is no folder checkpoint" in fails(capsys, "train", "toy", "--start", "checkpoint", "--data", text)
+    Path("first/scratch_tokenizer.json").unlink()
+    assert "first holds no tokenizer" in fails(capsys, "train", "toy", "--start", "first", "--data", text)
+
+
 def test_bad_input_is_one_line_and_exit_code_2(toy, text, tmp_path, capsys):
     Path("empty.txt").write_text("")
     Path("short.txt").write_text("short")
@@ -185,16 +206,14 @@ def process(toy_path, cwd, *arguments):
     )
 
 
-def test_help_is_quick(toy_path, tmp_path):
+def test_help_loads_nothing_heavy(tmp_path):
     code = (
-        "import sys, time; from scratch_core.cli import main\n"
+        "import sys; from scratch_core.cli import main\n"
         "try: main(['--help'])\n"
-        "finally: print(time.process_time(), 'jax' in sys.modules, file=sys.stderr)"
+        "finally: print(*{'jax', 'flax', 'orbax', 'grain', 'numpy'} & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    seconds, jax = done.stderr.split()
-    assert float(seconds) < 1.0
-    assert jax == "False"
+    assert done.stderr.split() == []
     for command in ("models", "train", "generate", "convert", "inspect"):
         assert f"• {command} " in done.stdout
 

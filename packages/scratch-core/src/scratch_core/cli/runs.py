@@ -4,7 +4,7 @@
       run.json           model, task, options, data: what --resume goes on with
       metrics.jsonl      a line per logged step
       checkpoints/       Orbax: parameters, optimizer, RNG, step
-      config.json model.safetensors ...    the trained model, in the Hugging Face layout
+      config.json model.safetensors ...    the trained model, in the Hugging Face layout; until then what --start named
 
 A task's options are a frozen dataclass that derives from `RunOptions`.
 """
@@ -30,7 +30,7 @@ RECORD = "run.json"
 class RunOptions:
     """Options that every task has; ``paths`` names those that are paths of data."""
 
-    paths: ClassVar[tuple[str, ...]] = ()
+    paths: ClassVar[tuple[str, ...]] = ("start",)
 
     preset: str = "tiny"
     """Size of the model; `scratch models` lists them."""
@@ -46,11 +46,18 @@ class RunOptions:
     """Of the parameters and the order of the data."""
     save_every: int = 200
     """Steps between checkpoints."""
+    start: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Start from this checkpoint instead of from nothing; --preset does not count then."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Where the run goes: a new folder. The default is a new one under runs/."""
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Go on with this run and its own options; without a value, with the newest run of this model under runs/.
     Only --steps may be given with it."""
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The folder or Hub id that the model is read from, None for a new one; a run has a copy of its own."""
+        return None if self.start is None else self.resume or self.start
 
     def absolute(self) -> Self:
         """Return the same with absolute paths in ``paths``, so that the run can be gone on with from anywhere.

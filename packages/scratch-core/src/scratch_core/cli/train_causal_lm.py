@@ -13,6 +13,7 @@ import tyro
 from flax import nnx
 
 import scratch_core
+from scratch_core import weights
 from scratch_core.cli import runs
 from scratch_core.cli.writing import stream_text
 from scratch_core.data import (
@@ -39,12 +40,12 @@ SAMPLE_TOKENS = 200
 class Options(runs.RunOptions):
     """Train a causal language model on text."""
 
-    paths = ("data", "tokenizer")
+    paths = ("data", "tokenizer", "start")
 
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE|FOLDER")] = None
     """A text file, or a folder of them. The default is the source of Python's own standard library."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """A folder with a tokenizer.json. The default is bytes."""
+    """A folder with a tokenizer.json. The default is bytes, with --start the checkpoint's own."""
     steps: int = 600
     """How many updates in all."""
     batch_size: int = 16
@@ -67,8 +68,7 @@ class Options(runs.RunOptions):
 def run(spec: ModelSpec, options: Options) -> int:
     """Train, evaluate, show a sample, save; return 0, or 128 + the signal that ended it early."""
     options.check()
-    tokenizer: Tokenizer = ByteTokenizer() if options.tokenizer is None else load_tokenizer(options.tokenizer)
-    config = model_config(spec, options, tokenizer)
+    model, tokenizer = build(spec, options)
     tokens = load_text(options.data, tokenizer)
     windows = Windows(tokens.train, options.sequence_length)
     held_out = tokens.validation[: options.evaluation_tokens]
@@ -84,14 +84,16 @@ def run(spec: ModelSpec, options: Options) -> int:
                 "start a new run"
             )
     else:
-        folder = runs.new_folder(options.out, f"{spec.name}-{options.preset}")
+        folder = runs.new_folder(options.out, f"{spec.name}-{options.preset if options.start is None else 'tuned'}")
         runs.create(folder, spec.name, spec.task, options, tokens.description, fingerprint)
+        if options.start is not None:
+            save(model, tokenizer, folder)
     go_on = runs.command("train", spec.name, "--resume", str(folder))
     with saying(f"to go on: {go_on}"):
         print(f"data    {tokens.description}", flush=True)
-        model = spec.models[0](config, dtype=jnp.float32, rngs=nnx.Rngs(options.seed))
         count = sum(x.size for x in nnx.to_flat_state(nnx.state(model, nnx.Param)).leaves)
-        print(f"model   {spec.name} {options.preset}, {count:,} parameters", flush=True)
+        origin = options.preset if options.start is None else f"from {options.start}"
+        print(f"model   {spec.name} {origin}, {count:,} parameters", flush=True)
         trainer = build_trainer(model, options, folder)
         try:
             for line in trainer.restore():
@@ -121,22 +123,36 @@ def run(spec: ModelSpec, options: Options) -> int:
     return 0
 
 
-def model_config(spec: ModelSpec, options: Options, tokenizer: Tokenizer) -> Any:
-    """Return the preset's configuration with the tokenizer's special tokens. Raises ConfigError if they do not fit."""
+def build(spec: ModelSpec, options: Options) -> tuple[Any, Tokenizer]:
+    """Return the model, a new one with the tokenizer's special tokens, and the tokenizer.
+
+    Raises ConfigError if the tokenizer or the length of the examples does not fit the model.
+    """
+    folder = None if options.checkpoint is None else weights.resolve(options.checkpoint)
+    source = options.tokenizer or folder
+    tokenizer: Tokenizer = ByteTokenizer() if source is None else load_tokenizer(source)
+    if folder is not None:
+        model = spec.models[0].from_pretrained(folder)
+        _check_fit(model.config, str(folder), options, tokenizer)
+        return model, tokenizer
     config = spec.config(options.preset)
+    _check_fit(config, f"--preset {options.preset}", options, tokenizer)
+    names = {field.name for field in dataclasses.fields(config)}
+    special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    config = dataclasses.replace(config, **{name: token for name, token in special.items() if name in names})
+    return spec.models[0](config, dtype=jnp.float32, rngs=nnx.Rngs(options.seed)), tokenizer
+
+
+def _check_fit(config: Any, origin: str, options: Options, tokenizer: Tokenizer) -> None:
     if tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
-            f"--preset {options.preset} has vocab_size={config.vocab_size}, "
-            f"fewer than the tokenizer's {tokenizer.vocab_size} tokens"
+            f"{origin} has vocab_size={config.vocab_size}, fewer than the tokenizer's {tokenizer.vocab_size} tokens"
         )
     longest = getattr(config, "max_positions", None)
     if longest is not None and options.sequence_length > longest:
         raise ConfigError(
-            f"--sequence-length {options.sequence_length} is more than the {longest} positions of {options.preset}"
+            f"--sequence-length {options.sequence_length} is more than the {longest} positions of {origin}"
         )
-    names = {field.name for field in dataclasses.fields(config)}
-    special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    return dataclasses.replace(config, **{name: token for name, token in special.items() if name in names})
 
 
 def build_trainer(model: nnx.Module, options: Options, folder: Path) -> Trainer:

@@ -84,6 +84,8 @@ def run(spec: ModelSpec, options: Options) -> int:
     else:
         folder = runs.new_folder(options.out, f"{spec.name}-{options.preset if options.start is None else 'tuned'}")
         runs.create(folder, spec.name, spec.task, options, images.description, images.fingerprint)
+        if options.start is not None:
+            model.save_pretrained(folder)
     go_on = runs.command("train", spec.name, "--resume", str(folder))
     print(f"data    {images.description}: {len(images.train):,} to train on, {len(images.test):,} held out", flush=True)
     count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
@@ -140,15 +142,15 @@ def build(spec: ModelSpec, options: Options) -> tuple[VisionModel, ImageSplit]:
     """
     rngs = nnx.Rngs(options.seed)
     kind = cast(type[VisionModel], spec.models[0])
-    if options.start is not None:
-        model = kind.from_pretrained(options.start)
+    if options.checkpoint is not None:
+        model = kind.from_pretrained(options.checkpoint)
         config, processor = model.config, model.processor
         if options.image_size is not None or processor is None:
             processor = _processor(options.image_size or _image_size(config), config.num_channels)
         images = load_images(options.data, processor)
         if images.channels != config.num_channels:
             raise ConfigError(
-                f"{options.start} reads images of {config.num_channels} channels, the data has {images.channels}"
+                f"{options.checkpoint} reads images of {config.num_channels} channels, the data has {images.channels}"
             )
         model.replace_head(images.labels, rngs=rngs)
         model.processor = processor
