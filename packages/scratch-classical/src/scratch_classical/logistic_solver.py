@@ -16,9 +16,7 @@ diagonal blocks of eq. 2, over a sample of the rows; for two classes that is the
 $$ B = \\frac{1}{K \\sum \\omega_i} \\sum_{i \\in \\text{sample}} \\omega_i \\Big(\\sum_k p_{ik} (1 - p_{ik})\\Big)
    \\tilde x_i \\tilde x_i^\\top + \\lambda_2 I \\tag{3} $$
 
-**Newton** uses eq. 2 itself and stops by the same two measures. With an L1 penalty each Newton step minimises the
-quadratic model plus $\\lambda_1\\|w\\|_1$ by coordinate descent, after eliminating the intercept (the Schur complement
-centres X), so zeros are exact.
+**Newton's method** (:mod:`.newton`) uses eq. 2 itself, and is the one that takes an L1 penalty.
 
 **Derivatives.** At the minimum $\\nabla f + \\lambda_1 \\operatorname{sign}(w) = 0$ on the support, hence
 $H_{SS}\\, d\\theta_S = -d(\\nabla f + \\lambda_1 \\operatorname{sign}(w))_S$; no iteration is differentiated.
@@ -34,8 +32,8 @@ import jax
 import jax.numpy as jnp
 
 from .arrays import Rows, as_rows
-from .coordinate_descent import descend
-from .lbfgs import GAP, lbfgs
+from .lbfgs import lbfgs
+from .newton import newton
 
 
 def _scores(theta_KE: Any, X_RD: Any) -> jax.Array:
@@ -122,68 +120,6 @@ def _inverse_at(theta_KE: Any, sample_SD: Any, weight_S: Any, l2: Any, free: boo
     return jnp.linalg.inv(Z_SE.T @ (Z_SE * curvature_S[:, None]) + jnp.diag(ridge_E))
 
 
-def _newton(fun: Any, hessian: Any, start_KE: Any, l1: Any, tol: Any, max_iter: Any, sparse: bool) -> tuple[Any, ...]:
-    """Return (theta, iterations, largest violation of optimality); coordinate descent inside if ``sparse``."""
-    K, E = start_KE.shape
-    D, dtype = E - 1, start_KE.dtype
-    eps = jnp.finfo(dtype).eps
-
-    def penalty(theta_KE: Any) -> jax.Array:
-        return l1 * jnp.abs(theta_KE[:, :-1]).sum() if sparse else jnp.zeros((), dtype)
-
-    def violation(theta_KE: Any, g_KE: Any) -> jax.Array:
-        if not sparse:
-            return jnp.max(jnp.abs(g_KE))
-        coef_KD, slope_KD = theta_KE[:, :-1], g_KE[:, :-1]
-        at_zero = jnp.maximum(jnp.abs(slope_KD) - l1, 0)
-        wrong = jnp.where(coef_KD == 0, at_zero, jnp.abs(slope_KD + l1 * jnp.sign(coef_KD)))
-        return jnp.maximum(wrong.max(initial=0), jnp.max(jnp.abs(g_KE[:, -1])))
-
-    def target(theta_KE: Any, g_KE: Any) -> jax.Array:
-        """Return the minimiser of the quadratic model at theta, plus the L1 norm."""
-        H_PP, theta_P = hessian(theta_KE), theta_KE.T.ravel()
-        right_P = H_PP @ theta_P - g_KE.T.ravel()
-        if not sparse:
-            return jax.scipy.linalg.solve(H_PP, right_P, assume_a="pos").reshape(E, K).T
-        n = D * K  # the intercepts stand last
-        corner = H_PP[n:, n:]
-        across = jax.scipy.linalg.solve(corner, jnp.concatenate([H_PP[n:, :n], right_P[n:, None]], 1), assume_a="pos")
-        gram, cross = H_PP[:n, :n] - H_PP[:n, n:] @ across[:, :n], right_P[:n] - H_PP[:n, n:] @ across[:, n]
-        bound = cross @ jax.scipy.linalg.solve(gram, cross, assume_a="pos")
-        coef, _, _ = descend(gram, cross, bound, l1, 0.0, theta_P[:n], 1e-3 * tol, 1000)
-        intercept = across[:, n] - across[:, :n] @ coef
-        return jnp.concatenate([coef, intercept]).reshape(E, K).T
-
-    def step(state: Any) -> Any:
-        theta_KE, value, g_KE, count, _, _ = state
-        d_KE = target(theta_KE, g_KE) - theta_KE
-        slope = (g_KE * d_KE).sum() + penalty(theta_KE + d_KE) - penalty(theta_KE)
-        old = value + penalty(theta_KE)
-
-        def attempt(t: Any) -> Any:
-            new_KE = theta_KE + t * d_KE
-            value, g_KE = fun(new_KE)
-            return t, value, g_KE, value + penalty(new_KE)
-
-        def too_high(state: Any) -> jax.Array:
-            t, *_, whole = state
-            return ~(whole <= old + 1e-4 * t * slope + 10 * eps * jnp.abs(old)) & (t > 1e-9)
-
-        before = jnp.full((), 2, dtype), value, g_KE, jnp.full((), jnp.inf, dtype)
-        t, value, g_KE, _ = jax.lax.while_loop(too_high, lambda s: attempt(0.5 * s[0]), before)
-        new_KE = theta_KE + t * d_KE
-        # A step that no longer moves anything is the end of the digits.
-        stuck = jnp.max(jnp.abs(t * d_KE)) <= 2 * eps * jnp.max(jnp.abs(new_KE))
-        wrong = violation(new_KE, g_KE)
-        done = (wrong <= tol) & (-0.5 * slope <= GAP * old)  # what the model promised for this step was small
-        return new_KE, value, g_KE, count + 1, wrong, done | stuck | (t <= 1e-9)
-
-    value, g_KE = fun(start_KE)
-    begin = start_KE, value, g_KE, jnp.zeros((), jnp.int32), violation(start_KE, g_KE), jnp.zeros((), bool)
-    theta_KE, *_, count, wrong, _ = jax.lax.while_loop(lambda s: ~s[-1] & (s[3] < max_iter), step, begin)
-    return theta_KE, count, wrong
-
-
 @partial(jax.jit, static_argnames=("free", "method"))
 def minimise(
     rows: Rows, y_IK: Any, weight_I: Any, sample_SD: Any, sample_weight_S: Any, start_KE: Any, C: Any, l1_ratio: Any,
@@ -202,7 +138,7 @@ def minimise(
     def hessian(theta_KE: Any) -> jax.Array:
         return _hessian(theta_KE, rows, weight_I, total, l2, free)
 
-    return _newton(fun, hessian, start_KE, l1, tol, max_iter, method == "sparse")
+    return newton(fun, hessian, start_KE, l1, tol, max_iter, method == "sparse")
 
 
 @partial(jax.jit, static_argnames=("free", "method"))

@@ -21,17 +21,19 @@ def models() -> None:
     """Print a table of the installed models: presets, parameters (counted without allocating them), task, package."""
     table = Table("model", "preset", "parameters", "task", "package", box=None, pad_edge=False)
     table.columns[2].justify = "right"
-    for name, spec in registry.installed().items():
-        package = type_module(spec.models[0]).replace("_", "-")
-        for number, preset in enumerate(spec.presets):
-            count = f"{registry.count_parameters(spec.models[0], spec.config(preset)):,}"
-            first = (name, spec.task, f"{package} {metadata.version(package)}") if number == 0 else ("", "", "")
-            table.add_row(first[0], preset, count, *first[1:])
+    console = _console()
+    with console.status("counting parameters"):
+        for name, spec in registry.installed().items():
+            package = type_module(spec.models[0]).replace("_", "-")
+            for number, preset in enumerate(spec.presets):
+                count = f"{registry.count_parameters(spec.models[0], spec.config(preset)):,}"
+                first = (name, spec.task, f"{package} {metadata.version(package)}") if number == 0 else ("", "", "")
+                table.add_row(first[0], preset, count, *first[1:])
     if not table.rows:
         raise ConfigError(
             "no model package is installed: `uv pip install scratch-llama`, or here `uv sync --all-packages`"
         )
-    _console().print(table)
+    console.print(table)
 
 
 def inspect(folder: str | Path) -> None:
