@@ -13,7 +13,7 @@ import dataclasses
 import json
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
@@ -21,7 +21,8 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 import tyro
 
 from scratch_core.config import read_json
-from scratch_core.errors import CheckpointError, ConfigError
+from scratch_core.errors import CheckpointError, ConfigError, DataError
+from scratch_core.models import ModelSpec
 
 RECORD = "run.json"
 
@@ -109,18 +110,35 @@ def new_folder(out: str | None, name: str) -> Path:
     return path
 
 
-def create(folder: Path, model: str, task: str, options: RunOptions, data: str, fingerprint: str) -> None:
-    """Make ``folder`` with its record."""
+def open_run(spec: ModelSpec, options: RunOptions, data: str, fingerprint: str, save: Callable[[Path], None]) -> Path:
+    """Return the folder of the run: that of ``options.resume``, or a new one with its record.
+
+    ``save`` writes the model into a new folder, for a run that starts from a checkpoint: so it can be gone on with
+    when that is no longer there. Raises DataError if ``data`` is not what the run of ``options.resume`` began with,
+    and what `new_folder` raises.
+    """
+    if options.resume is not None:
+        folder, record = stored(options.resume, spec.name)
+        if record.get("fingerprint") != fingerprint:
+            raise DataError(
+                f"the data is not what {folder} was trained on (then: {record.get('data')}; now: {data}): "
+                "start a new run"
+            )
+        return folder
+    folder = new_folder(options.out, f"{spec.name}-{options.preset if options.start is None else 'tuned'}")
     folder.mkdir(parents=True, exist_ok=True)
     record = {
-        "model": model,
-        "task": task,
+        "model": spec.name,
+        "task": spec.task,
         "options": {k: v for k, v in dataclasses.asdict(options).items() if k not in ("out", "resume")},
         "data": data,
         "fingerprint": fingerprint,
         "scratch_core": version("scratch-core"),
     }
     write_record(folder, record)
+    if options.start is not None:
+        save(folder)
+    return folder
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
@@ -146,7 +164,7 @@ def own_options(options: Options, given: Iterable[str], model: str) -> Options:
     CheckpointError if there is no such run, ConfigError if it is of another model, or if another option was given
     that differs from the run's own.
     """
-    folder, record, _ = stored(options, model)
+    folder, record = stored(str(options.resume), model)
     try:
         own = type(options)(**record["options"], resume=options.resume)
     except (KeyError, TypeError) as error:
@@ -165,18 +183,18 @@ def own_options(options: Options, given: Iterable[str], model: str) -> Options:
     return own
 
 
-def stored(options: Options, model: str) -> tuple[Path, dict[str, Any], Options]:
-    """Return the folder and the record of the run that ``options.resume`` names, and the options as they are.
+def stored(run: str, model: str) -> tuple[Path, dict[str, Any]]:
+    """Return the folder and the record of a run.
 
     Raises CheckpointError if there is no such run, ConfigError if it is of another model.
     """
-    folder = Path(str(options.resume))
+    folder = Path(run)
     if not (folder / RECORD).is_file():
         raise CheckpointError(f"--resume {folder}: there is no run (no {RECORD} in that folder)")
     record = read_json(folder / RECORD)
     if record.get("model") != model:
         raise ConfigError(f"--resume {folder}: that is a run of {record.get('model')}, not of {model}")
-    return folder, record, options
+    return folder, record
 
 
 def command(*words: str) -> str:

@@ -27,7 +27,7 @@ from scratch_core.data import (
     load_tokenizer,
     training_batches,
 )
-from scratch_core.errors import ConfigError, DataError
+from scratch_core.errors import ConfigError
 from scratch_core.losses import causal_lm_loss
 from scratch_core.models import ModelSpec
 from scratch_core.train import Trainer, adamw, warmup_cosine
@@ -75,19 +75,9 @@ def run(spec: ModelSpec, options: Options) -> int:
     evaluation = TextEvaluation(held_out, options.batch_size, options.sequence_length)
     prompt = sample_prompt(options, tokens, tokenizer)
 
-    fingerprint = tokens.fingerprint()
-    if options.resume is not None:
-        folder, record, options = runs.stored(options, spec.name)
-        if record["fingerprint"] != fingerprint:
-            raise DataError(
-                f"the data is not what {folder} was trained on (then: {record['data']}; now: {tokens.description}): "
-                "start a new run"
-            )
-    else:
-        folder = runs.new_folder(options.out, f"{spec.name}-{options.preset if options.start is None else 'tuned'}")
-        runs.create(folder, spec.name, spec.task, options, tokens.description, fingerprint)
-        if options.start is not None:
-            save(model, tokenizer, folder)
+    folder = runs.open_run(
+        spec, options, tokens.description, tokens.fingerprint(), lambda folder: save(model, tokenizer, folder)
+    )
     go_on = runs.command("train", spec.name, "--resume", str(folder))
     with saying(f"to go on: {go_on}"):
         print(f"data    {tokens.description}", flush=True)

@@ -16,7 +16,7 @@ from scratch_core.cli import runs
 from scratch_core.data.image_sets import Augmentation, ImageSplit, augmented, load_images
 from scratch_core.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageProcessor
 from scratch_core.data.pipelines import ImageEvaluation, training_batches
-from scratch_core.errors import ConfigError, DataError
+from scratch_core.errors import ConfigError
 from scratch_core.losses import accuracy, image_classification_loss
 from scratch_core.models import ModelSpec
 from scratch_core.train import Trainer, adamw, warmup_cosine
@@ -74,18 +74,7 @@ def run(spec: ModelSpec, options: Options) -> int:
     """Train, evaluate, draw, save; return 0, or 128 + the signal that ended it early."""
     options.check()
     model, images = build(spec, options)
-    if options.resume is not None:
-        folder, record, options = runs.stored(options, spec.name)
-        if record["fingerprint"] != images.fingerprint:
-            raise DataError(
-                f"the data is not what {folder} was trained on (then: {record['data']}; now: {images.description}): "
-                "start a new run"
-            )
-    else:
-        folder = runs.new_folder(options.out, f"{spec.name}-{options.preset if options.start is None else 'tuned'}")
-        runs.create(folder, spec.name, spec.task, options, images.description, images.fingerprint)
-        if options.start is not None:
-            model.save_pretrained(folder)
+    folder = runs.open_run(spec, options, images.description, images.fingerprint, model.save_pretrained)
     go_on = runs.command("train", spec.name, "--resume", str(folder))
     print(f"data    {images.description}: {len(images.train):,} to train on, {len(images.test):,} held out", flush=True)
     count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
