@@ -142,6 +142,8 @@ def test_what_is_wrong_is_one_line(trained, place, capsys):
     assert "--freeze needs a checkpoint" in fails(capsys, *TRAIN, "--freeze")
     assert "there is no folder nowhere" in fails(capsys, *TRAIN, "--start", "nowhere")
     assert "there is no folder nowhere" in fails(capsys, *TRAIN, "--data", "nowhere")
+    for value in ("-1", "nan", "inf"):
+        assert f"--weight-decay {float(value)} must be" in fails(capsys, *TRAIN, "--weight-decay", value)
     assert "mixup=-1.0 at least 0" in fails(capsys, *TRAIN, "--mixup", "-1")
     assert "--image-size 0" in fails(capsys, *TRAIN, "--image-size", "0")
     assert "must be at least patch_size=4" in fails(capsys, "train", "vit", "--image-size", "3")

@@ -126,12 +126,14 @@ def test_a_run_that_starts_from_a_checkpoint_no_longer_needs_it(toy, text, capsy
     for name, value in load_file("runs/toy-tuned/model.safetensors").items():
         np.testing.assert_allclose(value, start[name], atol=1e-6)
 
+    first = lines("runs/toy-tuned")[0]["loss"]
     shutil.rmtree("checkpoint")
     shutil.rmtree("runs/toy-tuned/checkpoints")  # as if it had been killed before the first of them
     assert main(["train", "toy", "--resume", "--steps", "14"]) == 0
     out = capsys.readouterr().out
     assert "sample before training" in out
     assert "saved in runs/toy-tuned" in out
+    assert lines("runs/toy-tuned")[0]["loss"] == first
     assert "there is no folder checkpoint" in fails(capsys, "train", "toy", "--start", "checkpoint", "--data", text)
     Path("first/scratch_tokenizer.json").unlink()
     assert "first holds no tokenizer" in fails(capsys, "train", "toy", "--start", "first", "--data", text)
@@ -140,6 +142,7 @@ def test_a_run_that_starts_from_a_checkpoint_no_longer_needs_it(toy, text, capsy
 def test_bad_input_is_one_line_and_exit_code_2(toy, text, tmp_path, capsys):
     Path("empty.txt").write_text("")
     Path("short.txt").write_text("short")
+    Path("binary").write_bytes(b"text\0" * 1000)
     Path("full").mkdir()
     Path("full/file").write_text("mine")
     Path("no_config").mkdir()
@@ -150,6 +153,8 @@ def test_bad_input_is_one_line_and_exit_code_2(toy, text, tmp_path, capsys):
         ([*train, "--preset", "narrow"], "vocab_size=100"),
         ([*train, "--data", "nowhere.txt"], "no such file or folder"),
         ([*train, "--data", "empty.txt"], "empty.txt is empty"),
+        ([*train, "--data", "binary"], "binary holds a NUL byte"),
+        ([*train, "--data", ""], "the name of the text is empty"),
         ([*train, "--data", "short.txt"], "fewer than one window"),
         ([*train, "--tokenizer", "full"], "holds no tokenizer"),
         ([*train, "--steps", "0"], "--steps 0 must be at least 1"),
@@ -165,6 +170,8 @@ def test_bad_input_is_one_line_and_exit_code_2(toy, text, tmp_path, capsys):
         (["train", "toy", "--resume"], "there is no run of toy"),
         (["train", "toy", "--resume", "full"], "there is no run"),
         (["generate", "nowhere"], "there is no folder nowhere"),
+        (["generate", ""], "the folder's name is empty"),
+        (["generate", "nowhere", "--seed", "-1"], "--seed -1 must be in 0"),
         (["generate", "no_config"], "has no config.json"),
         (["inspect", "nowhere"], "there is no folder nowhere"),
         (["convert", "nowhere", "there"], "there is no folder nowhere"),
@@ -172,8 +179,45 @@ def test_bad_input_is_one_line_and_exit_code_2(toy, text, tmp_path, capsys):
     ):
         assert message in fails(capsys, *arguments), arguments
     # Nothing was made, nothing was overwritten.
-    assert sorted(os.listdir(tmp_path)) == ["book.txt", "empty.txt", "full", "no_config", "short.txt"]
+    assert sorted(os.listdir(tmp_path)) == ["binary", "book.txt", "empty.txt", "full", "no_config", "short.txt"]
     assert Path("full/file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", "4"), ("steps", 4.5), ("learning_rate", [1]), ("data", 5), ("seed", None), ("new", 1)]
+)
+def test_a_record_that_was_edited_is_one_line(toy, text, capsys, name, value):
+    assert main(["train", "toy", "--data", text, *SMALL, "--out", "run"]) == 0
+    record = json.loads(Path("run/run.json").read_text())
+    record["options"][name] = value
+    Path("run/run.json").write_text(json.dumps(record))
+    assert "run.json is damaged, or of another version: " in fails(capsys, "train", "toy", "--resume", "run")
+
+
+def test_inspect_counts_what_load_reads(toy, text, capsys):
+    assert main(["train", "toy", "--data", text, *SMALL, "--out", "run"]) == 0
+    shutil.copy("run/model.safetensors", "run/consolidated.safetensors")
+    capsys.readouterr()
+    assert main(["inspect", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "in 3 tensors" in out
+    assert "consolidated" not in out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": 5}, "architectures=5 must be a list of names"),
+        ({"architectures": [None]}, "architectures=[None] must be a list of names"),
+        ({"d_model": "16"}, "config.json describes no Toy: "),
+        ({"d_model": {"__float__": None}}, "config.json cannot be read as JSON"),
+    ],
+)
+def test_a_hostile_config_is_one_line(toy, text, capsys, change, message):
+    assert main(["train", "toy", "--data", text, *SMALL, "--out", "run"]) == 0
+    fields = json.loads(Path("run/config.json").read_text()) | change
+    Path("run/config.json").write_text(json.dumps(fields))
+    assert message in fails(capsys, "generate", "run")
 
 
 def test_debug_shows_the_traceback(toy):

@@ -95,6 +95,16 @@ def test_a_finished_row_is_padded_and_the_batch_ends_with_the_last(model):
         assert (stopped[row, end + 1 :] == 10).all()
 
 
+def test_any_of_several_tokens_ends_a_row(model):
+    plain = generate(model, PROMPT, max_new_tokens=20)[:, 5:]
+    ends = [int(plain[1, 6]), 9, int(plain[0, 3])]  # neither as many as there are rows, nor in their order
+    stopped = generate(model, PROMPT, max_new_tokens=20, eos_token_id=ends, pad_token_id=10)[:, 5:]
+    for row, whole in zip(stopped, plain):
+        end = next(i for i, token in enumerate(whole) if token in ends)
+        np.testing.assert_array_equal(row[: end + 1], whole[: end + 1])
+        assert (row[end + 1 :] == 10).all()
+
+
 @pytest.mark.parametrize("every", [1, 4])
 def test_streaming_gives_the_same_tokens(model, every):
     chunks = list(stream(model, PROMPT, max_new_tokens=10, every=every))
@@ -132,6 +142,11 @@ def test_the_repetition_penalty_counts_the_prompt_and_what_was_written(model):
         ({"attention_mask": np.array([[1] * 5, [0] * 5])}, "at one token or more of every row"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"max_new_tokens": 60}, "a prompt of 5 tokens and max_new_tokens=60 need 65 positions, the model has 64"),
+        ({"max_new_tokens": 10**11}, "max_new_tokens=100000000000 must be at least 1 and less than"),
+        ({"input_ids": [[1, 2], [3]]}, "must be an array"),
+        ({"eos_token_id": [[1]]}, r"eos_token_id=\[\[1\]\] must be a token"),
+        ({"eos_token_id": 10**10}, "eos_token_id=10000000000 must be a token"),
+        ({"pad_token_id": None}, "pad_token_id=None must be a token"),
         ({"temperature": -1.0}, "temperature=-1.0 must be 0"),
         ({"top_p": 0.0}, "top_p=0.0 must be in"),
         ({"top_k": 0}, "top_k=0 must be at least 1"),
@@ -140,6 +155,11 @@ def test_the_repetition_penalty_counts_the_prompt_and_what_was_written(model):
 def test_what_cannot_be_generated_says_why(model, arguments, message):
     with pytest.raises((DataError, ConfigError), match=message):
         generate(**{"model": model, "input_ids": PROMPT, "max_new_tokens": 3} | arguments)
+
+
+def test_streaming_no_token_at_a_time_is_an_error(model):
+    with pytest.raises(ConfigError, match="every=0 must be at least 1"):
+        next(stream(model, PROMPT, max_new_tokens=3, every=0))
 
 
 # ------------------------------------------------------------------------------------------------ distributions

@@ -241,9 +241,10 @@ def test_a_config_of_other_weights_is_refused(folder, change, message):
         Toy.from_pretrained(folder)
 
 
-def test_a_dtype_must_be_floating(folder):
-    with pytest.raises(ConfigError, match="dtype=int8 must be a floating-point type"):
-        Toy.from_pretrained(folder, dtype="int8")
+@pytest.mark.parametrize("dtype", ["int8", "no dtype", 5])
+def test_a_dtype_must_be_floating(folder, dtype):
+    with pytest.raises(ConfigError, match=f"dtype={dtype} must be a floating-point type"):
+        Toy.from_pretrained(folder, dtype=dtype)
 
 
 def break_config(folder):

@@ -1,6 +1,7 @@
 """What must hold of Llama whatever its weights: causality, caching, padding, training, sharding."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from scratch_core.config import read_rope
-from scratch_core.errors import ConfigError, DataError
+from scratch_core.errors import CheckpointError, ConfigError, DataError
 from scratch_core.losses import causal_lm_loss
 from scratch_core.models import count_parameters
 from scratch_core.testing import (
@@ -16,6 +17,7 @@ from scratch_core.testing import (
     check_decoding,
     check_meshes,
     check_two_traces,
+    jitted,
     overfit_one_batch,
     random_batch,
 )
@@ -59,6 +61,19 @@ def test_a_full_cache_is_an_error(model):
     _, cache = model.decode(np.ones((2, 6), np.int32), model.init_cache(2, 8))
     with pytest.raises(DataError, match="room for 8 tokens: row 0 holds 6 and gets 3"):
         model.decode(np.ones((2, 3), np.int32), cache)
+
+
+def test_a_cache_of_another_batch_size_is_an_error(model):
+    with pytest.raises(DataError, match="input_ids has 2 rows, the cache 1"):
+        jitted(model, "decode")(np.ones((2, 3), np.int32), model.init_cache(1, 8))
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_built(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"num_hidden_layers": 10**9}))
+    with pytest.raises(CheckpointError, match=r"asks for 1,000,000,000 layers, the weights are \d+ tensors"):
+        Llama.from_pretrained(tmp_path)
 
 
 def test_overfits_one_batch():
@@ -108,6 +123,9 @@ def test_biases_are_trained_and_saved_like_the_rest(tmp_path):
         ({"vocab_size": None}, "no field 'vocab_size'"),
         ({"num_hidden_layers": "four"}, "num_hidden_layers='four' must be int"),
         ({"rms_norm_eps": float("nan")}, "norm_epsilon=nan"),
+        ({"eos_token_id": ["a"]}, "eos_token_id=\\['a'\\] must be a list of integers"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps has 401 digits"),
+        ({"hidden_size": 10**30}, "less than 2\\*\\*31"),
     ],
 )
 def test_a_config_that_cannot_be_built_says_why(change, message):

@@ -11,7 +11,7 @@ import pytest
 import scratch_core
 from flax import nnx
 from safetensors.numpy import save_file
-from scratch_core.errors import CheckpointError, ConfigError
+from scratch_core.errors import CheckpointError, ConfigError, DataError
 from scratch_core.losses import causal_lm_loss
 from scratch_core.models import count_parameters
 from scratch_core.testing import (
@@ -71,6 +71,11 @@ def test_the_cache_is_as_large_whatever_was_read_or_will_be(model):
     assert bytes_held(model.init_cache(2, 100_000)) == bytes_held(empty)
     _, after = jitted(model, "decode")(np.ones((2, 40), np.int32), empty)
     assert bytes_held(after) == bytes_held(empty)
+
+
+def test_a_cache_of_another_batch_size_is_an_error(model):
+    with pytest.raises(DataError, match="input_ids has 2 rows, the cache 1"):
+        jitted(model, "decode")(np.ones((2, 3), np.int32), model.init_cache(1))
 
 
 def test_a_saved_state_goes_on_where_it_was(model, tmp_path):

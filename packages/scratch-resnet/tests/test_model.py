@@ -93,6 +93,7 @@ def test_names_of_the_classes_survive_a_checkpoint(tmp_path):
         ({"layer_type": "bottle"}, "block='bottle'"),
         ({"depths": [1, 2]}, "one of each per stage"),
         ({"hidden_sizes": [256, 512, 1024, 2050]}, "multiples of 4"),
+        ({"depths": [2.0, 2.0, 2.0, 2.0]}, "must be a list of integers"),
         ({"id2label": {"1": "cat"}}, "id2label"),
     ],
 )

@@ -91,6 +91,10 @@ def test_published_windows():
         ({"use_absolute_embeddings": True}, "use_absolute_embeddings=True"),
         ({"hidden_act": "relu"}, "hidden_act='relu'"),
         ({"image_size": 2}, "image_size=2 must be at least 2 patches"),
+        ({"patch_size": 0}, "patch_size=0 must be at least 1"),
+        ({"depths": ["2", "2"]}, "depths=.* must be a list of integers"),
+        ({"mlp_ratio": 1e-9}, "mlp_ratio=1e-09"),
+        ({"mlp_ratio": float("inf")}, "mlp_ratio=inf must be greater than 0 and less than"),
         ({"drop_path_rate": 1.5}, "drop_path=1.5"),
     ],
 )

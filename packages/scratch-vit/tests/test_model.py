@@ -106,6 +106,9 @@ def test_oblong_sizes_and_missing_biases_survive_a_checkpoint(tmp_path):
         ({"hidden_act": "relu"}, "hidden_act='relu'"),
         ({"patch_size": 32}, "image_size=16 must be at least patch_size=32"),
         ({"image_size": [16]}, "must be a positive number or two"),
+        ({"patch_size": 0}, "patch_size=0 must be at least 1"),
+        ({"num_labels": 10**9}, "id2label must name the classes"),
+        ({"num_labels": 10**9, "id2label": None}, "num_labels=1000000000 must be 1 to 1,000,000"),
         ({"hidden_dropout_prob": 1.0}, "dropout=1.0"),
     ],
 )

@@ -21,7 +21,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"), object_hook=_float)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}: name the folder of a checkpoint") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, found {type(value).__name__}")
@@ -44,11 +44,28 @@ def field(fields: Mapping[str, Any], name: str, kind: type | tuple[type, ...], d
         return default
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"config.json: {name} has {len(str(value))} digits, too many for a number") from None
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         expected = " or ".join(k.__name__ for k in kinds)
         raise ConfigError(f"config.json: {name}={value!r} must be {expected}, found {type(value).__name__}")
     return value
+
+
+def integers(fields: Mapping[str, Any], name: str, default: Any = _REQUIRED) -> tuple[int, ...]:
+    """Return ``fields[name]``, a list of integers, as a tuple; absent or malformed as for :func:`field`."""
+    values = field(fields, name, (list, tuple), default)
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        raise ConfigError(f"config.json: {name}={values!r} must be a list of integers")
+    return tuple(values)
+
+
+def tokens(fields: Mapping[str, Any], name: str, default: Any = None) -> int | tuple[int, ...] | None:
+    """Return ``fields[name]``, a token or a list of them, such as eos_token_id. Raises ConfigError."""
+    value = field(fields, name, (int, list), default)
+    return integers(fields, name) if isinstance(value, list) else value
 
 
 def unsupported(fields: Mapping[str, Any], **implemented: Any) -> None:
@@ -67,10 +84,10 @@ def unsupported(fields: Mapping[str, Any], **implemented: Any) -> None:
 
 
 def positive(config: Any, *names: str) -> None:
-    """Raise ConfigError unless each named field of a configuration is greater than 0."""
+    """Raise ConfigError unless each named field of a configuration is greater than 0, and less than 2**31."""
     for name in names:
-        if not getattr(config, name) > 0:
-            raise ConfigError(f"{name}={getattr(config, name)} must be greater than 0")
+        if not 0 < getattr(config, name) < 2**31:
+            raise ConfigError(f"{name}={getattr(config, name)} must be greater than 0 and less than 2**31")
 
 
 def read_rope(fields: Mapping[str, Any], default_theta: float = 10_000.0) -> Rope:

@@ -8,7 +8,7 @@ Shapes: B batch, T prompt, P prompt padded to its bucket, R room for new tokens,
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scratch_core.errors import DataError
+from scratch_core.errors import ConfigError, DataError
 from scratch_core.sampling import Sampling, sample
 
 NO_EOS = -1
@@ -47,7 +47,7 @@ def generate(
     attention_mask: Any = None,
     *,
     max_new_tokens: int,
-    eos_token_id: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
     pad_token_id: int = 0,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -60,9 +60,9 @@ def generate(
 
     input_ids int [B, T]; attention_mask [B, T] is 1 at real tokens (None: all), padding on either side.
     Temperature 0 is greedy; above 0 tokens are drawn with ``key`` (default: ``jax.random.key(0)``). A row
-    that has written eos_token_id is filled with pad_token_id, and generation ends when all rows have.
-    Raises DataError for a prompt that is empty, malformed, or too long for the model, and ConfigError for
-    impossible sampling settings.
+    that has written eos_token_id, or one of several, is filled with pad_token_id, and generation ends when all
+    rows have. Raises DataError for a prompt that is empty, malformed, or too long for the model, and ConfigError
+    for impossible settings.
     """
     settings = Sampling.create(temperature, top_k, top_p, min_p, repetition_penalty)
     run = _Run(model, input_ids, attention_mask, max_new_tokens, eos_token_id, pad_token_id, settings, key)
@@ -76,7 +76,7 @@ def stream(
     attention_mask: Any = None,
     *,
     max_new_tokens: int,
-    eos_token_id: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
     pad_token_id: int = 0,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -91,6 +91,8 @@ def stream(
     The same two compiled programs do the work. Arguments and errors as for :func:`generate`; errors are
     raised at the first ``next``.
     """
+    if every < 1:
+        raise ConfigError(f"every={every} must be at least 1 token")
     settings = Sampling.create(temperature, top_k, top_p, min_p, repetition_penalty)
     run = _Run(model, input_ids, attention_mask, max_new_tokens, eos_token_id, pad_token_id, settings, key)
     yield run.written()
@@ -114,7 +116,8 @@ class _Run:
         prompt_BP = np.pad(self.input_ids, ((0, 0), (0, P - T)))
         mask_BP = np.pad(mask_BT, ((0, 0), (0, P - T)))
         self.graphdef, self.state = nnx.split(model)
-        self.eos, self.pad = np.int32(NO_EOS if eos is None else eos), np.int32(pad)
+        self.eos = _token_ids("eos_token_id", [NO_EOS] if eos is None else eos)
+        (self.pad,) = _token_ids("pad_token_id", pad)
         self.settings = settings
         key = jax.random.key(0) if key is None else key
         self.decoding = prefill(self.graphdef, R, self.state, prompt_BP, mask_BP, self.eos, settings, key)
@@ -144,7 +147,7 @@ def prefill(graphdef, room: int, state, prompt_BP, mask_BP, eos, settings: Sampl
         seen_BV = jnp.zeros((B, V), bool).at[rows_B1, jnp.where(mask_BP == 1, prompt_BP, V)].set(True, mode="drop")
     token_B = sample(settings, logits_B1V[:, 0], seen_BV, jax.random.fold_in(key, 0))
     tokens_BR = jnp.zeros((B, room), jnp.int32).at[:, 0].set(token_B)
-    return Decoding(jnp.int32(1), token_B, token_B == eos, tokens_BR, seen_BV, cache, key)
+    return Decoding(jnp.int32(1), token_B, jnp.isin(token_B, eos), tokens_BR, seen_BV, cache, key)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -163,7 +166,7 @@ def decode_loop(graphdef, state, decoding: Decoding, limit, eos, pad, settings: 
         token_B = sample(settings, logits_B1V[:, 0], seen_BV, jax.random.fold_in(d.key, d.step))
         token_B = jnp.where(d.finished_B, pad, token_B)
         tokens_BR = jax.lax.dynamic_update_index_in_dim(d.tokens_BR, token_B, d.step, axis=1)
-        return Decoding(d.step + 1, token_B, d.finished_B | (token_B == eos), tokens_BR, seen_BV, cache, d.key)
+        return Decoding(d.step + 1, token_B, d.finished_B | jnp.isin(token_B, eos), tokens_BR, seen_BV, cache, d.key)
 
     return jax.lax.while_loop(unfinished, write, decoding)
 
@@ -173,9 +176,20 @@ def bucket(length: int) -> int:
     return next((size for size in (16, 32, 64) if length <= size), -(-length // 128) * 128)
 
 
+def _token_ids(name: str, value: Any) -> np.ndarray:
+    """Return one token or several as int32 [N], or raise ConfigError."""
+    ids = np.atleast_1d(np.asarray(value))
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not ids.size or abs(ids).max() >= 2**31:
+        raise ConfigError(f"{name}={value!r} must be a token: an integer that fits int32")
+    return ids.astype(np.int32)
+
+
 def _check(model, input_ids, attention_mask, max_new_tokens) -> tuple[np.ndarray, np.ndarray]:
     """Return ids and mask as int32 [B, T], or raise DataError."""
-    ids = np.asarray(input_ids)
+    try:
+        ids = np.asarray(input_ids)
+    except ValueError as error:  # rows of different lengths
+        raise DataError(f"input_ids must be an array [batch, length]: {error}") from error
     if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
         raise DataError(
             f"input_ids must be integers [batch, length] with at least one token, found {ids.dtype} {ids.shape}"
@@ -188,8 +202,8 @@ def _check(model, input_ids, attention_mask, max_new_tokens) -> tuple[np.ndarray
         raise DataError(f"attention_mask {mask.shape} must have the shape of input_ids {ids.shape}")
     if not (mask == 1).any(axis=1).all():
         raise DataError("attention_mask must be 1 at one token or more of every row")
-    if max_new_tokens < 1:
-        raise DataError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if not 1 <= max_new_tokens < 2**31 // 128:
+        raise DataError(f"max_new_tokens={max_new_tokens} must be at least 1 and less than {2**31 // 128}")
     longest, limit = int((mask == 1).sum(axis=1).max()), getattr(model.config, "max_positions", None)
     if limit is not None and longest + max_new_tokens > limit:
         raise DataError(

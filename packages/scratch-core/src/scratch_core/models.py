@@ -65,7 +65,7 @@ class PretrainedModel(nnx.Module):
     @classmethod
     def recognises(cls, fields: Mapping[str, Any]) -> bool:
         """Return whether a config.json with these fields describes this class."""
-        return any(name in cls.architectures for name in fields.get("architectures") or ())
+        return any(name in cls.architectures for name in architectures(fields))
 
     def read_companions(self, folder: Path) -> None:
         """Read what a folder holds beside config and weights, such as preprocessing; by default nothing."""
@@ -134,12 +134,20 @@ def find_class(fields: Mapping[str, Any]) -> type[PretrainedModel]:
                 return model
     known = sorted({name for spec in installed().values() for model in spec.models for name in model.architectures})
     kind = str(fields.get("model_type") or "")
-    wanted = ", ".join(map(str, fields.get("architectures") or ())) or kind or "none named"
+    wanted = ", ".join(architectures(fields)) or kind or "none named"
     package = FAMILY.get(kind, re.sub(r"[^a-z0-9]", "", kind.lower()))
     raise ConfigError(
         f"config.json's architecture ({wanted}) is of no installed package; installed: {', '.join(known) or 'none'}. "
         + (_install(package) if package else 'Name one of these under "architectures"')
     )
+
+
+def architectures(fields: Mapping[str, Any]) -> list[str]:
+    """Return config.json's "architectures". Raises ConfigError if that is not a list of names."""
+    names = fields.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"config.json: architectures={names!r} must be a list of names")
+    return names
 
 
 def _install(name: str) -> str:

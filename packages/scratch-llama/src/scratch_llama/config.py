@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-from scratch_core.config import field, positive, read_rope, rope_to_hf, unsupported
+from scratch_core.config import field, positive, read_rope, rope_to_hf, tokens, unsupported
 from scratch_core.errors import ConfigError
 from scratch_core.layers import Llama3, Rope
 
@@ -55,7 +55,6 @@ class LlamaConfig:
             if heads < 1 or d_model % heads:
                 raise ConfigError(f"num_attention_heads={heads} must divide hidden_size={d_model} without a head_dim")
             head_dim = d_model // heads
-        eos = field(fields, "eos_token_id", (int, list), None)
         return cls(
             vocab_size=field(fields, "vocab_size", int),
             d_model=d_model,
@@ -71,7 +70,7 @@ class LlamaConfig:
             attention_bias=field(fields, "attention_bias", bool, False),
             mlp_bias=field(fields, "mlp_bias", bool, False),
             bos_token_id=field(fields, "bos_token_id", int, None),
-            eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+            eos_token_id=tokens(fields, "eos_token_id"),
             pad_token_id=field(fields, "pad_token_id", int, None),
         )
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Self
 
-from scratch_core.config import field, positive, unsupported
+from scratch_core.config import field, positive, tokens, unsupported
 from scratch_core.errors import ConfigError
 
 # What a state-spaces config.json may leave out of "ssm_cfg", and what it then means.
@@ -93,7 +93,7 @@ class Mamba2Config:
         if "ssm_cfg" in fields:
             return cls._from_state_spaces(fields)
         unsupported(fields, hidden_act=("silu", "swish"), norm_before_gate=False, rms_norm=True)
-        d_model, eos = field(fields, "hidden_size", int), field(fields, "eos_token_id", (int, list), 2)
+        d_model = field(fields, "hidden_size", int)
         num_heads, head_dim = field(fields, "num_heads", int, 128), field(fields, "head_dim", int, 64)
         expand = field(fields, "expand", int, 2)
         if expand * d_model != num_heads * head_dim:
@@ -121,7 +121,7 @@ class Mamba2Config:
             dt_max=field(fields, "time_step_max", float, 0.1),
             dt_floor=field(fields, "time_step_floor", float, 1e-4),
             bos_token_id=field(fields, "bos_token_id", int, None),
-            eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+            eos_token_id=tokens(fields, "eos_token_id", 2),
             pad_token_id=field(fields, "pad_token_id", int, None),
         )
 

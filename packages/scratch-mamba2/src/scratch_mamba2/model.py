@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from flax import nnx
 from scratch_core import PretrainedModel
 from scratch_core.layers import RMSNorm
+from scratch_core.layers.cache import check_batch
 from scratch_core.layers.products import dot_rows
 
 from scratch_mamba2 import convert, ssd
@@ -232,8 +233,9 @@ class Mamba2(PretrainedModel):
 
         input_ids int [B, T] continue what the cache holds; one token is a step of the recurrence, more are read in
         chunks. attention_mask [B, T] is 0 at padding, which changes no state. last_only: logits [B, 1, V] of each
-        row's last real token alone.
+        row's last real token alone. Raises DataError if the cache is for another batch size.
         """
+        check_batch(cache.layers[0].window_BWC, input_ids)
         x, last_B, cache = self._run(input_ids, attention_mask, cache)
         if last_only:
             x = x[:, -1:] if last_B is None else jnp.take_along_axis(x, last_B[:, None, None], axis=1)

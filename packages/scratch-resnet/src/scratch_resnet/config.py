@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Self
 
-from scratch_core.config import field, positive, unsupported
+from scratch_core.config import field, integers, positive, unsupported
 from scratch_core.errors import ConfigError
 from scratch_core.vision import check_labels, labels_to_hf, read_labels
 
@@ -56,8 +56,8 @@ class ResNetConfig:
         unsupported(fields, hidden_act="relu")
         labels = read_labels(fields)
         return cls(
-            depths=tuple(field(fields, "depths", list, [3, 4, 6, 3])),
-            widths=tuple(field(fields, "hidden_sizes", list, [256, 512, 1024, 2048])),
+            depths=integers(fields, "depths", (3, 4, 6, 3)),
+            widths=integers(fields, "hidden_sizes", (256, 512, 1024, 2048)),
             block=field(fields, "layer_type", str, "bottleneck"),
             stem_width=field(fields, "embedding_size", int, 64),
             num_channels=field(fields, "num_channels", int, 3),
@@ -81,9 +81,9 @@ class ResNetConfig:
         }
         if name == TIMM_CLASS:
             block = field(fields, "block", str)
-            channels = field(fields, "channels", list)
+            channels = integers(fields, "channels")
             widths = tuple(c * (4 if block == "bottleneck" else 1) for c in channels)
-            return cls(tuple(field(fields, "layers", list)), widths, block, **common)
+            return cls(integers(fields, "layers"), widths, block, **common)
         found = TIMM_NAME.fullmatch(name)
         if not found:
             raise ConfigError(

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-from scratch_core.config import field, positive, unsupported
+from scratch_core.config import field, integers, positive, unsupported
 from scratch_core.errors import ConfigError
 from scratch_core.vision import check_labels, labels_to_hf, pair, read_labels, read_size, size_to_hf
 
@@ -48,8 +48,10 @@ class SwinConfig:
                 raise ConfigError(
                     f"num_heads={heads} must divide the width {self.width(i)} of stage {i}, depth {depth}"
                 )
-        if min(*pair(self.patch_size), *self.resolution(stages - 1)) < 1:
+        if min(pair(self.patch_size)) < 1 or min(self.resolution(stages - 1)) < 1:
             raise ConfigError(f"image_size={self.image_size} must be at least {2 ** (stages - 1)} patches on each side")
+        if int(self.mlp_ratio * self.d_model) < 1:
+            raise ConfigError(f"mlp_ratio={self.mlp_ratio} times d_model={self.d_model} must be at least 1")
         for name in ("dropout", "attention_dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
@@ -80,16 +82,14 @@ class SwinConfig:
         """
         unsupported(fields, hidden_act="gelu", use_absolute_embeddings=False)
         labels = read_labels(fields)
-        depths = tuple(field(fields, "depths", list, [2, 2, 6, 2]))
+        depths = integers(fields, "depths", (2, 2, 6, 2))
         return cls(
             d_model=field(fields, "embed_dim", int, 96),
             depths=depths,
-            num_heads=tuple(field(fields, "num_heads", list, [3, 6, 12, 24])),
+            num_heads=integers(fields, "num_heads", (3, 6, 12, 24)),
             window_size=field(fields, "window_size", int, 7),
             # transformers writes four of them by default, whatever the number of stages:
-            pretrained_window_sizes=tuple(field(fields, "pretrained_window_sizes", list, [0] * len(depths)))[
-                : len(depths)
-            ],
+            pretrained_window_sizes=integers(fields, "pretrained_window_sizes", (0,) * len(depths))[: len(depths)],
             image_size=read_size(fields, "image_size", 224),
             patch_size=read_size(fields, "patch_size", 4),
             num_channels=field(fields, "num_channels", int, 3),

@@ -33,7 +33,7 @@ class ViTConfig:
         check_labels(self)
         if self.d_model % self.num_heads:
             raise ConfigError(f"num_heads={self.num_heads} must divide d_model={self.d_model}")
-        if min(*pair(self.patch_size), *self.grid) < 1:
+        if min(pair(self.patch_size)) < 1 or min(self.grid) < 1:
             raise ConfigError(f"image_size={self.image_size} must be at least patch_size={self.patch_size}")
         for name in ("dropout", "attention_dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:

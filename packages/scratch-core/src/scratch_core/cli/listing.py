@@ -42,8 +42,7 @@ def inspect(folder: str | Path) -> None:
     fields = read_json(folder / "config.json")
     with weights.open_folder(folder):  # the checks of a load: names, index, truncation
         pass
-    paths = sorted(path for path in folder.glob("*.safetensors"))
-    headers = {path: read_header(path) for path in paths}
+    headers = {folder / name: read_header(folder / name) for name in weights.weight_files(folder)}
     tensors = [tensor for header in headers.values() for tensor in header.values()]
     dtypes = Counter()
     for tensor in tensors:
@@ -56,7 +55,7 @@ def inspect(folder: str | Path) -> None:
     except ConfigError:
         loads = "no installed package"
     console.print(f"{folder}", highlight=False)
-    console.print(f"  architecture  {', '.join(fields.get('architectures') or ['not named'])}, read by {loads}")
+    console.print(f"  architecture  {', '.join(registry.architectures(fields)) or 'not named'}, read by {loads}")
     console.print(f"  parameters    {sum(dtypes.values()):,} in {len(tensors)} tensors")
     console.print("  dtypes        " + ", ".join(f"{name} {count:,}" for name, count in dtypes.most_common()))
     table = Table("file", "size", "tensors", "parameters", box=None, padding=(0, 2), show_edge=False)

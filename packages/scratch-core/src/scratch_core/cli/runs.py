@@ -4,7 +4,8 @@
       run.json           model, task, options, data: what --resume goes on with
       metrics.jsonl      a line per logged step
       checkpoints/       Orbax: parameters, optimizer, RNG, step
-      config.json model.safetensors ...    the trained model, in the Hugging Face layout; until then what --start named
+      config.json model.safetensors ...    the trained model, in the Hugging Face layout
+      start/             the same of what --start named
 
 A task's options are a frozen dataclass that derives from `RunOptions`.
 """
@@ -16,7 +17,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_type_hints
 
 import tyro
 
@@ -58,7 +59,7 @@ class RunOptions:
     @property
     def checkpoint(self) -> str | None:
         """The folder or Hub id that the model is read from, None for a new one; a run has a copy of its own."""
-        return None if self.start is None else self.resume or self.start
+        return None if self.start is None else self.start if self.resume is None else str(Path(self.resume, "start"))
 
     def absolute(self) -> Self:
         """Return the same with absolute paths in ``paths``, so that the run can be gone on with from anywhere.
@@ -113,8 +114,8 @@ def new_folder(out: str | None, name: str) -> Path:
 def open_run(spec: ModelSpec, options: RunOptions, data: str, fingerprint: str, save: Callable[[Path], None]) -> Path:
     """Return the folder of the run: that of ``options.resume``, or a new one with its record.
 
-    ``save`` writes the model into a new folder, for a run that starts from a checkpoint: so it can be gone on with
-    when that is no longer there. Raises DataError if ``data`` is not what the run of ``options.resume`` began with,
+    ``save`` writes the model into a new run that starts from a checkpoint, so that it can be gone on with when that is
+    no longer there. Raises DataError if ``data`` is not what the run of ``options.resume`` began with,
     and what `new_folder` raises.
     """
     if options.resume is not None:
@@ -137,7 +138,8 @@ def open_run(spec: ModelSpec, options: RunOptions, data: str, fingerprint: str, 
     }
     write_record(folder, record)
     if options.start is not None:
-        save(folder)
+        (folder / "start").mkdir()
+        save(folder / "start")
     return folder
 
 
@@ -167,8 +169,13 @@ def own_options(options: Options, given: Iterable[str], model: str) -> Options:
     folder, record = stored(str(options.resume), model)
     try:
         own = type(options)(**record["options"], resume=options.resume)
-    except (KeyError, TypeError) as error:
+        kinds = get_type_hints(type(own))
+        for name, value in record["options"].items():
+            if not isinstance(value, (kinds[name] | int) if kinds[name] is float else kinds[name]):
+                raise TypeError(f"{name}={value!r}")
+    except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / RECORD} is damaged, or of another version: {error}") from error
+    own.check()
     for name in given:
         if name not in ("steps", "resume") and getattr(options, name) != getattr(own, name):
             raise ConfigError(

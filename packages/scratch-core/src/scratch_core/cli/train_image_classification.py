@@ -61,10 +61,10 @@ class Options(runs.RunOptions):
         super().check()
         if self.image_size is not None and not 1 <= self.image_size <= 4096:
             raise ConfigError(f"--image-size {self.image_size} must be from 1 to 4096")
-        if not 0 <= self.label_smoothing < 1 or self.weight_decay < 0:
-            raise ConfigError(
-                f"--label-smoothing {self.label_smoothing} must be in 0 .. 1, --weight-decay {self.weight_decay} >= 0"
-            )
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"--label-smoothing {self.label_smoothing} must be at least 0 and less than 1")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ConfigError(f"--weight-decay {self.weight_decay} must be at least 0 and finite")
         if self.freeze and self.start is None:
             raise ConfigError("--freeze needs a checkpoint to --start from: a random trunk is not worth keeping")
         Augmentation(self.crop, self.flip, self.mixup)

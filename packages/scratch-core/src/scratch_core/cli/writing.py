@@ -17,6 +17,8 @@ def generate(
     folder: str, prompt: str, max_new_tokens: int, seed: int, dtype: str | None, sampling: dict[str, Any]
 ) -> None:
     """Print ``prompt`` and its continuation to stdout, each piece of text as soon as it is certain."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"--seed {seed} must be in 0 .. 2**32 - 1")
     path = resolve(folder)
     model = scratch_core.load(path, dtype=dtype)
     if not hasattr(model, "init_cache"):

@@ -100,6 +100,8 @@ def load_images(folder: str | Path | None, processor: ImageProcessor) -> ImageSp
         arrays = (digits.train_images, digits.train_labels, digits.test_images, digits.test_labels)
         bright = [np.round(a * (255 / 16)).astype(np.uint8) if a.ndim == 3 else a for a in arrays]  # 0..16 -> 0..255
         return _in_memory(bright, tuple("0123456789"), "1,797 handwritten digits (UCI)", processor)
+    if str(folder) == "":
+        raise DataError("the folder's name is empty: name a folder of images")
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
@@ -158,7 +160,10 @@ def _mnist(folder: Path, suffix: str) -> list[np.ndarray]:
             found = sorted(folder.glob(f"{part}-{kind}*idx*-ubyte{'.gz' if suffix == '.gz' else ''}"))
             if not found:
                 raise DataError(f"{folder} has MNIST's training images, but no {part}-{kind} file")
-            arrays.append(read_idx(found[0]))
+            array, rank = read_idx(found[0]), 3 if kind == "images" else 1
+            if array.ndim != rank or not array.size:
+                raise DataError(f"{found[0]} has the shape {array.shape}: {kind} must have {rank} axes, none of them 0")
+            arrays.append(array)
     return arrays
 
 

@@ -209,8 +209,8 @@ class ImageProcessor:
             crop=crop,
             resample=FILTERS[resample],
             scale=field(fields, "rescale_factor", float, 1 / 255) if field(fields, "do_rescale", bool, True) else 1.0,
-            mean=tuple(map(float, field(fields, "image_mean", list))) if normalize else (),
-            std=tuple(map(float, field(fields, "image_std", list))) if normalize else (),
+            mean=_numbers("image_mean", field(fields, "image_mean", list)) if normalize else (),
+            std=_numbers("image_std", field(fields, "image_std", list)) if normalize else (),
             round_crop=field(fields, "round_crop", bool, False),
         )
 
@@ -231,8 +231,8 @@ class ImageProcessor:
             resize=(edge, edge) if squash else edge,
             crop=(rows, columns),
             resample=field(fields, "interpolation", str, "bicubic"),
-            mean=tuple(map(float, field(fields, "mean", list, list(IMAGENET_MEAN)))),
-            std=tuple(map(float, field(fields, "std", list, list(IMAGENET_STD)))),
+            mean=_numbers("mean", field(fields, "mean", list, list(IMAGENET_MEAN))),
+            std=_numbers("std", field(fields, "std", list, list(IMAGENET_STD))),
             round_crop=True,
         )
 
@@ -272,6 +272,10 @@ def _resized_to(resize: tuple[int, int] | int, rows: int, columns: int) -> tuple
             f"more than {MAX_PIXELS} pixels: crop it first"
         )
     return size
+
+
+def _numbers(name: str, values: list[Any]) -> tuple[float, ...]:
+    return tuple(field({name: value}, name, float) for value in values)
 
 
 def _size(fields: Mapping[str, Any], name: str, square: bool) -> tuple[int, int] | int:

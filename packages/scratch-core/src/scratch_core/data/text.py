@@ -53,6 +53,8 @@ def load_text(source: str | Path | None, tokenizer: Tokenizer, *, validation_fra
     if source is None:
         root, names = Path(sysconfig.get_path("stdlib")), standard_library()
         label = "the standard library's source"
+    elif str(source) == "":
+        raise DataError("the name of the text is empty: name a file or a folder")
     elif Path(source).is_dir():
         root = Path(source)
         names = sorted(path for path in root.rglob("*") if path.is_file() and not _hidden(path.relative_to(root)))
@@ -117,6 +119,8 @@ def _split_file(path: Path, tokenizer: Tokenizer, fraction: float) -> TokenSplit
     data = _read(path)
     if not data:
         raise DataError(f"{path} is empty: training needs text")
+    if b"\0" in data:
+        raise DataError(f"{path} holds a NUL byte: it is no text")
     tokens = _concatenate([data], tokenizer)
     cut = len(tokens) - max(1, round(fraction * len(tokens)))
     description = f"{path}: {len(data):,} bytes, the last {len(tokens) - cut:,} of {len(tokens):,} tokens held out"

@@ -108,6 +108,15 @@ class RingCache:
         return keys, values, jnp.concatenate([self._positions(), positions_BT], axis=1), after
 
 
+def check_batch(held: jax.Array, new: jax.Array) -> None:
+    """Raise DataError unless a cache's array [B, ...] has as many rows as the new tokens [B, T]."""
+    if len(held) != len(new):
+        raise DataError(
+            f"input_ids has {len(new)} rows, the cache {len(held)}: "
+            "make it with init_cache(batch_size, capacity) for that batch size"
+        )
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["layers"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class DecoderCache:
@@ -121,7 +130,8 @@ class DecoderCache:
         return self.layers[0].length_B
 
     def check_room(self, attention_mask_BT: jax.Array) -> None:
-        """Raise DataError unless each row's new tokens (mask 1) fit. Within jit nothing can be checked."""
+        """Raise DataError for another batch size, or where new tokens (mask 1) do not fit: that, outside jit alone."""
+        check_batch(self.length_B, attention_mask_BT)
         capacity = min((layer.capacity for layer in self.layers if isinstance(layer, KeyValueCache)), default=None)
         if capacity is None or any(isinstance(array, Tracer) for array in (self.length_B, attention_mask_BT)):
             return

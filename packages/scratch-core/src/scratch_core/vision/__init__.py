@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from scratch_core.data.images import ImageProcessor
 
 
+MOST_CLASSES = 1_000_000  # of a config.json that names none
+
+
 @dataclasses.dataclass(frozen=True)
 class Prediction:
     """One line of an answer: the class, its name, its probability."""
@@ -129,10 +132,13 @@ def read_labels(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """
     names = field(fields, "id2label", dict, None)
     if names is None:
-        return tuple(f"LABEL_{i}" for i in range(field(fields, "num_labels", int, 2)))
+        count = field(fields, "num_labels", int, 2)
+        if not 0 < count <= MOST_CLASSES:
+            raise ConfigError(f"config.json: num_labels={count} must be 1 to {MOST_CLASSES:,}")
+        return tuple(f"LABEL_{i}" for i in range(count))
     count = field(fields, "num_labels", int, len(names))
     by_number = {str(number): str(name) for number, name in names.items()}
-    if set(by_number) != {str(i) for i in range(count)}:
+    if len(by_number) != count or set(by_number) != {str(i) for i in range(count)}:
         raise ConfigError(f"config.json: id2label must name the classes 0 to {count - 1}, found {len(by_number)} names")
     return tuple(by_number[str(i)] for i in range(count))
 
@@ -156,6 +162,8 @@ def read_size(fields: Mapping[str, Any], name: str, default: int) -> int | tuple
         if len(value) != 2 or not all(isinstance(n, int) and n > 0 for n in value):
             raise ConfigError(f"config.json: {name}={value!r} must be a positive number or two: rows, columns")
         return value[0], value[1]
+    if value < 1:
+        raise ConfigError(f"config.json: {name}={value} must be at least 1")
     return value
 
 

@@ -9,7 +9,7 @@ them. The same table loads, saves, and renames gradients. Reading is memory-mapp
     saving.py       save, to_hf: from a model to the files
 """
 
-from scratch_core.weights.files import open_folder, resolve
+from scratch_core.weights.files import open_folder, resolve, weight_files
 from scratch_core.weights.key_table import (
     Copy,
     Rule,
@@ -43,4 +43,5 @@ __all__ = [
     "split_out",
     "to_hf",
     "transpose",
+    "weight_files",
 ]

@@ -32,6 +32,8 @@ def resolve(folder: str | Path) -> Path:
 
     Raises CheckpointError if there is no such folder, or the Hub cannot be used.
     """
+    if str(folder) == "":
+        raise CheckpointError("the folder's name is empty: name a folder with config.json and weights")
     path = Path(folder)
     if path.is_dir():
         return path
@@ -59,7 +61,7 @@ def open_folder(folder: Path) -> Generator[dict[str, Any]]:
     """
     with contextlib.ExitStack() as stack:
         files: dict[str, Any] = {}
-        for name, keys in _weight_files(folder).items():
+        for name, keys in weight_files(folder).items():
             file = stack.enter_context(_open(folder / name))
             held = set(file.keys())
             if absent := sorted(set(keys or ()) - held):
@@ -71,8 +73,11 @@ def open_folder(folder: Path) -> Generator[dict[str, Any]]:
         yield files
 
 
-def _weight_files(folder: Path) -> dict[str, list[str] | None]:
-    """Return {file name: the keys it must hold, None if unknown}, from the index where there is one."""
+def weight_files(folder: Path) -> dict[str, list[str] | None]:
+    """Return {file name: the keys it must hold, None if unknown}, from the index where there is one.
+
+    Raises CheckpointError if there are no weights, or for an index that is malformed or names what is not there.
+    """
     if (folder / SINGLE).exists():
         return {SINGLE: None}
     if not (folder / INDEX).exists():

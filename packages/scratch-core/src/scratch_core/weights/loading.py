@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from scratch_core import models
 from scratch_core.config import read_json
-from scratch_core.errors import CheckpointError, ConfigError
+from scratch_core.errors import CheckpointError, ConfigError, ScratchError
 from scratch_core.parallel import shardings
 from scratch_core.weights.files import DTYPES, open_folder, resolve
 from scratch_core.weights.key_table import Copy, Index, Rule, Transform, find_rule, flatten, is_learned
@@ -40,21 +40,18 @@ def load(
         raise ConfigError(f"{folder} holds quantised weights (quantization_config), which are not implemented")
     if model_class is None:
         model_class = cast("type[Model]", models.find_class(fields))
-    elif fields.get("architectures") and not model_class.recognises(fields):
-        names = ", ".join(map(str, fields["architectures"]))
+    elif models.architectures(fields) and not model_class.recognises(fields):
+        names = ", ".join(models.architectures(fields))
         raise ConfigError(
             f"{folder} holds {names}; {model_class.__name__} reads {', '.join(model_class.architectures)}"
         )
-    config = model_class.Config.from_hf(fields)
-    compute = jnp.dtype(jnp.float32 if dtype is None else dtype)
-    if not jnp.issubdtype(compute, jnp.floating):
-        raise ConfigError(f"dtype={compute.name} must be a floating-point type, such as float32 or bfloat16")
-    abstract = nnx.eval_shape(lambda: model_class(config, dtype=compute, rngs=nnx.Rngs(0)))
-    graphdef, learned, rest = nnx.split(abstract, is_learned, ...)
-    targets = flatten(learned)
-    places = shardings(targets, mesh, model_class.axes) if mesh is not None else {}
+    compute = _float_dtype(jnp.float32 if dtype is None else dtype)
 
     with open_folder(folder) as files:
+        config, abstract = _describe(model_class, fields, compute, len(files))
+        graphdef, learned, rest = nnx.split(abstract, is_learned, ...)
+        targets = flatten(learned)
+        places = shardings(targets, mesh, model_class.axes) if mesh is not None else {}
         plan = _match(model_class, config, targets, files)
         stored = {files[key].get_dtype() for key, _ in plan.values()}
         values = {}
@@ -68,6 +65,32 @@ def load(
     model.eval()
     model.read_companions(folder)
     return model
+
+
+def _float_dtype(dtype: Any) -> np.dtype:
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ConfigError(f"dtype={dtype} must be a floating-point type, such as float32 or bfloat16")
+    return found
+
+
+def _describe(
+    model_class: type[models.PretrainedModel], fields: Mapping[str, Any], dtype: np.dtype, num_tensors: int
+) -> tuple[Any, Any]:
+    """Return the configuration of a config.json, and its model without memory. Raises ConfigError, CheckpointError."""
+    try:
+        config = model_class.Config.from_hf(fields)
+        layers = sum(getattr(config, "depths", ())) + getattr(config, "num_layers", 0)
+        if layers > num_tensors:  # each layer holds one at least; to build so many may never end
+            raise CheckpointError(f"config.json asks for {layers:,} layers, the weights are {num_tensors:,} tensors")
+        return config, nnx.eval_shape(lambda: model_class(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    except ScratchError:
+        raise
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ConfigError(f"config.json describes no {model_class.__name__}: {error}") from error
 
 
 def _match(
