@@ -162,6 +162,75 @@ def test_logistic_cross_validation_agrees(options, random):
         np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), atol=2e-4)
 
 
+@pytest.mark.parametrize("kind", [LogisticRegression, LogisticRegressionCV])
+def test_what_logistic_regression_refuses_and_warns_of(kind):
+    X, y = CANCER
+    with pytest.warns(ConvergenceWarning, match="failed to converge after 1 iteration"):
+        kind(max_iter=1).fit(100 * X, y)
+    for options, message in (
+        ({"solver": "foo"}, "solver='foo' must be one of"),
+        ({"penalty": "foo"}, "penalty='foo' must be one of"),
+        ({"tol": -1.0}, "tol=-1.0 must be positive"),
+        ({"solver": "liblinear"}, "does not support multiclass"),
+        ({"l1_ratio" if kind is LogisticRegression else "l1_ratios": 2.0}, "must lie between 0 and 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kind(**options).fit(*IRIS)
+    with pytest.raises(ValueError, match="Negative values in data passed to `sample_weight`"):
+        kind().fit(X, y, -np.ones(len(y)))
+
+
+def test_liblinear_penalises_the_intercept_in_cross_validation_too(random):
+    X = random.standard_normal((60, 4)) + 3
+    options = {"Cs": [0.01, 0.1], "cv": 3, "solver": "liblinear", "tol": 1e-8, "max_iter": 1000, "l1_ratios": [0.0]}
+    options |= {"scoring": "neg_log_loss", "use_legacy_attributes": False}
+    mine, theirs = (
+        kind(**options).fit(X, X[:, 0] > 3.5) for kind in (LogisticRegressionCV, linear.LogisticRegressionCV)
+    )
+    for name in ("scores_", "coefs_paths_", "coef_", "intercept_"):
+        np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), atol=1e-4)
+
+
+def test_float32_far_from_the_origin():
+    """Where the samples' own squares have no digits left for their differences."""
+    random = np.random.default_rng(0)
+    X = random.standard_normal((400, 5))
+    y = X[:, 0] * X[:, 1] > 0
+    for offset in (0, 10_000):
+        far = (X + offset).astype(np.float32)
+        assert ours.SVC().fit(far, y).score(far, y) == pytest.approx(svm.SVC().fit(far, y).score(far, y), abs=0.005)
+        assert ours.SVR().fit(far, X[:, 0]).score(far, X[:, 0]) > 0.98
+    random = np.random.default_rng(0)
+    X = random.standard_normal((400, 6))
+    y = X @ random.standard_normal(6) + random.logistic(size=400) > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = LogisticRegression(max_iter=1000).fit((X + 3000).astype(np.float32), y)
+    assert model.score((X + 3000).astype(np.float32), y) > 0.8
+
+
+def test_samples_without_weight_change_no_probability(random):
+    X = random.standard_normal((120, 2))
+    y = X[:, 0] + 0.5 * random.standard_normal(120) > 0
+    more = np.concatenate([X, 10 * random.standard_normal((120, 2))]), np.concatenate([y, random.random(120) > 0.5])
+    model = ours.SVC(probability=True, gamma=0.5, random_state=0)
+    expected = model.fit(X, y).predict_proba(X)
+    found = model.fit(*more, np.repeat([1.0, 0.0], 120)).predict_proba(X)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_what_support_vector_machines_refuse():
+    for options, message in (
+        ({"tol": -1.0}, "tol=-1.0"),
+        ({"cache_size": 0}, "cache_size=0"),
+        ({"degree": 2.5}, "degree=2.5 must be a whole number"),
+        ({"decision_function_shape": "foo"}, "must be 'ovr' or 'ovo'"),
+        ({"kernel": lambda a, b: np.ones((3, 3))}, r"the kernel function gave the shape \(3, 3\) for 150 samples"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ours.SVC(**options).fit(*IRIS)
+
+
 METRICS = {
     "euclidean": ({"metric": "euclidean"}, {"metric": "euclidean"}),
     "manhattan": ({"metric": "manhattan"}, {"metric": "cityblock"}),

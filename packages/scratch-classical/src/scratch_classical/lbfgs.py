@@ -88,8 +88,13 @@ def lbfgs(fun: Any, inverse_at: Any, start_KE: Any, tol: Any, max_iter: Any) -> 
             gamma = jnp.where(usable & (seen > 0), curvature / jnp.where(seen > 0, seen, 1), gamma)
             s_MP, y_MP = jnp.concatenate([s_MP[1:], s_P[None]]), jnp.concatenate([y_MP[1:], y_P[None]])
             rho_M = jnp.concatenate([rho_M[1:], rho[None]])
-            done = converged(new_value, new_g_P) | (tries >= 31) | (slope == 0)
-            return theta_P + s_P, new_value, new_g_P, s_MP, y_MP, rho_M, gamma, count + 1, done
+            failed = tries >= 31
+            done = converged(new_value, new_g_P) | failed | (slope == 0)
+            theta_P, value, g_P = (
+                jnp.where(failed, old, new)
+                for old, new in ((theta_P, theta_P + s_P), (value, new_value), (g_P, new_g_P))
+            )
+            return theta_P, value, g_P, s_MP, y_MP, rho_M, gamma, count + 1, done
 
         begin = *state[:6], jnp.ones((), dtype), state[7], converged(state[1], state[2])
         return jax.lax.while_loop(lambda s: ~s[-1] & (s[-2] < limit), step, begin)

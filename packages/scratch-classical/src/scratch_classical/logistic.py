@@ -17,6 +17,8 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from .arrays import bucket, is_on_device, lay_out, pad, precision, refuse_non_finite, validated
 from .logistic_solver import minimise, minimise_path
 
+_SOLVERS = ("lbfgs", "liblinear", "newton-cg", "newton-cholesky", "sag", "saga")
+
 
 class LinearClassifier(ClassifierMixin, BaseEstimator):
     """What the two estimators share: validation, weights, prediction."""
@@ -25,6 +27,12 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
     classes_: np.ndarray
     coef_: np.ndarray
     intercept_: np.ndarray
+    penalty: Any
+    solver: str
+    tol: float
+    max_iter: int
+    fit_intercept: bool
+    intercept_scaling: float
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return $Xw + b$: [I] for two classes, else [I, K]."""
@@ -62,12 +70,41 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
             )
         weight = np.ones(len(y), X.dtype)
         if sample_weight is not None:
-            weight = _check_sample_weight(sample_weight, np.empty((len(y), 1), X.dtype), dtype=X.dtype, copy=True)
+            weight = _check_sample_weight(
+                sample_weight, np.empty((len(y), 1), X.dtype), dtype=X.dtype, copy=True, ensure_non_negative=True
+            )
         if class_weight is not None:
             options = {} if sample_weight is None else {"sample_weight": weight}
             per_class = compute_class_weight(class_weight, classes=self.classes_, y=y, **options)
             weight = weight * per_class.astype(X.dtype)[indices]
         return X, indices, weight
+
+    def _check_solver(self) -> None:
+        if self.penalty not in ("deprecated", "elasticnet", "l1", "l2", None):
+            raise ValueError(f"penalty={self.penalty!r} must be one of l1, l2, elasticnet, None")
+        if self.solver not in _SOLVERS:
+            raise ValueError(f"solver={self.solver!r} must be one of {', '.join(_SOLVERS)}")
+        if not self.tol > 0 or not self.max_iter >= 0:
+            raise ValueError(f"tol={self.tol} must be positive and max_iter={self.max_iter} not negative")
+
+    def _penalised_column(self, X: Any) -> Any:
+        """Return X with the column that stands for liblinear's intercept, or None: its intercept is penalised."""
+        if self.solver != "liblinear":
+            return None
+        if len(self.classes_) > 2:
+            raise ValueError("The 'liblinear' solver does not support multiclass classification (n_classes >= 3).")
+        if not self.fit_intercept:
+            return None
+        return np.concatenate([X, np.full((len(X), 1), self.intercept_scaling, X.dtype)], axis=1)
+
+    def _warn_unless_converged(self, count: int, wrong: float) -> None:
+        if not wrong <= self.tol:
+            warnings.warn(
+                f"{self.solver} failed to converge after {count} iteration(s): the gradient is {wrong:.1e}, tol is "
+                f"{self.tol:.1e}. Increase max_iter, or scale the features.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -116,23 +153,20 @@ class Problem:
 
     def fit_path(
         self, weight_FI: np.ndarray, C_A: np.ndarray, l1_ratio: float, tol: float, max_iter: int, solver: str
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return (coef [F, A, K, D], intercept [F, A, K], iterations [F, A]): all folds and all C in one call."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return (coef [F, A, K, D], intercept [F, A, K], iterations and violations [F, A]) of all folds and all C."""
         every_weight = [self._weights(weight_I) for weight_I in weight_FI]
-        theta, count, _ = minimise_path(
+        theta, count, wrong = minimise_path(
             self.layout.rows, self.y_IK, np.stack([w for w, _ in every_weight]), self.sample,
             np.stack([s for _, s in every_weight]), self.theta_KE, C_A.astype(self.dtype), self.dtype.type(l1_ratio),
             self.dtype.type(tol), np.int32(max_iter), free=self.free, method=self._method(solver, l1_ratio),
         )  # fmt: skip
-        return *self._parts(np.asarray(theta)), np.asarray(count)
+        return *self._parts(np.asarray(theta)), np.asarray(count), np.asarray(wrong)
 
     def _method(self, solver: str, l1_ratio: float) -> str:
         if l1_ratio:
             return "sparse"
         return "newton" if solver == "newton-cholesky" and self.theta_KE.size <= 2048 else "lbfgs"
-
-
-_SOLVERS = ("lbfgs", "liblinear", "newton-cg", "newton-cholesky", "sag", "saga")
 
 
 class LogisticRegression(LinearClassifier):
@@ -178,46 +212,33 @@ class LogisticRegression(LinearClassifier):
 
     def _penalty(self) -> tuple[float, float]:
         """Return (C, l1_ratio), also from the older ``penalty`` parameter."""
+        self._check_solver()
         C, l1_ratio = float(self.C), float(self.l1_ratio or 0)
         if self.penalty in ("l1", "l2"):
             l1_ratio = float(self.penalty == "l1")
         elif self.penalty is None:
             C = np.inf
-        elif self.penalty not in ("deprecated", "elasticnet"):
-            raise ValueError(f"penalty={self.penalty!r} must be one of l1, l2, elasticnet, None")
         if not C > 0:
             raise ValueError(f"C={self.C} must be positive")
         if not 0 <= l1_ratio <= 1:
             raise ValueError(f"l1_ratio={self.l1_ratio} must lie between 0 and 1")
-        if self.solver not in _SOLVERS:
-            raise ValueError(f"solver={self.solver!r} must be one of {', '.join(_SOLVERS)}")
         return C, l1_ratio
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "LogisticRegression":
         """Fit to X [I, D] and labels y [I]."""
         C, l1_ratio = self._penalty()
         X, indices, weight = self._encode(X, y, sample_weight, self.class_weight)
-        penalise_intercept = self.solver == "liblinear"
-        if penalise_intercept and len(self.classes_) > 2:
-            raise ValueError("The 'liblinear' solver does not support multiclass classification (n_classes >= 3).")
-        extra = penalise_intercept and self.fit_intercept
-        if extra:
-            X = np.concatenate([X, np.full((len(X), 1), self.intercept_scaling, X.dtype)], axis=1)
+        extended = self._penalised_column(X)
+        extra = extended is not None
+        X = extended if extra else X
         with precision(X.dtype):
-            free = self.fit_intercept and not extra
-            data = Problem(X, indices, len(self.classes_), free)
+            data = Problem(X, indices, len(self.classes_), self.fit_intercept and not extra)
             if self.warm_start and hasattr(self, "coef_") and not extra:
                 data.start(self.coef_, self.intercept_)
             coef, intercept, count, wrong = data.fit(weight, C, l1_ratio, self.tol, self.max_iter, self.solver)
         if not (np.isfinite(wrong) and np.isfinite(coef).all()):
             refuse_non_finite(self, X)
-        if count >= self.max_iter and not wrong <= self.tol:
-            warnings.warn(
-                f"{self.solver} failed to converge after {count} iteration(s): the gradient is {wrong:.1e}, tol is "
-                f"{self.tol:.1e}. Increase max_iter, or scale the features.",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+        self._warn_unless_converged(count, wrong)
         if extra:
             coef, intercept = coef[:, :-1], coef[:, -1] * self.intercept_scaling
         self.coef_, self.intercept_ = coef, intercept

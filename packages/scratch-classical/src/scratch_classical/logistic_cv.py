@@ -58,6 +58,7 @@ class LogisticRegressionCV(LinearClassifier):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "LogisticRegressionCV":
         """Choose C by cross-validation, then fit to all of X [I, D] and labels y [I]."""
+        self._check_solver()
         X, indices, weight = self._encode(X, y, sample_weight, self.class_weight)
         X = np.asarray(X)
         refuse_non_finite(self, X)
@@ -66,27 +67,38 @@ class LogisticRegressionCV(LinearClassifier):
         ratios_L = np.atleast_1d(0.0 if unset else self.l1_ratios).astype(float)
         if self.penalty == "l1":
             ratios_L = np.ones(1)
+        if not ((ratios_L >= 0) & (ratios_L <= 1)).all():
+            raise ValueError(f"l1_ratios={self.l1_ratios} must lie between 0 and 1")
         Cs = np.logspace(-4, 4, int(self.Cs)) if np.ndim(self.Cs) == 0 else np.asarray(self.Cs, float)
         ascending = np.argsort(Cs)
         folds = list(check_cv(self.cv, labels, classifier=True).split(X, labels))
         weight_FI = np.stack([weight * np.bincount(train, minlength=len(X)) for train, _ in folds])
         options = self.tol, self.max_iter, self.solver
+        extended = self._penalised_column(X)
+        extra = extended is not None
         with precision(X.dtype):
-            data = Problem(X, indices, num_classes, self.fit_intercept)
+            data = Problem(extended if extra else X, indices, num_classes, self.fit_intercept and not extra)
             found = [data.fit_path(weight_FI, Cs[ascending], ratio, *options) for ratio in ratios_L]
             # [F, L, A, ...] with A in the order of Cs
-            coefs, intercepts, counts = (np.stack(v, axis=1)[:, :, np.argsort(ascending)] for v in zip(*found))
+            coefs, intercepts, counts, wrong = (np.stack(v, axis=1)[:, :, np.argsort(ascending)] for v in zip(*found))
+            if extra:
+                coefs, intercepts = coefs[..., :-1], coefs[..., -1] * self.intercept_scaling
             scores = self._fold_scores(X, labels, folds, coefs, intercepts, sample_weight)
             if self.refit:
                 l, a = np.unravel_index(np.argmax(scores.mean(0)), scores.shape[1:])
                 C, ratio = Cs[a], ratios_L[l]
-                data.start(coefs[:, l, a].mean(0), intercepts[:, l, a].mean(0))
-                self.coef_, self.intercept_, _, _ = data.fit(weight, C, ratio, *options)
+                if not extra:
+                    data.start(coefs[:, l, a].mean(0), intercepts[:, l, a].mean(0))
+                coef, intercept, _, last = data.fit(weight, C, ratio, *options)
+                if extra:
+                    coef, intercept = coef[:, :-1], coef[:, -1] * self.intercept_scaling
+                self.coef_, self.intercept_, wrong = coef, intercept, np.append(wrong, last)
             else:
                 best = [np.unravel_index(np.argmax(s), s.shape) for s in scores]
                 C, ratio = np.mean([Cs[a] for _, a in best]), np.mean([ratios_L[l] for l, _ in best])
                 self.coef_ = np.mean([coefs[f, l, a] for f, (l, a) in enumerate(best)], axis=0)
                 self.intercept_ = np.mean([intercepts[f, l, a] for f, (l, a) in enumerate(best)], axis=0)
+        self._warn_unless_converged(int(counts.max()), float(wrong.max()))
         paths = np.concatenate([coefs, intercepts[..., None]], axis=-1) if self.fit_intercept else coefs
         self._store(Cs, ratios_L, C, ratio, paths.astype(np.float64), scores, np.maximum(counts, 1))
         return self

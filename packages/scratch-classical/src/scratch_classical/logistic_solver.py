@@ -102,7 +102,10 @@ def _hessian(theta_KE: Any, rows: Rows, weight_I: Any, total: Any, l2: Any, free
 
 
 def _inverse_at(theta_KE: Any, sample_SD: Any, weight_S: Any, l2: Any, free: bool) -> jax.Array:
-    """Return the inverse of eq. 3 [E, E], or only of its diagonal [E] when there are many features."""
+    """Return the inverse of eq. 3 [E, E], or only of its diagonal: [E] when there are many features.
+
+    In float32, far from the origin, B can be singular; then its diagonal serves too.
+    """
     K, E = theta_KE.shape
     scores_KS = _scores(theta_KE, sample_SD)
     if K == 1:
@@ -117,7 +120,9 @@ def _inverse_at(theta_KE: Any, sample_SD: Any, weight_S: Any, l2: Any, free: boo
     ridge_E = ridge_E + jnp.where(diagonal_E > 0, 1e-3 * jnp.finfo(Z_SE.dtype).eps ** 0.5 * diagonal_E, 1)
     if E > 1024:
         return 1 / (diagonal_E + ridge_E)
-    return jnp.linalg.inv(Z_SE.T @ (Z_SE * curvature_S[:, None]) + jnp.diag(ridge_E))
+    inverse_EE = jnp.linalg.inv(Z_SE.T @ (Z_SE * curvature_S[:, None]) + jnp.diag(ridge_E))
+    usable = jnp.isfinite(inverse_EE).all() & (jnp.diagonal(inverse_EE) > 0).all()
+    return jnp.where(usable, inverse_EE, jnp.diag(1 / (diagonal_E + ridge_E)))
 
 
 @partial(jax.jit, static_argnames=("free", "method"))

@@ -52,6 +52,10 @@ class SupportVectorMachine(BaseEstimator):
         kinds = ("linear", "poly", "rbf", "sigmoid", "precomputed")
         if not callable(self.kernel) and self.kernel not in kinds:
             raise ValueError(f"kernel={self.kernel!r} must be one of {', '.join(kinds)} or a function")
+        if not self.tol > 0 or not self.cache_size > 0:
+            raise ValueError(f"tol={self.tol} and cache_size={self.cache_size} must be positive")
+        if self.degree != int(self.degree) or self.degree < 0:
+            raise ValueError(f"degree={self.degree} must be a whole number, not negative")
         X, y = validated(self, X, y, need_y=True, y_numeric=isinstance(self, RegressorMixin))
         X = np.asarray(X)
         if self.kernel == "precomputed" and X.shape[0] != X.shape[1]:
@@ -95,6 +99,18 @@ class SupportVectorMachine(BaseEstimator):
         if self.kernel == "linear":
             return longest
         return (self._gamma * longest + abs(self.coef0)) ** self.degree if self.kernel == "poly" else 1.0
+
+    def _kernel_of(self, X: np.ndarray) -> np.ndarray:
+        """Return what the dual is built from: the samples, or the kernel matrix that the user's function gives."""
+        if not callable(self.kernel):
+            return X
+        self._X_fit = X
+        kernel_II = np.asarray(self.kernel(X, X), np.float64)
+        if kernel_II.shape != (len(X), len(X)):
+            raise ValueError(
+                f"the kernel function gave the shape {kernel_II.shape} for {len(X)} samples with themselves"
+            )
+        return kernel_II
 
     def _kernel_is_given(self) -> bool:
         return callable(self.kernel) or self.kernel == "precomputed"
@@ -157,13 +173,17 @@ class SupportVectorMachine(BaseEstimator):
             return np.zeros((len(X), coef_SP.shape[1]), X.dtype)
         if self.kernel == "linear":
             return X @ (self.support_vectors_.T @ coef_SP)
-        dtype = np.result_type(X.dtype, self.support_vectors_.dtype)
-        rows, columns = bucket(len(self.support_vectors_), 64), bucket(X.shape[1])
+        vectors_SD = self.support_vectors_
+        dtype = np.result_type(X.dtype, vectors_SD.dtype)
+        if self.kernel == "rbf":
+            middle_D = vectors_SD.mean(0, dtype=np.float64)  # as in the fit: far from the origin digits are lost
+            X, vectors_SD = X - middle_D, vectors_SD - middle_D
+        rows, columns = bucket(len(vectors_SD), 64), bucket(X.shape[1])
         J = bucket(len(X), 64)
         J = J if J <= 256 else -(-J // 256) * 256
         with precision(dtype):
             scores = _decide(
-                pad(X.astype(dtype), J, columns), pad(self.support_vectors_.astype(dtype), rows, columns),
+                pad(X.astype(dtype), J, columns), pad(vectors_SD.astype(dtype), rows, columns),
                 pad(coef_SP.astype(dtype), rows, coef_SP.shape[1]), dtype.type(self._gamma), dtype.type(self.coef0),
                 **self._kernel_options(),
             )  # fmt: skip

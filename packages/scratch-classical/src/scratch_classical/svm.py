@@ -72,6 +72,8 @@ class SVC(ClassifierMixin, SupportVectorMachine):
         """Fit to X [I, D] (or a kernel matrix [I, I]) and labels y [I]."""
         if not self.C > 0:
             raise ValueError(f"C={self.C} must be positive")
+        if self.decision_function_shape not in ("ovr", "ovo"):
+            raise ValueError(f"decision_function_shape={self.decision_function_shape!r} must be 'ovr' or 'ovo'")
         X, y, sample_weight = self._validated_fit(X, y, sample_weight)
         check_classification_targets(y)
         self.classes_, indices = np.unique(y, return_inverse=True)
@@ -85,10 +87,7 @@ class SVC(ClassifierMixin, SupportVectorMachine):
         bound_I = np.maximum(bound_I, 0)
         if any(not (bound_I[indices == k] > 0).any() for k in range(len(self.classes_))):
             raise ValueError("Invalid input - all samples with positive weights belong to the same class.")
-        full = X
-        if callable(self.kernel):
-            self._X_fit = X
-            full = np.asarray(self.kernel(X, X), np.float64)
+        full = self._kernel_of(X)
         solved = self._solve_pairs(full, indices, bound_I)
         self._store(X, indices, solved)
         if self.probability is True:
@@ -196,7 +195,7 @@ class SVC(ClassifierMixin, SupportVectorMachine):
         random = check_random_state(self.random_state)
         self.probA_, self.probB_ = np.zeros(len(self.intercept_)), np.zeros(len(self.intercept_))
         for p, (first, second) in enumerate(combinations(range(len(self.classes_)), 2)):
-            members = random.permutation(np.flatnonzero((indices == first) | (indices == second)))
+            members = random.permutation(np.flatnonzero(((indices == first) | (indices == second)) & (bound_I > 0)))
             positive = indices[members] == (second if len(self.classes_) == 2 else first)
             scores = np.zeros(len(members))
             for fold in np.array_split(np.arange(len(members)), 5):
@@ -274,10 +273,7 @@ class SVR(RegressorMixin, SupportVectorMachine):
         if not self.C > 0 or not self.epsilon >= 0:
             raise ValueError(f"C={self.C} must be positive and epsilon={self.epsilon} not negative")
         X, y, sample_weight = self._validated_fit(X, y, sample_weight)
-        full = X
-        if callable(self.kernel):
-            self._X_fit = X
-            full = np.asarray(self.kernel(X, X), np.float64)
+        full = self._kernel_of(X)
         bound_I = self.C * (np.ones(len(y)) if sample_weight is None else np.maximum(sample_weight, 0))
         beta, b, count, converged = self._solve(full, y.astype(np.float64), -bound_I, bound_I, self.epsilon)
         self.support_ = np.flatnonzero(beta).astype(np.int32)
