@@ -260,6 +260,14 @@ def test_neighbours_are_the_nearest(metric, dtype, random):
     assert distances.dtype == dtype
 
 
+def test_neighbours_of_numbers_whose_squares_float32_does_not_have(random):
+    X = random.standard_normal((3000, 3))
+    expected = ours.KNeighborsRegressor().fit(X, X[:, 0]).kneighbors(X[:200])[1]
+    np.testing.assert_array_equal(
+        ours.KNeighborsRegressor().fit(1e-20 * X, X[:, 0]).kneighbors(1e-20 * X[:200])[1], expected
+    )
+
+
 @pytest.mark.parametrize("model", [ours.SVC(), LogisticRegression(), ours.KNeighborsClassifier(), ours.SVR()])
 def test_clone_pickle_and_two_processes(model):
     X, y = IRIS

@@ -10,7 +10,7 @@ $$ d_p(q, x) = \\Big(\\sum_j w_j |q_j - x_j|^p\\Big)^{1/p}, \\quad d_\\infty = \
    points. The k nearest points lie in the k groups with the smallest minima, so a few groups more are kept.
 2. *Refine.* Exact distances, from differences, to the points of those groups; the k smallest are the answer.
 3. *Certify.* A point in a group left out has $h$ of at least the largest kept minimum, less the rounding error of
-   the product, $\\varepsilon = (D + 4) u (\\|q\\| + \\|x\\|)^2$. Where
+   the product, $\\varepsilon = (D + 4) (u (\\|q\\| + \\|x\\|)^2 + m)$, m the smallest normal number. Where
 
 $$ \\tfrac12 (d_k^2 - \\|q\\|^2) < \\max_{\\text{kept}} h - \\varepsilon \\tag{2} $$
 
@@ -222,7 +222,8 @@ class Index:
         squared, index, bound, norm = (
             np.concatenate([np.asarray(v) for v in vs])[: len(queries)] for vs in zip(*pending)
         )
-        error = (D + 4) * np.finfo(np.float32).eps * (norm + self.longest) ** 2
+        float32 = np.finfo(np.float32)
+        error = (D + 4) * (float32.eps * (norm + self.longest) ** 2 + float32.tiny)
         uncertain = np.flatnonzero(~(0.5 * (squared[:, -1] - norm**2) < bound - error))  # eq. 2
         if len(uncertain):
             squared, index = np.array(squared), np.array(index)

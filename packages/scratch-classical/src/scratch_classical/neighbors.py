@@ -56,6 +56,8 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
             raise ValueError(f"Expected n_neighbors > 0. Got {self.n_neighbors}")
         if not (self.weights in (None, "uniform", "distance") or callable(self.weights)):
             raise ValueError(f"weights={self.weights!r} must be 'uniform', 'distance' or a function")
+        if self.algorithm not in ("auto", "ball_tree", "kd_tree", "brute"):
+            raise ValueError(f"algorithm={self.algorithm!r} must be 'auto', 'ball_tree', 'kd_tree' or 'brute'")
         params = dict(self.metric_params or {})
         if self.metric == "minkowski":
             p = float(params.pop("p", self.p))
