@@ -180,11 +180,13 @@ def warn_unless_converged(
         )
 
 
-def alpha_grid(cross: np.ndarray, total_weight: float, l1_ratio: float, eps: float, count: int) -> np.ndarray:
+def alpha_grid(
+    cross: np.ndarray, total_weight: float, l1_ratio: float, eps: float, count: int, positive: bool = False
+) -> np.ndarray:
     """Return ``count`` alphas, evenly spaced in logarithm, from the smallest with no coefficient to eps of it."""
     if l1_ratio == 0:
         raise ValueError("Automatic alpha grid generation is not supported for l1_ratio=0. Please supply a grid.")
-    largest = np.abs(cross).max() / (total_weight * l1_ratio)
+    largest = (cross if positive else np.abs(cross)).max() / (total_weight * l1_ratio)
     if largest <= np.finfo(np.float64).resolution:
         return np.full(count, np.finfo(np.float64).resolution)
     return np.geomspace(largest, largest * eps, num=count)
@@ -208,7 +210,8 @@ def enet_path(
     check_input: bool = True,
     tol: float = 1e-4,
     max_iter: int = 1000,
-    **params: Any,
+    selection: str = "cyclic",
+    random_state: Any = None,
 ) -> tuple[Any, ...]:
     """Return (alphas [A], coefs [D, A] or [K, D, A], dual gaps [A] or [K, A]) of eq. 1 without an intercept.
 
@@ -232,7 +235,7 @@ def enet_path(
         if alphas is None or isinstance(alphas, str):
             alphas = 100
         if np.ndim(alphas) == 0:
-            alphas = alpha_grid(cross, num_samples, l1_ratio, eps, int(alphas))
+            alphas = alpha_grid(cross, num_samples, l1_ratio, eps, int(alphas), positive)
         alphas = np.sort(np.asarray(alphas, np.float64))[::-1]
         scaled = (alphas * num_samples).astype(dtype)
         K, padded = m.cross.shape[1], m.cross.shape[0]
@@ -249,6 +252,7 @@ def enet_path(
         coefs = np.stack([np.asarray(coef_AD)[:, :num_features].T for coef_AD, _, _ in results])
         gaps = np.stack([np.asarray(gap_A) for _, gap_A, _ in results]) / num_samples
         counts = np.stack([np.maximum(np.asarray(count_A), 1) for *_, count_A in results])
+    warn_unless_converged(gaps.max(1), tol, y, None, False)
     if y.ndim == 1:
         coefs, gaps, counts = coefs[0], gaps[0], counts[0]
     return (alphas, coefs, gaps, counts.tolist()) if return_n_iter else (alphas, coefs, gaps)

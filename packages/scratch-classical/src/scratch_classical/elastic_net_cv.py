@@ -5,6 +5,8 @@ pass either: with the fold's moments taken around the means of the training fold
 
 $$ \\sum_i \\omega_i (y_i - x_i^\\top w)^2 = \\|y\\|^2 - 2 w^\\top X^\\top y + w^\\top X^\\top X w \\tag{1} $$
 
+An error so small against $\\|y\\|^2$ that half of its digits are lost is summed over the fold's samples after all.
+
 Shapes: D features, A values of alpha, L values of l1_ratio, F folds.
 """
 
@@ -20,21 +22,21 @@ from .arrays import pad, precision, validated
 from .base import LinearPredictor
 from .coordinate_descent import descend, descend_path
 from .elastic_net import alpha_grid, warn_unless_converged
-from .folds import fold_sums
+from .folds import Folds, fold_sums
 from .moments import Sums, centered, typical_row, typical_target
 
 _centered = jax.jit(centered, static_argnames="fit_intercept")
 
 
 @jax.jit
-def _fold_errors(test: Sums, mean_x: Any, mean_y: Any, shift_x: Any, shift_y: Any, coef_AD: Any) -> jax.Array:
-    """Return the mean squared error of every coefficient vector on a fold, from the sums over the fold."""
+def _fold_errors(test: Sums, mean_x: Any, mean_y: Any, shift_x: Any, shift_y: Any, coef_AD: Any) -> Any:
+    """Return (the mean squared error of every coefficient vector on a fold, that of zero) from the fold's sums."""
     dx, dy = mean_x - shift_x, mean_y - shift_y
     gram = test.gram - jnp.outer(test.x, dx) - jnp.outer(dx, test.x) + test.weight * jnp.outer(dx, dx)
     cross = test.cross[:, 0] - test.x * dy[0] - dx * test.y[0] + test.weight * dx * dy[0]
     target = test.target[0] - 2 * test.y[0] * dy[0] + test.weight * dy[0] ** 2
     squares = target - 2 * coef_AD @ cross + ((coef_AD @ gram) * coef_AD).sum(1)
-    return squares / test.weight
+    return squares / test.weight, target / test.weight
 
 
 class ElasticNetCV(LinearPredictor):
@@ -85,14 +87,14 @@ class ElasticNetCV(LinearPredictor):
         X, y = validated(self, X, y, need_y=True, y_numeric=True)
         X = np.asarray(X)
         if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, X, dtype=X.dtype)
+            sample_weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
         dtype = X.dtype
         folds = list(check_cv(self.cv).split(X, y))
         y = y.astype(dtype)
         with precision(dtype):
             shift_x, shift_y = typical_row(X, self.fit_intercept), typical_target(y[:, None], self.fit_intercept)
             total, trains, tests = fold_sums(X, y[:, None], sample_weight, folds, shift_x, shift_y)
-            self._select_and_fit(total, trains, tests, X.shape[1], shift_x, shift_y, y, sample_weight)
+            self._select_and_fit(total, trains, tests, folds, shift_x, shift_y, X, y, sample_weight)
         return self
 
     def _select_and_fit(
@@ -100,14 +102,15 @@ class ElasticNetCV(LinearPredictor):
         total: Sums,
         trains: list[Sums],
         tests: list[Sums],
-        num_features: int,
+        folds: Folds,
         shift_x: np.ndarray,
         shift_y: np.ndarray,
+        X: np.ndarray,
         y: np.ndarray,
         sample_weight: Any,
     ) -> None:
         """Trace the path of every fold, average the errors, and fit to all samples at the best alpha."""
-        dtype = total.gram.dtype
+        dtype, num_features = X.dtype, X.shape[1]
         fit_intercept, positive = bool(self.fit_intercept), bool(self.positive)
         shift_x = pad(shift_x, total.gram.shape[0])
         whole = _centered(total, shift_x, shift_y, fit_intercept=fit_intercept)
@@ -115,7 +118,9 @@ class ElasticNetCV(LinearPredictor):
         if np.ndim(self.alphas) == 0:
             count = 100 if self.alphas is None else int(self.alphas)
             cross_D = np.asarray(whole.cross, np.float64)[:, 0]
-            grids_LA = np.stack([alpha_grid(cross_D, float(whole.weight), r, self.eps, count) for r in ratios_L])
+            grids_LA = np.stack(
+                [alpha_grid(cross_D, float(whole.weight), r, self.eps, count, positive) for r in ratios_L]
+            )
         else:
             grids_LA = np.tile(np.sort(np.asarray(self.alphas, np.float64))[::-1], (len(ratios_L), 1))
         errors_LAF = np.empty((*grids_LA.shape, len(tests)))
@@ -129,10 +134,17 @@ class ElasticNetCV(LinearPredictor):
                     (n_alphas * ratio).astype(dtype), (n_alphas * (1 - ratio)).astype(dtype),
                     np.zeros(len(shift_x), dtype), dtype.type(self.tol), np.int32(self.max_iter), positive=positive,
                 )  # fmt: skip
-                errors_LAF[l, :, f] = _fold_errors(test, m.mean_x, m.mean_y, shift_x, shift_y, coef_AD)
+                errors_A, scale = _fold_errors(test, m.mean_x, m.mean_y, shift_x, shift_y, coef_AD)
+                errors_A = np.array(errors_A)
+                if (lost_A := errors_A < np.finfo(dtype).eps ** 0.5 * scale).any():
+                    picked, mean_x = folds[f][1], np.asarray(m.mean_x)[:num_features]
+                    chosen = np.asarray(coef_AD)[lost_A, :num_features]
+                    left = (y[picked] - np.asarray(m.mean_y))[:, None] - (X[picked] - mean_x) @ chosen.T
+                    weights = None if sample_weight is None else sample_weight[picked]
+                    errors_A[lost_A] = np.average(left**2, axis=0, weights=weights)
+                errors_LAF[l, :, f] = errors_A
                 coefs[l, f] = coef_AD
-        weight_F = np.array([test.weight for test in tests], np.float64)
-        average_LA = errors_LAF.mean(-1) if sample_weight is None else errors_LAF @ weight_F / weight_F.sum()
+        average_LA = errors_LAF.mean(-1)
         l, a = (int(i) for i in np.unravel_index(np.argmin(average_LA), average_LA.shape))
         self.l1_ratio_, self.alpha_ = float(ratios_L[l]), float(grids_LA[l, a])
         several = np.ndim(self.l1_ratio) > 0

@@ -29,12 +29,28 @@ def fold_sums(
         weights = None if sample_weight is None else sample_weight[part]
         return _host_sums(X[part], y_IK[part], weights, shift_x, shift_y)
 
+    if sample_weight is not None:
+        for f, fold in enumerate(folds):
+            for name, picked in zip(("training", "test"), fold):
+                if not sample_weight[picked].any():
+                    raise ValueError(
+                        f"Sample weights must contain at least one non-zero number: the {name} samples of fold {f} "
+                        "all have weight zero"
+                    )
     tests = [over(test) for _, test in folds]
     covered = np.sort(np.concatenate([test for _, test in folds]))
-    if np.array_equal(covered, np.arange(len(X))) and all(len(a) + len(b) == len(X) for a, b in folds):
+    if np.array_equal(covered, np.arange(len(X))) and all(_parts(fold, len(X)) for fold in folds):
         total = Sums(*(sum(parts) for parts in zip(*tests)))
         return total, [Sums(*(whole - part for whole, part in zip(total, test))) for test in tests], tests
     return over(np.arange(len(X))), [over(train) for train, _ in folds], tests
+
+
+def _parts(fold: tuple[np.ndarray, np.ndarray], num_samples: int) -> bool:
+    """Tell whether every sample occurs once, either in the training or in the test set."""
+    seen = np.zeros(num_samples, bool)
+    for picked in fold:
+        seen[picked] = True
+    return sum(map(len, fold)) == num_samples and bool(seen.all())
 
 
 def _host_sums(X: np.ndarray, y_IK: np.ndarray, sample_weight: Any, shift_x: np.ndarray, shift_y: np.ndarray) -> Sums:

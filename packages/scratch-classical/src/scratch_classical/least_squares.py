@@ -11,6 +11,9 @@ solved by Cholesky after scaling the diagonal to one. With fewer samples than fe
 
 $$ w = X_c^\\top (X_c X_c^\\top + \\alpha I)^{-1} y_c \\tag{3} $$
 
+or, with $\\Omega$ the diagonal of the weights and no root of them, $X_c^\\top \\Omega (X_c X_c^\\top \\Omega + \\alpha
+I)^{-1} y_c$, which can be differentiated where a weight is zero.
+
 Squaring the condition number costs digits. The smallest eigenvalue is therefore estimated, and where eq. 2 would
 lose more than half of the digits (always for a rank-deficient X) the solution is recomputed from
 $X_c = QR$, $R = U \\Sigma V^\\top$ with singular values below a cutoff dropped, which gives the shortest minimiser:
@@ -20,6 +23,7 @@ $$ w = V \\operatorname{diag}\\left(\\frac{\\sigma_j}{\\sigma_j^2 + \\alpha}\\ri
 Shapes: I samples, D features, K outputs, M = min(I, D).
 """
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -27,6 +31,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
+from scipy.linalg import cho_factor, cho_solve
+from sklearn.exceptions import ConvergenceWarning
 
 from .arrays import Rows, dense, lay_out, precision, refuse_non_finite
 from .base import LinearPredictor
@@ -84,9 +90,11 @@ def solve_ridge(
         coef_DK = solve_normal_equations(m.gram, m.cross, alpha)  # eq. 2
         mean_x, mean_y = m.mean_x, m.mean_y
     else:
-        Z_ID, V_IK, mean_x, mean_y = _whitened(X, y_IK, sample_weight, fit_intercept)
-        dual_IK = solve_normal_equations(Z_ID @ Z_ID.T, V_IK, alpha)
-        coef_DK = Z_ID.T @ dual_IK  # eq. 3
+        Z_ID, V_IK, mean_x, mean_y, weight_I = _centred(X, y_IK, sample_weight, fit_intercept)
+        gram_II = (Z_ID @ Z_ID.T) * weight_I
+        alpha_K = jnp.broadcast_to(alpha, V_IK.shape[1])
+        dual_IK = jax.vmap(_solve_dual, (None, 1, 0), 1)(gram_II, V_IK, alpha_K)
+        coef_DK = Z_ID.T @ (dual_IK * weight_I[:, None])  # eq. 3
     intercept_K = mean_y - mean_x @ coef_DK
     return (coef_DK, intercept_K) if jnp.ndim(y) > 1 else (coef_DK[:, 0], intercept_K[0])
 
@@ -98,22 +106,29 @@ def solve_least_squares(
     """Return (coef, intercept) of eq. 1 with alpha = 0, the shortest where there are many (eq. 4)."""
     X = jnp.asarray(X)
     X = X if jnp.issubdtype(X.dtype, jnp.floating) else X.astype(jnp.result_type(float))
-    Z_ID, V_IK, mean_x, mean_y = _whitened(X, _two_dimensional(y, X.dtype), sample_weight, fit_intercept)
-    coef_DK, _ = _solve_singular_values(Z_ID, V_IK, jnp.zeros((), X.dtype), max(X.shape))
+    y_IK = _two_dimensional(y, X.dtype)
+    Z_ID, V_IK, mean_x, mean_y, weight_I = _centred(X, y_IK, sample_weight, fit_intercept)
+    root_I1 = jnp.sqrt(weight_I)[:, None]
+    coef_DK, _ = _solve_singular_values(Z_ID * root_I1, V_IK * root_I1, jnp.zeros((), X.dtype), max(X.shape))
     intercept_K = mean_y - mean_x @ coef_DK
     return (coef_DK, intercept_K) if jnp.ndim(y) > 1 else (coef_DK[:, 0], intercept_K[0])
 
 
-def _whitened(X: Any, y_IK: Any, sample_weight: Any, fit_intercept: bool) -> tuple[jax.Array, ...]:
-    """Return X and y centred and times the root of the weights, with their means."""
+def _solve_dual(gram_II: Any, target_I: Any, alpha: Any) -> jax.Array:
+    """Solve $(K + \\alpha I) a = y$ for K not symmetric. Samples of zeros or of no weight get any finite value."""
+    diagonal = jnp.where(jnp.diagonal(gram_II) + alpha > 0, alpha, 1)
+    return jnp.linalg.solve(gram_II + jnp.diag(diagonal), target_I)
+
+
+def _centred(X: Any, y_IK: Any, sample_weight: Any, fit_intercept: bool) -> tuple[jax.Array, ...]:
+    """Return X and y centred, their means and the weights."""
     weight_I = jnp.ones(X.shape[0], X.dtype) if sample_weight is None else jnp.asarray(sample_weight, X.dtype)
     mean_x, mean_y = jnp.zeros(X.shape[1], X.dtype), jnp.zeros(y_IK.shape[1], X.dtype)
     if fit_intercept:
         # Around the first row, so that a constant column becomes exactly zero.
         mean_x = X[0] + (weight_I @ (X - X[0])) / weight_I.sum()
         mean_y = (weight_I @ y_IK) / weight_I.sum()
-    root_I1 = jnp.sqrt(weight_I)[:, None]
-    return (X - mean_x) * root_I1, (y_IK - mean_y) * root_I1, mean_x, mean_y
+    return X - mean_x, y_IK - mean_y, mean_x, mean_y, weight_I
 
 
 def _solve_singular_values(Z_MD: Any, V_MK: Any, alpha: Any, longest: Any) -> tuple[jax.Array, jax.Array]:
@@ -193,6 +208,50 @@ def _fit_dual(X: Any, y_IK: Any, weight_I: Any, shift_x: Any, alpha: Any, fit_in
     return coef_DK, mean_y - mean_x @ coef_DK, _condition(factor), finite
 
 
+def solve_nonnegative(gram_DD: np.ndarray, cross_D: np.ndarray, start_D: np.ndarray, eps: float) -> np.ndarray:
+    """Return the minimiser of $\\frac12 w^\\top G w - B^\\top w$ over $w \\ge 0$ from a ``start_D`` >= 0.
+
+    Warns if it is not found. The active-set method of Lawson and Hanson 1974, Solving Least Squares Problems,
+    chapter 23, on the Gram matrix scaled to a unit diagonal. Slopes below 10 ``eps`` times the terms they are summed
+    from count as zero.
+    """
+    scale_D = np.sqrt(np.diagonal(gram_DD))
+    inverse_D = np.divide(1, scale_D, where=scale_D > 0, out=np.zeros_like(scale_D))
+    G, q = gram_DD * inverse_D * inverse_D[:, None], cross_D * inverse_D
+    w = start_D * scale_D
+    free = w > 0
+    entered = None
+    refused = np.zeros(len(w), bool)  # entered and would have turned negative at once: rounding
+    for _ in range(10 * len(w) + 10):
+        best = np.zeros_like(w)
+        inner = G[np.ix_(free, free)]
+        try:
+            best[free] = cho_solve(cho_factor(inner), q[free])
+        except np.linalg.LinAlgError:
+            best[free] = np.linalg.lstsq(inner, q[free], rcond=None)[0]
+        falling = free & (best <= 0)
+        if entered is not None and falling[entered]:
+            free[entered], refused[entered], entered = False, True, None
+        elif falling.any():
+            step = (w[falling] / (w[falling] - best[falling])).min()
+            left = w + step * (best - w)
+            left[falling & (w <= step * (w - best))] = 0
+            w = np.maximum(left, 0)
+            free, entered = w > 0, None
+            continue
+        else:
+            w = best
+            refused[:] = False
+        slope = q - G @ w
+        rising = ~free & ~refused & (slope > 10 * eps * (np.abs(q) + np.abs(G) @ w))
+        if not rising.any():
+            return w * inverse_D
+        entered = int(np.argmax(np.where(rising, slope, -np.inf)))
+        free[entered] = True
+    warnings.warn("The active-set method for positive=True did not converge.", ConvergenceWarning, stacklevel=4)
+    return w * inverse_D
+
+
 def fit_squares(
     estimator: LinearPredictor, X: Any, y: np.ndarray, sample_weight: Any, alpha: Any, positive: bool = False
 ) -> tuple[np.ndarray | None, str]:
@@ -227,11 +286,17 @@ def fit_squares(
         # A ridge penalty bounds what the lost digits can do to the objective; least squares has no such bound.
         limit = 0.01 / np.finfo(dtype).eps if np.all(alpha > 0) else np.finfo(dtype).eps ** -0.5
         if positive:
-            solved = [
-                descend(m.gram, m.cross[:, k], m.target[k], 0.0, alpha, 0 * m.cross[:, k], 1e-9, 10_000, True)
-                for k in range(m.cross.shape[1])
-            ]
-            coef_DK = jnp.stack([coef for coef, _, _ in solved], axis=1)
+            eps = np.finfo(dtype).eps
+            gram_DD, alpha_K = np.asarray(m.gram, np.float64), np.broadcast_to(alpha, m.cross.shape[1])
+            solved = []
+            for k, a in enumerate(alpha_K):
+                cross_D = m.cross[:, k]
+                near_D, _, _ = descend(m.gram, cross_D, m.target[k], 0.0, a, 0 * cross_D, 1e-9, 1000, True)
+                penalised_DD = gram_DD + a * np.eye(len(gram_DD))
+                solved.append(
+                    solve_nonnegative(penalised_DD, *(np.asarray(v, np.float64) for v in (cross_D, near_D)), eps)
+                )
+            coef_DK = jnp.asarray(np.stack(solved, axis=1), dtype)
             intercept_K = m.mean_y - m.mean_x @ coef_DK
             method = "lbfgs"
         elif not condition < limit or (np.any(alpha == 0) and wide):

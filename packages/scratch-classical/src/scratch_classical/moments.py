@@ -136,14 +136,22 @@ def moments_of_rows(
 def sparse_moments(X: Any, y: np.ndarray, sample_weight: Any, fit_intercept: bool) -> Moments:
     """Return the centred moments of a scipy sparse X, the features padded to their bucket.
 
-    Nothing as large as a dense X is made: the products are sparse, in float64 and around zero, the typical value.
-    A column whose variance is within rounding of nothing counts as constant.
+    Nothing as large as a dense X is made: the products are sparse, in float64 and around zero, the typical value; a
+    column without implicit zeros is summed around its typical value instead, so that its mean may be large. A column
+    whose variance is within rounding of nothing counts as constant.
     """
     dtype, num_features = X.dtype, X.shape[1]
     y_IK = np.asarray(y, np.float64).reshape(len(y), -1)
     weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
     shift_y = typical_target(y_IK, fit_intercept)
     X = X.tocsr().astype(np.float64)
+    shift_x = np.zeros(num_features)
+    if fit_intercept and (np.bincount(X.indices, minlength=num_features) >= len(y)).any():
+        X.sum_duplicates()
+        full = np.bincount(X.indices, minlength=num_features) == len(y)
+        some = X[:: max(1, len(y) // 9)][:9].toarray()
+        shift_x = np.where(full, typical_row(some, fit_intercept), 0)
+        X.data -= shift_x[X.indices]
     weighted = sparse.diags_array(weight) @ X
     V_IK = y_IK - shift_y
     W_IK = V_IK * weight[:, None]
@@ -156,6 +164,7 @@ def sparse_moments(X: Any, y: np.ndarray, sample_weight: Any, fit_intercept: boo
         cross = cross - np.outer(total_x, mean_y)
         constant = np.diagonal(gram) <= 1e-13 * square
         gram[constant], gram[:, constant], cross[constant] = 0, 0, 0
+        mean_x = shift_x + mean_x
     target = (W_IK * V_IK).sum(0) - total * mean_y**2
     padded = bucket(num_features)
     gram, mean_x = pad(gram.astype(dtype), padded, padded), pad(mean_x.astype(dtype), padded)

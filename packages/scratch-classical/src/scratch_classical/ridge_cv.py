@@ -4,8 +4,14 @@ Leave-one-out errors need no refits: with the hat matrix $H$ (that of the interc
 
 $$ y_i - \\hat y_i^{(-i)} = \\frac{y_i - \\hat y_i}{1 - H_{ii}} \\tag{1} $$
 
-With folds, the moments $G, B$ of each training fold (:mod:`.folds`) give the solution for every alpha from one
-decomposition $G = V \\Lambda V^\\top$,
+With no fewer features than samples $1 - H_{ii}$ would be a difference of two nearly equal numbers. There, for centred
+rows $Z$ and targets $v$ times the roots of their weights,
+
+$$ \\sqrt{\\omega_i} (y_i - \\hat y_i^{(-i)}) = \\frac{(Mv)_i}{M_{ii}}, \\qquad
+   M = (Z Z^\\top + \\alpha I)^{-1} - \\frac{u u^\\top}{\\alpha}, \\qquad u_i = \\sqrt{\\omega_i / n} \\tag{3} $$
+
+computed in float64 ($u$ only with an intercept). With folds, the moments $G, B$ of each training fold
+(:mod:`.folds`) give the solution for every alpha from one decomposition $G = V \\Lambda V^\\top$,
 
 $$ w_\\alpha = V (\\Lambda + \\alpha I)^{-1} V^\\top B \\tag{2} $$
 
@@ -39,7 +45,10 @@ def _fold_paths(trains: Sums, shift_x: Any, shift_y: Any, alphas_A: Any, fit_int
     def one(train: Sums) -> tuple[jax.Array, jax.Array]:
         m = centered(train, shift_x, shift_y, fit_intercept)
         values_D, vectors_DD = jnp.linalg.eigh(m.gram)
-        inverse_AD = 1 / (jnp.clip(values_D, 0) + alphas_A[:, None])
+        # Without a penalty directions within rounding of nothing are dropped, which gives the shortest minimiser.
+        noise = len(values_D) * jnp.finfo(values_D.dtype).eps * values_D[-1]
+        kept_AD = (alphas_A[:, None] > 0) | (values_D > noise)
+        inverse_AD = jnp.where(kept_AD, 1 / jnp.where(kept_AD, jnp.clip(values_D, 0) + alphas_A[:, None], 1), 0)
         coef_AKD = jnp.einsum("DE,AE,EK->AKD", vectors_DD, inverse_AD, vectors_DD.T @ m.cross)
         return coef_AKD, m.mean_y - coef_AKD @ m.mean_x
 
@@ -71,16 +80,28 @@ def _leave_one_out_tall(rows: Rows, y_IK: Any, weight_I: Any, m: Moments, alphas
 
 
 @partial(jax.jit, static_argnames="fit_intercept")
-def _leave_one_out_wide(rows: Rows, y_IK: Any, weight_I: Any, m: Moments, alphas_A: Any, fit_intercept: bool) -> Any:
-    """Return the errors of eq. 1 [I, K, A] through the eigenvectors of $Z Z^\\top$."""
-    root_I1 = jnp.sqrt(weight_I)[:, None]
-    Z_ID, V_IK = (rows.tail - m.mean_x) * root_I1, (y_IK - m.mean_y) * root_I1
-    values_I, U_II = jnp.linalg.eigh(Z_ID @ Z_ID.T)
-    shrink_IA = jnp.clip(values_I, 0)[:, None] / (jnp.clip(values_I, 0)[:, None] + alphas_A)
-    hat_IA = U_II**2 @ shrink_IA + (weight_I[:, None] / m.weight if fit_intercept else 0.0)
-    predicted_IKA = jnp.einsum("IM,MK,MA->IKA", U_II, U_II.T @ V_IK, shrink_IA)
-    scaled = (V_IK[:, :, None] - predicted_IKA) / (1 - hat_IA)[:, None]
-    return jnp.where(root_I1[:, :, None] > 0, scaled / jnp.where(root_I1 > 0, root_I1, 1)[:, :, None], 0)
+def _leave_one_out_wide(
+    X: Any, y_IK: Any, weight_I: Any, shift_x: Any, alphas_A: Any, fit_intercept: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Return (the errors of eq. 3 [I, K, A], finite?) through the eigenvectors of $Z Z^\\top$."""
+    root_I = jnp.sqrt(weight_I)
+    mean_x, mean_y = 0 * shift_x, jnp.zeros(y_IK.shape[1], y_IK.dtype)
+    if fit_intercept:
+        mean_x = shift_x + weight_I @ (X - shift_x) / weight_I.sum()
+        mean_y = weight_I @ y_IK / weight_I.sum()
+    Z_ID, V_IK = (X - mean_x) * root_I[:, None], (y_IK - mean_y) * root_I[:, None]
+    gram_II = Z_ID @ Z_ID.T
+    # Z'u = 0 for the direction u of the intercept. It gets an eigenvalue of ordinary size, and its part is taken out
+    # again: left at zero, its rounding would be divided by alpha.
+    u_I = root_I / jnp.linalg.norm(root_I) if fit_intercept else 0 * root_I
+    ordinary = jnp.trace(gram_II) / (weight_I > 0).sum()
+    values_M, U_IM = jnp.linalg.eigh(gram_II + ordinary * jnp.outer(u_I, u_I))
+    inverse_MA = 1 / (jnp.clip(values_M, 0)[:, None] + alphas_A)
+    diagonal_IA = U_IM**2 @ inverse_MA - u_I[:, None] ** 2 / (ordinary + alphas_A)
+    c_IKA = jnp.einsum("IM,MK,MA->IKA", U_IM, U_IM.T @ V_IK, inverse_MA)
+    divisor_I1A = (root_I[:, None] * diagonal_IA)[:, None]
+    weighted = root_I[:, None, None] > 0
+    return jnp.where(weighted, c_IKA / jnp.where(weighted, divisor_I1A, 1), 0), jnp.isfinite(gram_II).all()
 
 
 class RidgeCV(LinearPredictor):
@@ -113,8 +134,8 @@ class RidgeCV(LinearPredictor):
         if self.cv is not None and (self.store_cv_results or self.alpha_per_target):
             raise ValueError("cv!=None and store_cv_results=True or alpha_per_target=True are incompatible")
         alphas = np.atleast_1d(np.asarray(self.alphas, np.float64))
-        if np.any(alphas <= 0):
-            raise ValueError(f"alphas={self.alphas} must be positive")
+        if np.any(alphas < 0 if self.cv is not None else alphas <= 0):
+            raise ValueError(f"alphas={self.alphas} must be positive; with cv they may be zero")
         X, y, sample_weight = self._validated_fit(X, y, sample_weight)
         if self.cv is None:
             scores_KA = self._leave_one_out_scores(X, y, sample_weight, alphas)
@@ -131,15 +152,24 @@ class RidgeCV(LinearPredictor):
 
     def _leave_one_out_scores(self, X: Any, y: np.ndarray, sample_weight: Any, alphas: np.ndarray) -> np.ndarray:
         I, D = X.shape
-        with precision(X.dtype):
-            layout = lay_out(X, whole=D > I)
-            data = problem(layout, X, y, sample_weight, self.fit_intercept)
-            *_, finite, m = fit_moments(*data, np.asarray(1, X.dtype), fit_intercept=self.fit_intercept)
+        wide, fit_intercept = D + 1 >= I, bool(self.fit_intercept)
+        with precision(np.float64 if wide else X.dtype):
+            if wide:
+                X = X.astype(np.float64)
+            layout = lay_out(X, whole=wide)
+            data = problem(layout, X, y, sample_weight, fit_intercept)
+            alphas = alphas.astype(X.dtype)
+            if wide:
+                rows, *others, _ = data
+                errors, finite = _leave_one_out_wide(rows.tail, *others, alphas, fit_intercept=fit_intercept)
+            else:
+                *_, finite, m = fit_moments(*data, np.asarray(1, X.dtype), fit_intercept=fit_intercept)
+                if not finite:
+                    refuse_non_finite(self, X)
+                errors = _leave_one_out_tall(*data[:3], m, alphas, fit_intercept=fit_intercept)
             if not finite:
                 refuse_non_finite(self, X)
-            errors = _leave_one_out_wide if D > I else _leave_one_out_tall
-            errors_IKA = errors(*data[:3], m, alphas.astype(X.dtype), fit_intercept=self.fit_intercept)
-            errors_IKA = layout.restore(np.asarray(errors_IKA))
+            errors_IKA = layout.restore(np.asarray(errors))
         y_IK = y.reshape(len(y), -1)
         if self.scoring is None:
             squares = errors_IKA**2 if sample_weight is None else errors_IKA**2 * sample_weight[:, None, None]

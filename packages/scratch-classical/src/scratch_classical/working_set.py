@@ -83,7 +83,7 @@ def fit_working_set(
     l1, l2 = total * l1, total * l2
     coef_D = np.asarray(start_D)
     size, spent, inner_tol = 128, 0, 0.1 * tol
-    picked_P = None
+    picked_P, eps = None, np.finfo(X.dtype).eps
     while True:
         used = np.flatnonzero(coef_D)
         size = min(D, max(size, -(-len(used) // 128) * 128))
@@ -94,7 +94,7 @@ def fit_working_set(
         if picked_P is None or not np.array_equal(chosen, picked_P):
             picked_P = chosen
             Z_IP, gram_PP = _columns(rows, weight_I, mean_x, picked_P)
-        coef_P, _, count = descend(
+        coef_P, inner_gap, count = descend(
             gram_PP, cross_D[picked_P], target, l1, l2, coef_D[picked_P], inner_tol, estimator.max_iter,
             positive=estimator.positive,
         )  # fmt: skip
@@ -109,7 +109,9 @@ def fit_working_set(
         violating[picked_P] = False
         if gap <= tol * target and (gap <= 1e-6 * value or not violating.any()):
             break
-        if spent >= estimator.max_iter or inner_tol < np.finfo(X.dtype).eps:
+        # A tol below rounding is never reached: then the set only grows, until it lacks no column.
+        exhausted = spent >= estimator.max_iter or inner_tol < eps
+        if exhausted and not (violating.any() and inner_gap <= eps**0.5 * target):
             break
         if violating.any():
             num_used = int((coef_D != 0).sum())
@@ -118,6 +120,9 @@ def fit_working_set(
             needed = min(missing, 3 * size) if num_used > 0.95 * size else missing
             size = max(size, -(-needed // 128) * 128)
             ranking = np.where(violating, left, left - left.max() - 1)  # what violates comes first
+            if exhausted:
+                ranking[picked_P] = np.inf
+                size = max(size, len(picked_P) + 128)
         else:
             inner_tol *= 0.1
     return coef_D, mean_y - mean_x @ coef_D, gap / total, spent
