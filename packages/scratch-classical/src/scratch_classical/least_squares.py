@@ -92,8 +92,7 @@ def solve_ridge(
     else:
         Z_ID, V_IK, mean_x, mean_y, weight_I = _centred(X, y_IK, sample_weight, fit_intercept)
         gram_II = (Z_ID @ Z_ID.T) * weight_I
-        alpha_K = jnp.broadcast_to(alpha, V_IK.shape[1])
-        dual_IK = jax.vmap(_solve_dual, (None, 1, 0), 1)(gram_II, V_IK, alpha_K)
+        dual_IK = _solve_dual(gram_II, V_IK, alpha)
         coef_DK = Z_ID.T @ (dual_IK * weight_I[:, None])  # eq. 3
     intercept_K = mean_y - mean_x @ coef_DK
     return (coef_DK, intercept_K) if jnp.ndim(y) > 1 else (coef_DK[:, 0], intercept_K[0])
@@ -114,10 +113,15 @@ def solve_least_squares(
     return (coef_DK, intercept_K) if jnp.ndim(y) > 1 else (coef_DK[:, 0], intercept_K[0])
 
 
-def _solve_dual(gram_II: Any, target_I: Any, alpha: Any) -> jax.Array:
-    """Solve $(K + \\alpha I) a = y$ for K not symmetric. Samples of zeros or of no weight get any finite value."""
+def _solve_dual(gram_II: Any, target_IK: Any, alpha: Any) -> jax.Array:
+    """Solve $(K + \\alpha I) a = y$, K not symmetric, alpha as for :func:`solve_normal_equations`.
+
+    Samples of zeros or of no weight get any finite value.
+    """
+    if jnp.ndim(alpha):
+        return jax.vmap(_solve_dual, (None, 1, 0), 1)(gram_II, target_IK[:, :, None], alpha)[..., 0]
     diagonal = jnp.where(jnp.diagonal(gram_II) + alpha > 0, alpha, 1)
-    return jnp.linalg.solve(gram_II + jnp.diag(diagonal), target_I)
+    return jnp.linalg.solve(gram_II + jnp.diag(diagonal), target_IK)
 
 
 def _centred(X: Any, y_IK: Any, sample_weight: Any, fit_intercept: bool) -> tuple[jax.Array, ...]:

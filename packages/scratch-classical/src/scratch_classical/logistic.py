@@ -87,15 +87,15 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         if not self.tol > 0 or not self.max_iter >= 0:
             raise ValueError(f"tol={self.tol} must be positive and max_iter={self.max_iter} not negative")
 
-    def _penalised_column(self, X: Any) -> Any:
-        """Return X with the column that stands for liblinear's intercept, or None: its intercept is penalised."""
-        if self.solver != "liblinear":
-            return None
-        if len(self.classes_) > 2:
+    def _lay_out(self, X: Any, indices: np.ndarray) -> "Problem":
+        penalised = self.solver == "liblinear" and self.fit_intercept
+        if self.solver == "liblinear" and len(self.classes_) > 2:
             raise ValueError("The 'liblinear' solver does not support multiclass classification (n_classes >= 3).")
-        if not self.fit_intercept:
-            return None
-        return np.concatenate([X, np.full((len(X), 1), self.intercept_scaling, X.dtype)], axis=1)
+        if penalised and not self.intercept_scaling > 0:
+            raise ValueError(f"intercept_scaling={self.intercept_scaling} must be positive")
+        return Problem(
+            X, indices, len(self.classes_), self.fit_intercept, self.intercept_scaling if penalised else None
+        )
 
     def _warn_unless_converged(self, count: int, wrong: float) -> None:
         if not wrong <= self.tol:
@@ -113,11 +113,20 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
 
 
 class Problem:
-    """One data set laid out for the solver."""
+    """One data set laid out for the solver.
 
-    def __init__(self, X: Any, indices: np.ndarray, num_classes: int, free: bool) -> None:
+    ``scaling`` makes the intercept a penalised coefficient, of one more column that holds this number everywhere.
+    """
+
+    def __init__(
+        self, X: Any, indices: np.ndarray, num_classes: int, fit_intercept: bool, scaling: float | None = None
+    ) -> None:
+        self.scaling, self.num_features = scaling, X.shape[1]
+        self.free = bool(fit_intercept) and scaling is None
+        if scaling is not None:
+            X = np.concatenate([X, np.full((len(X), 1), scaling, X.dtype)], axis=1)
         I, D = X.shape
-        self.dtype, self.free, self.num_features = np.dtype(X.dtype), bool(free), D
+        self.dtype = np.dtype(X.dtype)
         num_rows = 1 if num_classes == 2 else num_classes
         self.layout = lay_out(X, block_rows=1 << min(13, max(7, 18 - (D - 1).bit_length())))
         width = self.layout.rows.tail.shape[1]
@@ -131,7 +140,10 @@ class Problem:
     def start(self, coef_KD: np.ndarray, intercept_K: np.ndarray) -> None:
         """Start from given coefficients."""
         self.theta_KE[:, : self.num_features] = coef_KD
-        self.theta_KE[:, -1] = intercept_K
+        if self.scaling is None:
+            self.theta_KE[:, -1] = intercept_K
+        else:
+            self.theta_KE[:, self.num_features] = intercept_K / self.scaling
 
     def _weights(self, weight_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the weights as the rows lie, and those of the sample."""
@@ -139,7 +151,8 @@ class Problem:
         return self.layout.arrange(weight_I), pad(weight_I[:: self.every], self.sample.shape[0])
 
     def _parts(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.ascontiguousarray(theta[..., : self.num_features]), theta[..., -1].copy()
+        intercept = theta[..., -1] if self.scaling is None else theta[..., self.num_features] * self.scaling
+        return np.ascontiguousarray(theta[..., : self.num_features]), intercept.copy()
 
     def fit(self, weight_I: np.ndarray, C: float, l1_ratio: float, tol: float, max_iter: int, solver: str) -> Any:
         """Return (coef [K, D], intercept [K], iterations, violation)."""
@@ -228,19 +241,14 @@ class LogisticRegression(LinearClassifier):
         """Fit to X [I, D] and labels y [I]."""
         C, l1_ratio = self._penalty()
         X, indices, weight = self._encode(X, y, sample_weight, self.class_weight)
-        extended = self._penalised_column(X)
-        extra = extended is not None
-        X = extended if extra else X
         with precision(X.dtype):
-            data = Problem(X, indices, len(self.classes_), self.fit_intercept and not extra)
-            if self.warm_start and hasattr(self, "coef_") and not extra:
+            data = self._lay_out(X, indices)
+            if self.warm_start and hasattr(self, "coef_"):
                 data.start(self.coef_, self.intercept_)
             coef, intercept, count, wrong = data.fit(weight, C, l1_ratio, self.tol, self.max_iter, self.solver)
         if not (np.isfinite(wrong) and np.isfinite(coef).all()):
             refuse_non_finite(self, X)
         self._warn_unless_converged(count, wrong)
-        if extra:
-            coef, intercept = coef[:, :-1], coef[:, -1] * self.intercept_scaling
         self.coef_, self.intercept_ = coef, intercept
         self.n_iter_ = np.array([max(count, 1)], dtype=np.int32)
         return self

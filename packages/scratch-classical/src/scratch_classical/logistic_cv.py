@@ -7,7 +7,7 @@ from sklearn.metrics import get_scorer
 from sklearn.model_selection import check_cv
 
 from .arrays import precision, refuse_non_finite
-from .logistic import LinearClassifier, LogisticRegression, Problem
+from .logistic import LinearClassifier, LogisticRegression
 
 
 class LogisticRegressionCV(LinearClassifier):
@@ -62,7 +62,7 @@ class LogisticRegressionCV(LinearClassifier):
         X, indices, weight = self._encode(X, y, sample_weight, self.class_weight)
         X = np.asarray(X)
         refuse_non_finite(self, X)
-        labels, num_classes = self.classes_[indices], len(self.classes_)
+        labels = self.classes_[indices]
         unset = self.l1_ratios is None or isinstance(self.l1_ratios, str)
         ratios_L = np.atleast_1d(0.0 if unset else self.l1_ratios).astype(float)
         if self.penalty == "l1":
@@ -74,25 +74,18 @@ class LogisticRegressionCV(LinearClassifier):
         folds = list(check_cv(self.cv, labels, classifier=True).split(X, labels))
         weight_FI = np.stack([weight * np.bincount(train, minlength=len(X)) for train, _ in folds])
         options = self.tol, self.max_iter, self.solver
-        extended = self._penalised_column(X)
-        extra = extended is not None
         with precision(X.dtype):
-            data = Problem(extended if extra else X, indices, num_classes, self.fit_intercept and not extra)
+            data = self._lay_out(X, indices)
             found = [data.fit_path(weight_FI, Cs[ascending], ratio, *options) for ratio in ratios_L]
             # [F, L, A, ...] with A in the order of Cs
             coefs, intercepts, counts, wrong = (np.stack(v, axis=1)[:, :, np.argsort(ascending)] for v in zip(*found))
-            if extra:
-                coefs, intercepts = coefs[..., :-1], coefs[..., -1] * self.intercept_scaling
             scores = self._fold_scores(X, labels, folds, coefs, intercepts, sample_weight)
             if self.refit:
                 l, a = np.unravel_index(np.argmax(scores.mean(0)), scores.shape[1:])
                 C, ratio = Cs[a], ratios_L[l]
-                if not extra:
-                    data.start(coefs[:, l, a].mean(0), intercepts[:, l, a].mean(0))
-                coef, intercept, _, last = data.fit(weight, C, ratio, *options)
-                if extra:
-                    coef, intercept = coef[:, :-1], coef[:, -1] * self.intercept_scaling
-                self.coef_, self.intercept_, wrong = coef, intercept, np.append(wrong, last)
+                data.start(coefs[:, l, a].mean(0), intercepts[:, l, a].mean(0))
+                self.coef_, self.intercept_, _, last = data.fit(weight, C, ratio, *options)
+                wrong = np.append(wrong, last)
             else:
                 best = [np.unravel_index(np.argmax(s), s.shape) for s in scores]
                 C, ratio = np.mean([Cs[a] for _, a in best]), np.mean([ratios_L[l] for l, _ in best])

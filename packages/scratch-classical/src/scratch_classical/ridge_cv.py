@@ -164,8 +164,6 @@ class RidgeCV(LinearPredictor):
                 errors, finite = _leave_one_out_wide(rows.tail, *others, alphas, fit_intercept=fit_intercept)
             else:
                 *_, finite, m = fit_moments(*data, np.asarray(1, X.dtype), fit_intercept=fit_intercept)
-                if not finite:
-                    refuse_non_finite(self, X)
                 errors = _leave_one_out_tall(*data[:3], m, alphas, fit_intercept=fit_intercept)
             if not finite:
                 refuse_non_finite(self, X)
