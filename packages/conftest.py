@@ -1,12 +1,27 @@
-"""Every test of a package runs with the shapes of arrays checked against their names, and with its own randomness."""
+"""Every test of a package runs with the shapes of arrays checked against their names, and with its own randomness.
+
+A test session has 8 simulated devices, so that tests of meshes need no process of their own, and a compilation cache
+that its workers and child processes share.
+"""
+
+import os
 
 import numpy as np
 import pytest
 
 try:
-    from scratch_core.testing import shapes_checked
+    from scratch_core.testing.shapes import shapes_checked
 except ImportError:  # a package that stands on its own, tested alone
     from contextlib import nullcontext as shapes_checked
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set JAX up before the first test imports it."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.rootpath / ".pytest_cache" / "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 8)
 
 
 @pytest.fixture(autouse=True)

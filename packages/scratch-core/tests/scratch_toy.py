@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
-from scratch_core import ModelSpec, PretrainedModel, Rule
+from scratch_core import CausalLM, ModelSpec, Rule
+from scratch_core.layers import DecoderCache
 from scratch_core.weights import transpose
 
 
@@ -14,7 +15,9 @@ class ToyConfig:
     vocab_size: int = 264
     d_model: int = 16
     max_positions: int = 300
+    bos_token_id: int | None = 256
     eos_token_id: int | None = 257
+    pad_token_id: int | None = 258
 
     @classmethod
     def tiny(cls):
@@ -32,7 +35,17 @@ class ToyConfig:
         return {"model_type": "toy", **dataclasses.asdict(self)}
 
 
-class Toy(PretrainedModel):
+class Layer(nnx.Module):
+    """Drops features at random, and keeps nothing."""
+
+    def __init__(self, rngs):
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+    def __call__(self, x, positions, cache=None):
+        return self.dropout(x), cache
+
+
+class Toy(CausalLM):
     Config: ClassVar[Any] = ToyConfig
     architectures = ("ToyForCausalLM",)
 
@@ -47,21 +60,18 @@ class Toy(PretrainedModel):
     def __init__(self, config, *, dtype=jnp.float32, rngs):
         self.config = config
         self.embedding = nnx.Embed(config.vocab_size, config.d_model, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+        self.layers = nnx.List([Layer(rngs)])
+        self.norm = lambda x: x
         self.head = nnx.Linear(config.d_model, config.vocab_size, dtype=dtype, rngs=rngs)
 
-    def __call__(self, input_ids, attention_mask=None):
-        return self.head(self.dropout(self.embedding(input_ids)))
+    def embed(self, input_ids, positions):
+        return self.embedding(input_ids)
+
+    def logits(self, x):
+        return self.head(x)
 
     def init_cache(self, batch_size, capacity):
-        return jnp.zeros(batch_size, jnp.int32)
-
-    def decode(self, input_ids, cache, attention_mask=None, *, last_only=False):
-        logits = self(input_ids)
-        if last_only and attention_mask is not None:
-            last = input_ids.shape[1] - 1 - jnp.argmax(attention_mask[:, ::-1], axis=1)
-            logits = jnp.take_along_axis(logits, last[:, None, None], axis=1)
-        return logits, cache + input_ids.shape[1]
+        return DecoderCache.empty(batch_size, (None,), capacity)
 
 
-SPEC = ModelSpec("toy", models=(Toy,), presets=("tiny", "narrow"), task="causal_lm")
+SPEC = ModelSpec("toy", models={"causal_lm": "scratch_toy:Toy"}, presets={"tiny": 8712, "narrow": 3300})

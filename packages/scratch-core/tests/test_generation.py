@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from scratch_core import ConfigError, DataError, generate, stream
-from scratch_core.generation import bucket
-from scratch_core.layers import GroupedQueryAttention, Rope, positions_from_mask
-from scratch_core.sampling import Sampling, greedy, restrict, sample
+from scratch_core import CausalLM, ConfigError, DataError, generate, stream
+from scratch_core.generation.generate import bucket
+from scratch_core.generation.sampling import Sampling, greedy, restrict, sample
+from scratch_core.layers import GroupedQueryAttention, Rope
 from scratch_core.testing import check_two_traces, jitted
 
 V = 11
@@ -22,29 +22,28 @@ class ToyConfig:
     max_positions: int = 64
 
 
-class Toy(nnx.Module):
-    """One attention layer: enough for its tokens to depend on all that came before."""
+class Block(nnx.Module):
+    """One attention layer, without a residual stream: enough for a token to depend on all that came before."""
 
+    def __init__(self, rngs):
+        self.attention = GroupedQueryAttention(16, 2, 1, 8, rope=Rope(), rngs=rngs)
+
+    def __call__(self, x, positions, cache=None):
+        return self.attention(x, positions, cache)
+
+
+class Toy(CausalLM):
     def __init__(self, rngs):
         self.config = ToyConfig()
         self.embedding = nnx.Embed(V, 16, rngs=rngs)
-        self.attention = GroupedQueryAttention(16, 2, 1, 8, rope=Rope(), rngs=rngs)
+        self.layers = nnx.List([Block(rngs)])
+        self.norm = lambda x: x
 
-    def __call__(self, input_ids, attention_mask=None):
-        mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
-        x = self.embedding(input_ids)
-        return 9 * self.embedding.attend(self.attention(x, positions_from_mask(mask))[0])
+    def embed(self, input_ids, positions):
+        return self.embedding(input_ids)
 
-    def init_cache(self, batch_size, capacity):
-        return self.attention.empty_cache(batch_size, capacity)
-
-    def decode(self, input_ids, cache, attention_mask=None, *, last_only=False):
-        mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
-        positions = positions_from_mask(mask, cache.length_B)
-        x, cache = self.attention(self.embedding(input_ids), positions, cache)
-        if last_only:
-            x = jnp.take_along_axis(x, positions.argmax(axis=1)[:, None, None], axis=1)
-        return 9 * self.embedding.attend(x), cache
+    def logits(self, x):
+        return 9 * self.embedding.attend(x)
 
 
 @pytest.fixture(scope="module")

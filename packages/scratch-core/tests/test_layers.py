@@ -14,11 +14,10 @@ from scratch_core.layers import (
     GroupedQueryAttention,
     KeyValueCache,
     LayerNorm,
-    Linear,
-    Llama3,
+    LinearScaling,
+    Llama3Scaling,
     MultiHeadAttention,
     MultiQueryAttention,
-    RingCache,
     RMSNorm,
     Rope,
     attend,
@@ -94,6 +93,33 @@ def test_a_query_that_may_read_nothing_is_finite(normal):
     assert np.isfinite(attend(query, key, key, jnp.zeros((1, 3, 3), bool))).all()
 
 
+@pytest.mark.parametrize("layer", ["attend", "multi-query"])
+def test_a_mask_without_a_batch_is_the_same_for_all_rows_and_heads(layer, normal):
+    """T equals the number of heads here, so that a mask read as [heads, S] would go unnoticed."""
+    T = 4
+    mask_TS = np.tril(np.ones((T, T), bool))
+    if layer == "attend":
+        query, key, value = normal(B, T, N, H), normal(B, T, N, H), normal(B, T, N, H)
+        run = lambda mask: attend(query, key, value, mask)  # noqa: E731
+    else:
+        attention, x = MultiQueryAttention(D, N, rngs=nnx.Rngs(0)), normal(B, T, D)
+        run = lambda mask: attention(x, mask=mask)  # noqa: E731
+    whole = np.broadcast_to(mask_TS, (B, T, T))
+    for mask in (mask_TS, mask_TS[None], np.broadcast_to(mask_TS, (1, T, T))):
+        np.testing.assert_array_equal(run(jnp.asarray(mask)), run(jnp.asarray(whole)))
+    assert np.abs(run(jnp.asarray(whole)) - run(None)).max() > 0.01
+
+
+def test_bias_and_scale_enter_the_scores(normal):
+    query, key, value = normal(B, T, N, H), normal(B, T, 2, H), normal(B, T, 2, H)
+    bias_NTS, mask = normal(N, T, T), np.tril(np.ones((T, T), bool))
+    scores = jnp.einsum("btnh,bsnh->bnts", query, key.repeat(2, axis=2)) * 0.3 + bias_NTS
+    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
+    expected = jnp.einsum("bnts,bsnh->btnh", weights, value.repeat(2, axis=2))
+    actual = attend(query, key, value, jnp.asarray(mask), bias=bias_NTS, scale=0.3)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
 def test_head_counts_that_do_not_divide_are_errors():
     with pytest.raises(ConfigError, match="num_kv_heads=3 must divide num_heads=4"):
         GroupedQueryAttention(D, 4, 3, H, rngs=nnx.Rngs(0))
@@ -132,14 +158,14 @@ def test_rope_scores_depend_on_distance_alone(normal):
 
 def test_llama3_scaling_keeps_fast_pairs_and_slows_slow_ones():
     plain = Rope(500_000.0).frequencies(64)
-    scaled = Rope(500_000.0, Llama3(8.0, 1.0, 4.0, 8192)).frequencies(64)
+    scaled = Rope(500_000.0, Llama3Scaling(8.0, 1.0, 4.0, 8192)).frequencies(64)
     turns = 8192 * plain / (2 * np.pi)
     np.testing.assert_allclose(scaled[turns > 4], plain[turns > 4])
     np.testing.assert_allclose(scaled[turns < 1], plain[turns < 1] / 8, rtol=1e-6)
     between = (turns > 1) & (turns < 4)
     assert between.any()
     assert ((scaled < plain) & (scaled > plain / 8))[between].all()
-    np.testing.assert_allclose(Rope(scaling=Linear(4.0)).frequencies(64) * 4, Rope().frequencies(64))
+    np.testing.assert_allclose(Rope(scaling=LinearScaling(4.0)).frequencies(64) * 4, Rope().frequencies(64))
 
 
 def test_positions_count_real_tokens_on_either_side():
@@ -170,20 +196,41 @@ def test_cached_attention_equals_the_full_pass(window, chunks, normal):
     run = jitted(layer)
     expected, _ = run(x, positions)
     cache, parts, start = layer.empty_cache(3, T + 3), [], 0
-    assert isinstance(cache, KeyValueCache if window is None else RingCache)
+    assert cache.is_ring == (window is not None)
     for length in chunks:
         y, cache = run(x[:, start : start + length], positions[:, start : start + length], cache)
         parts.append(y)
         start += length
     actual, real = np.concatenate(parts, axis=1), mask == 1
     np.testing.assert_allclose(actual[real], np.asarray(expected)[real], atol=1e-5)
-    np.testing.assert_array_equal(cache.length_B, mask.sum(axis=1))
+    kept = T if window is None else window
+    for row, length in enumerate(mask.sum(axis=1)):
+        held = np.sort(cache.position_BS[row])
+        np.testing.assert_array_equal(held[held >= 0], np.arange(max(0, length - kept), length))
 
 
 def test_a_ring_takes_the_memory_of_its_window():
     layer = GroupedQueryAttention(D, N, 2, H, window=4, rngs=nnx.Rngs(0))
     assert layer.empty_cache(1, 1000).key_BSKH.shape == (1, 4, 2, H)
     assert layer.empty_cache(1, 3).key_BSKH.shape == (1, 3, 2, H)
+
+
+@pytest.mark.parametrize("chunks", [[9], [1] * 9, [2, 5, 1, 1]])
+def test_a_layer_may_skip_tokens(chunks, normal):
+    """Only stored tokens are read, as if the others were not there; positions stay those of the row."""
+    layer = GroupedQueryAttention(D, N, 2, H, rope=Rope(), rngs=nnx.Rngs(0))
+    x, stored = normal(1, T, D), np.array([0, 3, 4, 7])
+    positions = np.full((1, T), -1, np.int32)
+    positions[0, stored] = stored
+    run = jitted(layer)
+    expected, _ = run(x[:, stored], jnp.asarray(stored)[None])
+    cache, parts, start = layer.empty_cache(1, T), [], 0
+    for length in chunks:
+        y, cache = run(x[:, start : start + length], positions[:, start : start + length], cache)
+        parts.append(y)
+        start += length
+    np.testing.assert_allclose(np.concatenate(parts, axis=1)[:, stored], expected, atol=1e-5)
+    np.testing.assert_array_equal(cache.position_BS, positions)
 
 
 def test_writing_past_the_end_is_dropped_not_clamped():

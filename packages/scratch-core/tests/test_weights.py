@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pickle
 
 import jax
@@ -202,6 +203,104 @@ def test_historic_spellings_and_buffers_are_read(folder):
     Toy.from_pretrained(folder)
 
 
+class Wider(Toy):
+    """The same trunk under two heads that no checkpoint of a Toy has."""
+
+    architectures = ("ToyForTwoHeads",)
+
+    @staticmethod
+    def rules(config):
+        rows = [row for row in Toy.rules(config) if row.theirs != "head.weight"]
+        return [*rows, Rule("left.weight", "left.kernel", transpose), Rule("right.weight", "right.kernel", transpose)]
+
+    def __init__(self, config, *, dtype=jnp.float32, rngs):
+        super().__init__(config, dtype=dtype, rngs=rngs)
+        del self.head
+        self.left = nnx.Linear(config.width, 3, use_bias=False, dtype=dtype, rngs=rngs)
+        self.right = nnx.Linear(config.width, 5, use_bias=False, dtype=dtype, rngs=rngs)
+
+
+def test_a_new_head_on_an_old_trunk_is_initialised_and_all_else_is_read(toy, folder):
+    names = {"fresh": ("left.*", "right.*"), "ignore": ("head.*",)}
+    model = load(folder, model_class=Wider, **names, rngs=nnx.Rngs(5))
+    np.testing.assert_array_equal(model.embedding.embedding, toy.embedding.embedding)
+    whole = Wider(ToyConfig(), rngs=nnx.Rngs(nnx.Rngs(5).params()))
+    np.testing.assert_array_equal(model.left.kernel, whole.left.kernel)
+    np.testing.assert_array_equal(model.right.kernel, whole.right.kernel)
+    other = load(folder, model_class=Wider, **names, rngs=nnx.Rngs(6))
+    assert np.abs(np.asarray(other.left.kernel - model.left.kernel)).max() > 0
+    narrow = load(folder, jnp.bfloat16, model_class=Wider, **names)
+    assert narrow.left.kernel.dtype == jnp.bfloat16
+
+
+def test_what_is_not_named_stays_strict_and_the_error_lists_both(folder):
+    with pytest.raises(CheckpointError) as caught:
+        Wider.from_pretrained(folder, fresh=("left.*",))
+    for line in ("right.weight (for right.kernel)", "head.weight", "fresh=(...)", "ignore=(...)"):
+        assert line in str(caught.value)
+    assert "left.weight" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"fresh=lefd.\* matches no parameter of Wider"):
+        Wider.from_pretrained(folder, fresh=("lefd.*",), ignore=("head.*",))
+    with pytest.raises(ConfigError, match=r"holds Toy.*fresh=\(...\)"):
+        Wider.from_pretrained(folder)
+
+
+def test_a_fresh_parameter_is_not_read_where_the_file_has_one(toy, folder):
+    model = load(folder, model_class=Toy, fresh=("head.*",), rngs=nnx.Rngs(5))
+    assert np.abs(np.asarray(model.head.kernel - toy.head.kernel)).max() > 0
+
+
+class Experts(Toy):
+    """Theirs are E matrices [out, in] for each of two layers, ours one array [E, in, out] a layer."""
+
+    architectures = ("ToyExperts",)
+
+    @staticmethod
+    def rules(config):
+        table = Toy.rules(config)
+        return [*table, Rule("layers.{i}.experts.{e}.w1.weight", "layers.{i}.experts.gate.kernel", transpose)]
+
+    def __init__(self, config, *, dtype=jnp.float32, rngs):
+        super().__init__(config, dtype=dtype, rngs=rngs)
+
+        def experts():
+            values = jax.random.normal(rngs.params(), (4, config.width, 5))
+            return nnx.Dict(experts=nnx.Dict(gate=nnx.Dict(kernel=nnx.Param(values))))
+
+        self.layers = nnx.List([experts(), experts()])
+
+
+def test_several_of_theirs_are_stacked_into_one_of_ours_and_back(tmp_path):
+    from scratch_core.parallel import make_mesh
+
+    model = Experts(ToyConfig(), rngs=nnx.Rngs(0))
+    save(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    kernel = np.asarray(model.layers[1].experts.gate.kernel)
+    for e in range(4):
+        np.testing.assert_array_equal(tensors[f"layers.1.experts.{e}.w1.weight"], kernel[e].T)
+    assert sum("experts" in key for key in tensors) == 8
+    for mesh in (None, make_mesh(fsdp=1)):
+        loaded = Experts.from_pretrained(tmp_path, mesh=mesh)
+        np.testing.assert_array_equal(loaded.layers[1].experts.gate.kernel, kernel)
+    edit(tmp_path, **{"layers.1.experts.2.w1.weight": None, "layers.0.experts.3.w1.weight": np.zeros((5, 7))})
+    with pytest.raises(CheckpointError) as caught:
+        Experts.from_pretrained(tmp_path)
+    assert "layers.1.experts.2.w1.weight (for layers.1.experts.gate.kernel)" in str(caught.value)
+    assert "layers.0.experts.3.w1.weight: the config asks for [5, 6], the file has [5, 7]" in str(caught.value)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_written_files_follow_the_umask(toy, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        save(toy, tmp_path / "saved", shard_bytes=200)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "saved").iterdir()}
+    assert set(modes.values()) == {0o666 & ~mask}, modes
+
+
 # ------------------------------------------------------------------------------------------------ what is refused
 
 
@@ -219,11 +318,11 @@ def test_everything_that_does_not_fit_is_listed_at_once(folder):
         assert line in message
 
 
-def test_an_unknown_architecture_names_what_to_install(folder):
+def test_an_unknown_architecture_is_named(folder):
     config = json.loads((folder / "config.json").read_text())
     config |= {"architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo"}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"GPTNeoForCausalLM.*uv pip install scratch-gptneo"):
+    with pytest.raises(ConfigError, match=r"architecture \(GPTNeoForCausalLM\); installed: .*Install the package"):
         load(folder)
 
 

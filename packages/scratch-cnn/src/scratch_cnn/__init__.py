@@ -1,10 +1,23 @@
 """LeNet-5 in JAX and Flax NNX."""
 
-from scratch_core import ModelSpec
+from typing import TYPE_CHECKING
 
-from scratch_cnn.config import LeNet5Config
-from scratch_cnn.model import LeNet5
+from scratch_core import ModelSpec, lazy
 
-SPEC = ModelSpec(name="cnn", models=(LeNet5,), presets=("tiny", "modern", "paper"), task="image_classification")
+if TYPE_CHECKING:
+    from scratch_cnn.config import LeNet5Config
+    from scratch_cnn.model import LeNet5
+
+SPEC = ModelSpec(
+    name="cnn",
+    models={"image_classification": "scratch_cnn:LeNet5"},
+    presets={
+        "tiny": 61_706,
+        "modern": 61_706,
+        "paper": 60_000,
+    },
+)
 
 __all__ = ["SPEC", "LeNet5", "LeNet5Config"]
+
+__getattr__ = lazy(__name__, LeNet5="model", LeNet5Config="config")

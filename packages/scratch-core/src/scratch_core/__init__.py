@@ -3,48 +3,59 @@
 Names are imported when first used, so that ``import scratch_core`` costs nothing.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from scratch_core.lazy import lazy
+
 if TYPE_CHECKING:
-    from scratch_core.errors import CheckpointError, ConfigError, DataError, ScratchError
+    from scratch_core.decoder import CausalLM
+    from scratch_core.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        MissingExtraError,
+        ScratchError,
+        TrainingError,
+    )
     from scratch_core.generation import generate, stream
-    from scratch_core.models import ModelSpec, PretrainedModel
-    from scratch_core.weights import Rule, load, save, to_hf
+    from scratch_core.pretrained import PretrainedModel
+    from scratch_core.registry import ModelSpec, load
+    from scratch_core.weights import Rule, save, to_hf
 
 __all__ = [
+    "CausalLM",
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "MissingExtraError",
     "ModelSpec",
     "PretrainedModel",
     "Rule",
     "ScratchError",
+    "TrainingError",
     "generate",
+    "lazy",
     "load",
     "save",
     "stream",
     "to_hf",
 ]
 
-_HOME = {
-    "CheckpointError": "errors",
-    "ConfigError": "errors",
-    "DataError": "errors",
-    "ModelSpec": "models",
-    "PretrainedModel": "models",
-    "Rule": "weights",
-    "ScratchError": "errors",
-    "generate": "generation",
-    "load": "weights",
-    "save": "weights",
-    "stream": "generation",
-    "to_hf": "weights",
-}
-
-
-def __getattr__(name: str):
-    """Import ``scratch_core.name`` from the module that defines it."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'scratch_core' has no attribute {name!r}")
-    return getattr(import_module(f"scratch_core.{_HOME[name]}"), name)
+__getattr__ = lazy(
+    __name__,
+    CausalLM="decoder",
+    CheckpointError="errors",
+    ConfigError="errors",
+    DataError="errors",
+    MissingExtraError="errors",
+    ModelSpec="registry",
+    PretrainedModel="pretrained",
+    Rule="weights",
+    ScratchError="errors",
+    TrainingError="errors",
+    generate="generation",
+    load="registry",
+    save="weights",
+    stream="generation",
+    to_hf="weights",
+)

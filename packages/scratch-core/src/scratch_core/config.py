@@ -1,15 +1,14 @@
-"""Reading a ``config.json``: in both spellings that exist, and never past a field that we do not implement."""
+"""Reading a ``config.json``: every field is checked, and a value that is not implemented is an error."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scratch_core.errors import CheckpointError, ConfigError
-from scratch_core.layers.rope import Linear, Llama3, Rope
 
-_REQUIRED = object()
+REQUIRED = object()
+"""Default of :func:`field` for a field that must be there."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -32,14 +31,14 @@ def _float(value: dict[str, Any]) -> Any:
     return float(value["__float__"]) if set(value) == {"__float__"} else value
 
 
-def field(fields: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any = _REQUIRED) -> Any:
+def field(fields: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any = REQUIRED) -> Any:
     """Return ``fields[name]``, or the default where it is absent or null.
 
     Raises ConfigError if it is required and absent, or not of ``kind`` (an int passes for a float).
     """
     value = fields.get(name)
     if value is None:
-        if default is _REQUIRED:
+        if default is REQUIRED:
             raise ConfigError(f"config.json has no field {name!r}, which this architecture needs")
         return default
     kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -54,7 +53,7 @@ def field(fields: Mapping[str, Any], name: str, kind: type | tuple[type, ...], d
     return value
 
 
-def integers(fields: Mapping[str, Any], name: str, default: Any = _REQUIRED) -> tuple[int, ...]:
+def integers(fields: Mapping[str, Any], name: str, default: Any = REQUIRED) -> tuple[int, ...]:
     """Return ``fields[name]``, a list of integers, as a tuple; absent or malformed as for :func:`field`."""
     values = field(fields, name, (list, tuple), default)
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
@@ -90,50 +89,9 @@ def positive(config: Any, *names: str) -> None:
             raise ConfigError(f"{name}={getattr(config, name)} must be greater than 0 and less than 2**31")
 
 
-def read_rope(fields: Mapping[str, Any], default_theta: float = 10_000.0) -> Rope:
-    """Return the rotary embedding of a config.json, spelled ``rope_parameters`` or ``rope_theta`` + ``rope_scaling``.
-
-    Raises ConfigError for an unknown type, a missing or malformed number, or a partial rotation.
-    """
-    parameters = field(fields, "rope_parameters", dict, None)
-    if parameters is None:
-        parameters = dict(field(fields, "rope_scaling", dict, {}))
-        parameters.setdefault("rope_theta", field(fields, "rope_theta", float, default_theta))
-    unsupported(fields, partial_rotary_factor=(1, 1.0))
-    unsupported(parameters, partial_rotary_factor=(1, 1.0))
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    theta = _finite(parameters, "rope_theta", default_theta)
-    if kind == "default":
-        return Rope(theta)
-    if kind == "linear":
-        return Rope(theta, Linear(_finite(parameters, "factor")))
-    if kind == "llama3":
-        low, high = _finite(parameters, "low_freq_factor"), _finite(parameters, "high_freq_factor")
-        length = field(parameters, "original_max_position_embeddings", int)
-        return Rope(theta, Llama3(_finite(parameters, "factor"), low, high, length))
-    raise ConfigError(f"rope_type={kind!r} is not implemented; known types are 'default', 'linear' and 'llama3'")
-
-
-def _finite(fields: Mapping[str, Any], name: str, default: Any = _REQUIRED) -> float:
-    value = field(fields, name, float, default)
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"config.json: {name}={value} must be a finite number greater than 0")
-    return value
-
-
-def rope_to_hf(rope: Rope) -> dict[str, Any]:
-    """Return ``rope_theta`` and ``rope_scaling``, the spelling that every version of transformers reads."""
-    match rope.scaling:
-        case None:
-            scaling = None
-        case Linear(factor):
-            scaling = {"rope_type": "linear", "type": "linear", "factor": factor}
-        case Llama3(factor, low, high, length):
-            scaling = {
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": length,
-            }
-    return {"rope_theta": rope.theta, "rope_scaling": scaling}
+def architectures(fields: Mapping[str, Any]) -> list[str]:
+    """Return config.json's "architectures". Raises ConfigError if that is not a list of names."""
+    names = fields.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"config.json: architectures={names!r} must be a list of names")
+    return names

@@ -6,7 +6,7 @@ class ScratchError(ValueError):
 
 
 class ConfigError(ScratchError):
-    """A model or run was described in a way that cannot be built, or that we do not implement."""
+    """A model or run was described in a way that cannot be built, or that is not implemented."""
 
 
 class CheckpointError(ScratchError):
@@ -15,3 +15,17 @@ class CheckpointError(ScratchError):
 
 class DataError(ScratchError):
     """Input data is empty, malformed, or does not fit the model."""
+
+
+class TrainingError(ScratchError):
+    """Training cannot continue, for example because the loss has diverged."""
+
+
+class MissingExtraError(ScratchError):
+    """An optional library is not installed; the message names the extra and the command that installs it."""
+
+    def __init__(self, extra: str, purpose: str):
+        super().__init__(
+            f"{purpose} needs the extra {extra!r} of scratch-core: install it with "
+            f"`uv pip install 'scratch-core[{extra}]'`"
+        )

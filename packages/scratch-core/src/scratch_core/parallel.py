@@ -5,9 +5,7 @@ batch is split, and so are the parameters, gathered layer by layer) and ``tensor
 features are split). Any of them may be 1. A dimension that its mesh axis does not divide stays whole.
 """
 
-import re
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import jax
@@ -16,6 +14,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from scratch_core.errors import ConfigError
+from scratch_core.paths import matches
 
 BATCH = ("data", "fsdp")
 
@@ -60,14 +59,9 @@ def shardings(
     return {path: NamedSharding(mesh, _spec(path, value.shape, mesh, table)) for path, value in parameters.items()}
 
 
-@cache
-def _pattern(glob: str) -> re.Pattern[str]:
-    return re.compile(re.escape(glob).replace(r"\*", ".*"))
-
-
 def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, table: Mapping[str, tuple[str | None, ...]]) -> PartitionSpec:
     for glob, logical in table.items():
-        if _pattern(glob).fullmatch(path) and len(logical) == len(shape):
+        if matches(path, glob) and len(logical) == len(shape):
             names = (MESH_AXES[name] if name else None for name in logical)
             return PartitionSpec(
                 *(name if name and size % mesh.shape[name] == 0 else None for name, size in zip(names, shape))

@@ -7,9 +7,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-from scratch_core.config import field, positive, read_rope, rope_to_hf, tokens, unsupported
+from scratch_core.config import field, positive, tokens, unsupported
 from scratch_core.errors import ConfigError
-from scratch_core.layers import Llama3, Rope
+from scratch_core.layers import Llama3Scaling, Rope, read_rope, rope_to_hf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,13 +136,13 @@ class LlamaConfig:
     @classmethod
     def llama3_1_8b(cls) -> Self:
         """Return Llama 3.1 8B: Llama 3 8B with rotary positions scaled to 131,072 tokens."""
-        rope = Rope(500_000.0, Llama3(factor=8.0, low_turns=1.0, high_turns=4.0, original_length=8192))
+        rope = Rope(500_000.0, Llama3Scaling(factor=8.0, low_turns=1.0, high_turns=4.0, original_length=8192))
         return dataclasses.replace(cls.llama3_8b(), rope=rope, max_positions=131_072)
 
     @classmethod
     def llama3_2_1b(cls) -> Self:
         """Return Llama 3.2 1B: tied embeddings."""
-        rope = Rope(500_000.0, Llama3(factor=32.0, low_turns=1.0, high_turns=4.0, original_length=8192))
+        rope = Rope(500_000.0, Llama3Scaling(factor=32.0, low_turns=1.0, high_turns=4.0, original_length=8192))
         return cls(
             128_256, 2048, 16, num_heads=32, num_kv_heads=8, head_dim=64, d_ff=8192,
             rope=rope, max_positions=131_072, tie_embeddings=True, bos_token_id=128_000, eos_token_id=128_001,

@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from scratch_core import PretrainedModel
-from scratch_core.layers import DecoderCache, GatedMLP, GroupedQueryAttention, RMSNorm, positions_from_mask
+from scratch_core import CausalLM
+from scratch_core.layers import GatedMLP, GroupedQueryAttention, RMSNorm
 
 from scratch_llama import convert
 from scratch_llama.config import LlamaConfig
@@ -53,7 +53,7 @@ class Block(nnx.Module):
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD)), cache  # eq. 2
 
 
-class Llama(PretrainedModel):
+class Llama(CausalLM):
     """Llama as a causal language model. ``dtype`` is what the layers compute in; logits are float32."""
 
     Config = LlamaConfig
@@ -71,55 +71,11 @@ class Llama(PretrainedModel):
         if not config.tie_embeddings:
             self.head = nnx.Linear(config.d_model, config.vocab_size, use_bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
-        """Return logits [B, T, V], float32.
-
-        input_ids int [B, T]; attention_mask [B, T] is 1 at real tokens (None: everywhere), padding on
-        either side. Logits at padding are finite and mean nothing.
-        """
-        return self.logits(self.hidden(input_ids, attention_mask))
-
-    def hidden(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
-        """Return the residual stream after the last norm, x_BTD; arguments as for the call."""
-        positions_BT = positions_from_mask(jnp.ones_like(input_ids) if attention_mask is None else attention_mask)
-        x_BTD = self.embedding(input_ids)
-        for layer in self.layers:
-            x_BTD, _ = layer(x_BTD, positions_BT)
-        return self.norm(x_BTD)
+    def embed(self, input_ids: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        """Return the embedded tokens, x_BTD; rotary positions come in within the layers."""
+        return self.embedding(input_ids)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Return the head's logits for normalised x_BTD; a tied head reads the embedding itself."""
+        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
         logits_BTV = self.embedding.attend(x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)  # eq. 3
-
-    def init_cache(self, batch_size: int, capacity: int) -> DecoderCache:
-        """Return an empty cache with room for ``capacity`` tokens in each row."""
-        return DecoderCache(tuple(layer.attention.empty_cache(batch_size, capacity) for layer in self.layers))
-
-    def decode(
-        self,
-        input_ids: jax.Array,
-        cache: DecoderCache,
-        attention_mask: jax.Array | None = None,
-        *,
-        last_only: bool = False,
-    ) -> tuple[jax.Array, DecoderCache]:
-        """Return the logits of the next T tokens of each row, float32 [B, T, V], and the cache after them.
-
-        input_ids int [B, T] continue what the cache holds; T may be 1, a few, or a whole prompt.
-        attention_mask [B, T] is 0 at padding, which takes no room. last_only: logits [B, 1, V] of each
-        row's last real token alone. Outside jit, raises DataError if the cache has no room.
-        """
-        attention_mask = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
-        cache.check_room(attention_mask)
-        positions_BT = positions_from_mask(attention_mask, cache.length_B)
-        x_BTD = self.embedding(input_ids)
-        after = []
-        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            x_BTD, layer_cache = layer(x_BTD, positions_BT, layer_cache)
-            after.append(layer_cache)
-        if last_only:
-            last_B11 = positions_BT.argmax(axis=1)[:, None, None]
-            x_B1D = jnp.take_along_axis(x_BTD, last_B11, axis=1)
-            return self.logits(self.norm(x_B1D)), DecoderCache(tuple(after))
-        return self.logits(self.norm(x_BTD)), DecoderCache(tuple(after))

@@ -7,7 +7,7 @@ whose sizes follow from d_model and defaults. The presets carry the figures of t
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from scratch_core.config import field, positive, tokens, unsupported
 from scratch_core.errors import ConfigError
@@ -56,6 +56,8 @@ class Mamba2Config:
     bos_token_id: int | None = 0
     eos_token_id: int | tuple[int, ...] | None = 0
     pad_token_id: int | None = 0
+
+    max_positions: ClassVar[None] = None  # a state has room for any number of tokens
 
     def __post_init__(self):
         positive(self, "vocab_size", "d_model", "num_layers", "num_heads", "head_dim", "d_state", "num_groups")

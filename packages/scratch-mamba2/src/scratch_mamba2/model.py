@@ -21,16 +21,15 @@ C channels of the convolution (I + 2 G N), K its width, W = K - 1 inputs that it
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from scratch_core import PretrainedModel
-from scratch_core.layers import RMSNorm
-from scratch_core.layers.cache import check_batch
+from scratch_core import CausalLM
+from scratch_core.layers import DecoderCache, RMSNorm
 from scratch_core.layers.products import dot_rows
 
 from scratch_mamba2 import convert, ssd
@@ -44,14 +43,6 @@ class MixerState:
 
     window_BWC: jax.Array
     state_BGNRP: jax.Array
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["layers"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
-class Mamba2Cache:
-    """The states of all layers; its size does not depend on how much was read."""
-
-    layers: tuple[MixerState, ...]
 
 
 class CausalConv(nnx.Module):
@@ -167,7 +158,7 @@ class Block(nnx.Module):
         return x_BTD + y_BTD.astype(x_BTD.dtype), after
 
 
-class Mamba2(PretrainedModel):
+class Mamba2(CausalLM):
     """Mamba-2 as a causal language model. ``dtype`` is what projections compute in; logits are float32."""
 
     Config = Mamba2Config
@@ -199,70 +190,41 @@ class Mamba2(PretrainedModel):
         if not config.tie_embeddings:
             self.head = nnx.Linear(D, V, use_bias=False, kernel_init=_uniform(D**-0.5), dtype=dtype, rngs=rngs)
 
-    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
-        """Return logits [B, T, V], float32.
-
-        input_ids int [B, T]; attention_mask [B, T] is 1 at real tokens (None: everywhere), padding anywhere.
-        Logits at padding are finite and mean nothing.
-        """
-        return self.logits(self.hidden(input_ids, attention_mask))
-
-    def hidden(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
-        """Return the residual stream after the last norm, x_BTD; arguments as for the call."""
-        x_BTD, _, _ = self._run(input_ids, attention_mask, self.init_cache(input_ids.shape[0]))
-        return x_BTD
+    def embed(self, input_ids: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        """Return the embedded tokens, x_BTD; the order of tokens comes in with the recurrence."""
+        x_BTD = self.embedding(input_ids)
+        return x_BTD.astype(jnp.float32) if self.config.residual_in_fp32 else x_BTD
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Return the head's logits for normalised x_BTD; a tied head reads the embedding itself."""
+        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
         logits_BTV = self.embedding.attend(x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)
 
-    def init_cache(self, batch_size: int, capacity: int | None = None) -> Mamba2Cache:
-        """Return the cache before the first token. It holds any number of tokens: ``capacity`` is not needed."""
-        return Mamba2Cache(tuple(layer.mixer.empty_state(batch_size) for layer in self.layers))
+    def init_cache(self, batch_size: int, capacity: int | None = None) -> DecoderCache:
+        """Return the states before the first token. They hold any number of tokens: ``capacity`` is not needed."""
+        return DecoderCache.empty(batch_size, tuple(layer.mixer.empty_state(batch_size) for layer in self.layers))
 
-    def decode(
+    def run_layers(
         self,
-        input_ids: jax.Array,
-        cache: Mamba2Cache,
-        attention_mask: jax.Array | None = None,
-        *,
-        last_only: bool = False,
-    ) -> tuple[jax.Array, Mamba2Cache]:
-        """Return the logits of the next T tokens of each row, float32 [B, T, V], and the cache after them.
-
-        input_ids int [B, T] continue what the cache holds; one token is a step of the recurrence, more are read in
-        chunks. attention_mask [B, T] is 0 at padding, which changes no state. last_only: logits [B, 1, V] of each
-        row's last real token alone. Raises DataError if the cache is for another batch size.
-        """
-        check_batch(cache.layers[0].window_BWC, input_ids)
-        x, last_B, cache = self._run(input_ids, attention_mask, cache)
-        if last_only:
-            x = x[:, -1:] if last_B is None else jnp.take_along_axis(x, last_B[:, None, None], axis=1)
-        return self.logits(x), cache
-
-    def _run(
-        self, input_ids: jax.Array, attention_mask: jax.Array | None, cache: Mamba2Cache
-    ) -> tuple[jax.Array, jax.Array | None, Mamba2Cache]:
-        """Return the normalised x_BTD, the index of each row's last real token (None: T - 1), and the cache after."""
-        length_B = order_BT = last_B = None
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        caches: Iterable[MixerState | None],
+        attention_mask: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[MixerState, ...]]:
+        """Return x_BTD after all layers, and each layer's state after the real tokens of each row."""
+        length_B = order_BT = None
         if attention_mask is not None:
-            real_BT = jnp.asarray(attention_mask).astype(bool)
-            length_B = real_BT.sum(axis=1)
-            order_BT = jnp.argsort(~real_BT, axis=1, stable=True)  # real tokens first, in their order
-            last_B = jnp.take_along_axis(order_BT, jnp.maximum(length_B - 1, 0)[:, None], axis=1)[:, 0]
-            input_ids = jnp.take_along_axis(input_ids, order_BT, axis=1)
-        x_BTD = self.embedding(input_ids)
-        if self.config.residual_in_fp32:
-            x_BTD = x_BTD.astype(jnp.float32)
+            length_B = (positions_BT >= 0).sum(axis=1)
+            order_BT = jnp.argsort(positions_BT < 0, axis=1, stable=True)  # real tokens first, in their order
+            x_BTD = jnp.take_along_axis(x_BTD, order_BT[..., None], axis=1)
         after = []
-        for layer, before in zip(self.layers, cache.layers, strict=True):
+        for layer, before in zip(self.layers, caches, strict=True):
+            before = layer.mixer.empty_state(x_BTD.shape[0]) if before is None else before
             x_BTD, state = layer(x_BTD, length_B, before)
             after.append(state)
-        x_BTD = self.norm(x_BTD)
         if order_BT is not None:
             x_BTD = jnp.take_along_axis(x_BTD, jnp.argsort(order_BT, axis=1)[..., None], axis=1)
-        return x_BTD, last_B, Mamba2Cache(tuple(after))
+        return x_BTD, tuple(after)
 
 
 def _channels(config: Mamba2Config) -> int:

@@ -1,15 +1,26 @@
 """ResNet v1.5 in JAX and Flax NNX."""
 
-from scratch_core import ModelSpec
+from typing import TYPE_CHECKING
 
-from scratch_resnet.config import ResNetConfig
-from scratch_resnet.model import ResNet
+from scratch_core import ModelSpec, lazy
+
+if TYPE_CHECKING:
+    from scratch_resnet.config import ResNetConfig
+    from scratch_resnet.model import ResNet
 
 SPEC = ModelSpec(
     name="resnet",
-    models=(ResNet,),
-    presets=("tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    task="image_classification",
+    models={"image_classification": "scratch_resnet:ResNet"},
+    presets={
+        "tiny": 78_570,
+        "resnet18": 11_689_512,
+        "resnet34": 21_797_672,
+        "resnet50": 25_557_032,
+        "resnet101": 44_549_160,
+        "resnet152": 60_192_808,
+    },
 )
 
 __all__ = ["SPEC", "ResNet", "ResNetConfig"]
+
+__getattr__ = lazy(__name__, ResNet="model", ResNetConfig="config")

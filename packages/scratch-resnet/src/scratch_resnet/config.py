@@ -45,6 +45,11 @@ class ResNetConfig:
         if self.layout == "timm" and (self.stride_in_1x1 or self.stride_in_first_stage or self.num_channels != 3):
             raise ConfigError("layout='timm' is of v1.5 on 3 channels; for stride_in_1x1 and others use layout='hf'")
 
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks of all stages."""
+        return sum(self.depths)
+
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the configuration of a transformers or a timm config.json.

@@ -74,6 +74,11 @@ class SwinConfig:
         alone = self.resolution(stage)[0] <= self.window(stage)
         return 0 if block % 2 == 0 or alone else self.window_size // 2
 
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks of all stages."""
+        return sum(self.depths)
+
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the configuration of a config.json.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import scratch_core
-from scratch_core import models, weights
+from scratch_core import registry, weights
 from scratch_core.config import read_json
 from scratch_core.errors import CheckpointError, ConfigError
 from scratch_core.train.checkpoints import Checkpoints
@@ -68,7 +68,7 @@ def _to_hugging_face(src: Path, dst: Path) -> None:
     fields, note = read_json(src / "config.json"), read_json(src / NOTE)
     if note.get("format") != 1:
         raise CheckpointError(f"{src / NOTE}: format={note.get('format')!r} is not known; expected 1")
-    model_class = models.find_class(fields)
+    model_class = registry.find_class(fields)
     config = model_class.Config.from_hf(fields)
     graphdef, abstract, rest = _learned(nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0))))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -11,24 +11,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from scratch_core import models as registry
-from scratch_core import weights
-from scratch_core.config import read_json
+from scratch_core import registry
+from scratch_core.config import architectures, read_json
 from scratch_core.errors import CheckpointError, ConfigError
 
 
 def models() -> None:
-    """Print a table of the installed models: presets, parameters (counted without allocating them), task, package."""
+    """Print a table of the installed models: presets with their numbers of parameters, tasks, package."""
     table = Table("model", "preset", "parameters", "task", "package", box=None, pad_edge=False)
     table.columns[2].justify = "right"
     console = _console()
-    with console.status("counting parameters"):
-        for name, spec in registry.installed().items():
-            package = type_module(spec.models[0]).replace("_", "-")
-            for number, preset in enumerate(spec.presets):
-                count = f"{registry.count_parameters(spec.models[0], spec.config(preset)):,}"
-                first = (name, spec.task, f"{package} {metadata.version(package)}") if number == 0 else ("", "", "")
-                table.add_row(first[0], preset, count, *first[1:])
+    for point in sorted(metadata.entry_points(group=registry.MODELS)):
+        package = point.value.partition(":")[0].replace("_", "-")
+        spec = registry.find(point.name)
+        for number, (preset, count) in enumerate(spec.presets.items()):
+            first = (point.name, ", ".join(spec.models), f"{package} {metadata.version(package)}")
+            name, tasks, source = first if number == 0 else ("", "", "")
+            table.add_row(name, preset, f"{count:,}", tasks, source)
     if not table.rows:
         raise ConfigError(
             "no model package is installed: `uv pip install scratch-llama`, or here `uv sync --all-packages`"
@@ -38,6 +37,8 @@ def models() -> None:
 
 def inspect(folder: str | Path) -> None:
     """Print what ``folder`` holds, from config.json and the safetensors headers alone. Raises CheckpointError."""
+    from scratch_core import weights
+
     folder = weights.resolve(folder)
     fields = read_json(folder / "config.json")
     with weights.open_folder(folder):  # the checks of a load: names, index, truncation
@@ -55,7 +56,7 @@ def inspect(folder: str | Path) -> None:
     except ConfigError:
         loads = "no installed package"
     console.print(f"{folder}", highlight=False)
-    console.print(f"  architecture  {', '.join(registry.architectures(fields)) or 'not named'}, read by {loads}")
+    console.print(f"  architecture  {', '.join(architectures(fields)) or 'not named'}, read by {loads}")
     console.print(f"  parameters    {sum(dtypes.values()):,} in {len(tensors)} tensors")
     console.print("  dtypes        " + ", ".join(f"{name} {count:,}" for name, count in dtypes.most_common()))
     table = Table("file", "size", "tensors", "parameters", box=None, padding=(0, 2), show_edge=False)

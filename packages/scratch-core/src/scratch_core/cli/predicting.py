@@ -5,7 +5,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from scratch_core import models
+from scratch_core import registry
 from scratch_core.config import read_json
 from scratch_core.data.images import overlay, read_image
 from scratch_core.errors import CheckpointError, ConfigError
@@ -21,7 +21,7 @@ def predict(folder: str, image: str, picture: str | None, top: int) -> None:
     if top < 1:
         raise ConfigError(f"--top {top} must be at least 1")
     path = resolve(folder)
-    kind = models.find_class(read_json(path / "config.json"))
+    kind = registry.find_class(read_json(path / "config.json"))
     if not issubclass(kind, VisionModel):
         raise ConfigError(f"{folder} holds a {kind.__name__}, which does not classify images")
     model = kind.from_pretrained(path)

@@ -23,7 +23,7 @@ import tyro
 
 from scratch_core.config import read_json
 from scratch_core.errors import CheckpointError, ConfigError, DataError
-from scratch_core.models import ModelSpec
+from scratch_core.registry import ModelSpec
 
 RECORD = "run.json"
 

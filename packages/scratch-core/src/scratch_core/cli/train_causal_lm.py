@@ -29,7 +29,7 @@ from scratch_core.data import (
 )
 from scratch_core.errors import ConfigError
 from scratch_core.losses import causal_lm_loss
-from scratch_core.models import ModelSpec
+from scratch_core.registry import ModelSpec
 from scratch_core.train import Trainer, adamw, warmup_cosine
 
 SAMPLE = {"temperature": 0.8}
@@ -122,7 +122,7 @@ def build(spec: ModelSpec, options: Options) -> tuple[Any, Tokenizer]:
     source = options.tokenizer or folder
     tokenizer: Tokenizer = ByteTokenizer() if source is None else load_tokenizer(source)
     if folder is not None:
-        model = spec.models[0].from_pretrained(folder)
+        model = spec.model().from_pretrained(folder)
         _check_fit(model.config, str(folder), options, tokenizer)
         return model, tokenizer
     config = spec.config(options.preset)
@@ -130,7 +130,7 @@ def build(spec: ModelSpec, options: Options) -> tuple[Any, Tokenizer]:
     names = {field.name for field in dataclasses.fields(config)}
     special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     config = dataclasses.replace(config, **{name: token for name, token in special.items() if name in names})
-    return spec.models[0](config, dtype=jnp.float32, rngs=nnx.Rngs(options.seed)), tokenizer
+    return spec.model()(config, dtype=jnp.float32, rngs=nnx.Rngs(options.seed)), tokenizer
 
 
 def _check_fit(config: Any, origin: str, options: Options, tokenizer: Tokenizer) -> None:
@@ -138,19 +138,19 @@ def _check_fit(config: Any, origin: str, options: Options, tokenizer: Tokenizer)
         raise ConfigError(
             f"{origin} has vocab_size={config.vocab_size}, fewer than the tokenizer's {tokenizer.vocab_size} tokens"
         )
-    longest = getattr(config, "max_positions", None)
+    longest = config.max_positions
     if longest is not None and options.sequence_length > longest:
         raise ConfigError(
             f"--sequence-length {options.sequence_length} is more than the {longest} positions of {origin}"
         )
 
 
-def build_trainer(model: nnx.Module, options: Options, folder: Path) -> Trainer:
+def build_trainer(model: Any, options: Options, folder: Path) -> Trainer:
     """Return the trainer of a run: AdamW, warm-up, cosine decay, clipping."""
     schedule = warmup_cosine(options.learning_rate, options.steps)
     return Trainer(
         model,
-        adamw(schedule),
+        adamw(schedule, decayed=model.decayed),
         causal_lm_loss,
         accumulate=options.accumulate,
         folder=folder,
@@ -175,7 +175,7 @@ def sample_prompt(options: Options, tokens: TokenSplit, tokenizer: Tokenizer) ->
 
 def show_sample(when: str, model: Any, tokenizer: Tokenizer, prompt: str, seed: int) -> None:
     """Print what the model writes now."""
-    limit = getattr(model.config, "max_positions", None)
+    limit = model.config.max_positions
     room = SAMPLE_TOKENS if limit is None else min(SAMPLE_TOKENS, limit - len(tokenizer.encode(prompt)) - 1)
     text = "".join(stream_text(model, tokenizer, prompt, room, seed, SAMPLE)) if room > 0 else ""
     print(f"--- sample {when} training ---\n{printable(prompt + text)}\n---", flush=True)

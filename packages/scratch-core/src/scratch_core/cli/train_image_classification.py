@@ -18,7 +18,7 @@ from scratch_core.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageProcessor
 from scratch_core.data.pipelines import ImageEvaluation, training_batches
 from scratch_core.errors import ConfigError
 from scratch_core.losses import accuracy, image_classification_loss
-from scratch_core.models import ModelSpec
+from scratch_core.registry import ModelSpec
 from scratch_core.train import Trainer, adamw, warmup_cosine
 from scratch_core.vision import VisionModel
 
@@ -84,7 +84,7 @@ def run(spec: ModelSpec, options: Options) -> int:
     schedule = warmup_cosine(options.learning_rate, options.steps)
     trainer = Trainer(
         model,
-        adamw(schedule, weight_decay=options.weight_decay),
+        adamw(schedule, weight_decay=options.weight_decay, decayed=model.decayed),
         partial(image_classification_loss, label_smoothing=options.label_smoothing),
         trainable=trainable,
         accumulate=options.accumulate,
@@ -130,7 +130,7 @@ def build(spec: ModelSpec, options: Options) -> tuple[VisionModel, ImageSplit]:
     Raises ConfigError if image size and model do not fit together.
     """
     rngs = nnx.Rngs(options.seed)
-    kind = cast(type[VisionModel], spec.models[0])
+    kind = cast(type[VisionModel], spec.model())
     if options.checkpoint is not None:
         model = kind.from_pretrained(options.checkpoint)
         config, processor = model.config, model.processor

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import tyro
 
-from scratch_core import models
+from scratch_core import registry
 from scratch_core.cli import runs
 from scratch_core.cli.parsing import one_line
 from scratch_core.errors import ConfigError
@@ -18,7 +18,7 @@ from scratch_core.errors import ConfigError
 
 def run(name: str, arguments: Sequence[str]) -> int:
     """Train model ``name`` with the options in ``arguments``; return the exit code."""
-    spec = models.find(name)
+    spec = registry.find(name)
     module = f"scratch_core.cli.train_{spec.task}"
     if find_spec(module) is None:
         raise ConfigError(f"{name} is of the task {spec.task}, for which there is no `scratch train`")

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from scratch_core.config import field, read_json, unsupported
-from scratch_core.errors import ConfigError, DataError
+from scratch_core.errors import ConfigError, DataError, MissingExtraError
 
 MAX_PIXELS = 100_000_000
 """Pixels of the largest image that is opened; more is refused before anything is decompressed."""
@@ -48,7 +48,7 @@ def read_image(image: Any, num_channels: int = 3) -> Any:
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
-        raise ConfigError("image files need Pillow: install `scratch-core[images]`") from None
+        raise MissingExtraError("images", "reading image files") from None
     if num_channels not in (1, 3):
         raise DataError(f"an image file gives 1 or 3 channels, the model wants {num_channels}")
     name = "the image" if isinstance(image, Image.Image) else str(image)

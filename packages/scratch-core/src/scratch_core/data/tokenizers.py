@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from scratch_core.errors import DataError
+from scratch_core.errors import DataError, MissingExtraError
 
 NOTE = "scratch_tokenizer.json"
 
@@ -126,19 +126,16 @@ class ByteStream:
 class HuggingFaceTokenizer:
     """A ``tokenizer.json`` read by Hugging Face ``tokenizers`` (the extra ``scratch-core[tokenizers]``).
 
-    bos, eos and pad are those named in ``tokenizer_config.json``; None where it names none. Raises DataError if the
-    extra is missing or the file cannot be read.
+    bos, eos and pad are those named in ``tokenizer_config.json``; None where it names none. Raises
+    MissingExtraError without the extra, DataError if the file cannot be read.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         try:
             from tokenizers import Tokenizer as Fast
-        except ImportError as error:
-            raise DataError(
-                f"{self.folder / 'tokenizer.json'} needs the package 'tokenizers': "
-                "install the extra with `uv pip install 'scratch-core[tokenizers]'`"
-            ) from error
+        except ImportError:
+            raise MissingExtraError("tokenizers", f"{self.folder / 'tokenizer.json'}") from None
         try:
             self._fast = Fast.from_file(str(self.folder / "tokenizer.json"))
         except Exception as error:  # the library raises a bare Exception whatever is wrong

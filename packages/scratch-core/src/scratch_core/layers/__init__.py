@@ -1,11 +1,18 @@
 """Layers that two models use unchanged. A variant lives, written out, in the package of its model."""
 
 from scratch_core.layers.attention import GroupedQueryAttention, MultiHeadAttention, MultiQueryAttention, attend
-from scratch_core.layers.cache import DecoderCache, KeyValueCache, RingCache
+from scratch_core.layers.cache import DecoderCache, KeyValueCache
 from scratch_core.layers.feed_forward import MLP, GatedMLP, gelu
 from scratch_core.layers.masks import causal_mask, padding_mask, positions_from_mask
 from scratch_core.layers.norm import LayerNorm, RMSNorm
-from scratch_core.layers.rope import Linear, Llama3, Rope, interleaved_to_half_split
+from scratch_core.layers.rope import (
+    LinearScaling,
+    Llama3Scaling,
+    Rope,
+    interleaved_to_half_split,
+    read_rope,
+    rope_to_hf,
+)
 
 __all__ = [
     "MLP",
@@ -14,12 +21,11 @@ __all__ = [
     "GroupedQueryAttention",
     "KeyValueCache",
     "LayerNorm",
-    "Linear",
-    "Llama3",
+    "LinearScaling",
+    "Llama3Scaling",
     "MultiHeadAttention",
     "MultiQueryAttention",
     "RMSNorm",
-    "RingCache",
     "Rope",
     "attend",
     "causal_mask",
@@ -27,4 +33,6 @@ __all__ = [
     "interleaved_to_half_split",
     "padding_mask",
     "positions_from_mask",
+    "read_rope",
+    "rope_to_hf",
 ]

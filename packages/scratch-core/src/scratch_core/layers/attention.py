@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scratch_core.errors import ConfigError
-from scratch_core.layers.cache import KeyValueCache, RingCache
+from scratch_core.layers.cache import KeyValueCache
 from scratch_core.layers.masks import causal_mask
 from scratch_core.layers.products import dot_rows
 from scratch_core.layers.rope import Rope
@@ -33,18 +33,32 @@ from scratch_core.layers.rope import Rope
 BLOCKED = -1e30  # finite, so that a row with nothing to read has a softmax too
 
 
-def attend(query_BTNH: jax.Array, key_BSKH: jax.Array, value_BSKH: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """Return y_BTNH of eq. 1 in the values' dtype, for any K that divides N.
+def attend(
+    query_BTNH: jax.Array,
+    key_BSKH: jax.Array,
+    value_BSKH: jax.Array,
+    mask_BTS: jax.Array | None = None,
+    *,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
+) -> jax.Array:
+    r"""Return y_BTNH of eq. 1 in the values' dtype, for any K that divides N.
 
-    ``mask`` is bool, broadcasts to [B, T, S], and is True where query t may read key s; None: everywhere.
+    mask_BTS (bool; [T, S], or [B, T, S] with axes of length 1) is True where query t may read key s; None: everywhere.
+    bias (float, broadcasts to [B, N, T, S]) is added to the scaled scores, as by ALiBi and T5. scale multiplies the
+    products of queries and keys; None: $1 / \sqrt{H}$.
     """
     B, T, N, H = query_BTNH.shape
-    K = key_BSKH.shape[2]
+    S, K = key_BSKH.shape[1:3]
     query_BTKGH = query_BTNH.reshape(B, T, K, N // K, H)  # n = k * G + g
     scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", query_BTKGH, key_BSKH, preferred_element_type=jnp.float32)
-    scores_BKGTS = scores_BKGTS * H**-0.5
-    if mask is not None:
-        scores_BKGTS = jnp.where(mask[:, None, None], scores_BKGTS, BLOCKED)
+    scores_BKGTS = scores_BKGTS * (H**-0.5 if scale is None else scale)
+    if bias is not None:
+        bias_BNTS = jnp.broadcast_to(bias.astype(jnp.float32), (B, N, T, S))
+        scores_BKGTS = scores_BKGTS + bias_BNTS.reshape(scores_BKGTS.shape)
+    if mask_BTS is not None:
+        mask_BTS = jnp.broadcast_to(mask_BTS, (B, T, S))  # before the axes of the heads, which [T, S] would be read as
+        scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, BLOCKED)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(value_BSKH.dtype)
     y_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, value_BSKH)  # eq. 1
     return y_BTKGH.reshape(B, T, N, H)
@@ -119,7 +133,8 @@ class MultiQueryAttention(nnx.Module):
         scores_BNTS = jnp.einsum("BTNH,BSH->BNTS", query_BTNH, key_BSH, preferred_element_type=jnp.float32)
         scores_BNTS = scores_BNTS * query_BTNH.shape[-1] ** -0.5
         if mask is not None:
-            scores_BNTS = jnp.where(mask[:, None], scores_BNTS, BLOCKED)
+            mask_BTS = jnp.broadcast_to(mask, (*x_BTD.shape[:2], key_BSH.shape[1]))
+            scores_BNTS = jnp.where(mask_BTS[:, None], scores_BNTS, BLOCKED)
         weights_BNTS = jax.nn.softmax(scores_BNTS, axis=-1).astype(value_BSH.dtype)
         return self.out(jnp.einsum("BNTS,BSH->BTNH", weights_BNTS, value_BSH))  # eq. 1
 
@@ -154,16 +169,14 @@ class GroupedQueryAttention(nnx.Module):
         self.out = project((num_heads, head_dim), d_model, axis=(-2, -1))
         self.rope, self.window, self.dtype = rope, window, dtype
 
-    def empty_cache(self, batch_size: int, capacity: int) -> KeyValueCache | RingCache:
-        """Return a cache for ``capacity`` positions, or for the window if that is shorter."""
+    def empty_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
+        """Return an empty cache for ``capacity`` positions, or for the window where that is shorter."""
         _, K, H = self.key.kernel.shape
-        if self.window is not None and self.window < capacity:
-            return RingCache.empty(batch_size, self.window, K, H, self.dtype)
-        return KeyValueCache.empty(batch_size, capacity, K, H, self.dtype)
+        return KeyValueCache.empty(batch_size, capacity, K, H, self.dtype, window=self.window)
 
     def __call__(
-        self, x_BTD: jax.Array, positions_BT: jax.Array, cache: KeyValueCache | RingCache | None = None
-    ) -> tuple[jax.Array, KeyValueCache | RingCache | None]:
+        self, x_BTD: jax.Array, positions_BT: jax.Array, cache: KeyValueCache | None = None
+    ) -> tuple[jax.Array, KeyValueCache | None]:
         """Return y_BTD in ``dtype`` and the cache with these T tokens appended (None without one).
 
         positions_BT (int32) count the real tokens of each row from 0, and are -1 at padding. They turn

@@ -1,18 +1,21 @@
-"""Keys and values of the tokens already read, so that decoding reads each token once.
+"""Keys and values of the tokens that were already read, so that decoding reads each token once.
 
-Two caches with one interface. :class:`KeyValueCache` has a slot for every position. :class:`RingCache`
-has as many slots as a sliding window has positions, and overwrites the oldest. In both a token's slot is
-a function of its position in its own row, so rows of different lengths stay independent, and padding
-(position -1) is never stored.
+One class serves every kind of layer, because a slot knows which position it holds:
 
-Writing outside the cache is dropped, not clamped: callers check the capacity before they enter jit.
+* A layer that reads all earlier tokens has a slot for every position.
+* A layer with a sliding window has as many slots as the window is long, and overwrites the oldest (a ring).
+* A layer that skips tokens stores only those that it reads; the slots of the others stay empty.
+
+A token's slot is a function of its position in its own row, so that rows of different lengths are independent, and
+padding (position -1) is never stored. Every leaf of a cache has the batch as its first axis: to reorder the rows, as
+beam search does, is to index every leaf.
 
 Shapes: B batch, T new tokens, S slots, K key/value heads, H head width.
 """
 
 import dataclasses
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,124 +24,115 @@ from jax.core import Tracer
 from scratch_core.errors import DataError
 
 
-def _write(slots_BSKH: jax.Array, new_BTKH: jax.Array, slot_BT: jax.Array) -> jax.Array:
-    """Return slots_BSKH with each new token in its slot; a slot of S or more drops the token."""
-    rows_B1 = jnp.arange(slots_BSKH.shape[0])[:, None]
-    return slots_BSKH.at[rows_B1, slot_BT].set(new_BTKH.astype(slots_BSKH.dtype), mode="drop")
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["key_BSKH", "value_BSKH", "length_B"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["key_BSKH", "value_BSKH", "position_BS"], meta_fields=["is_ring"]
+)
 @dataclasses.dataclass(frozen=True)
 class KeyValueCache:
-    """One layer's cache with a slot per position; ``length_B`` (int32) counts the tokens of each row."""
+    """One layer's keys and values, with the position (int32) that each slot holds, -1 where it is empty.
+
+    In a ring the position p goes into slot p mod S; else it goes into slot p, and a position beyond the last slot is
+    dropped: callers check the capacity before they enter jit.
+    """
 
     key_BSKH: jax.Array
     value_BSKH: jax.Array
-    length_B: jax.Array
+    position_BS: jax.Array
+    is_ring: bool = False
 
     @classmethod
-    def empty(cls, batch_size: int, capacity: int, num_kv_heads: int, head_dim: int, dtype=jnp.float32) -> Self:
-        """Return a cache for ``capacity`` positions, holding none."""
-        slots_BSKH = jnp.zeros((batch_size, capacity, num_kv_heads, head_dim), dtype)
-        return cls(slots_BSKH, slots_BSKH, jnp.zeros(batch_size, jnp.int32))
+    def empty(
+        cls,
+        batch_size: int,
+        capacity: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: Any = jnp.float32,
+        *,
+        window: int | None = None,
+    ) -> Self:
+        """Return an empty cache for ``capacity`` positions, or a ring of ``window`` slots where that is shorter."""
+        is_ring = window is not None and window < capacity
+        S = window if is_ring else capacity
+        slots_BSKH = jnp.zeros((batch_size, S, num_kv_heads, head_dim), dtype)
+        return cls(slots_BSKH, slots_BSKH, jnp.full((batch_size, S), -1, jnp.int32), is_ring)
 
     @property
     def capacity(self) -> int:
-        """Number of positions that fit in a row."""
+        """Number of slots in a row."""
         return self.key_BSKH.shape[1]
 
     def append(
         self, key_BTKH: jax.Array, value_BTKH: jax.Array, positions_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array, Self]:
-        """Return key_BSKH, value_BSKH and their positions_BS (-1: empty) to attend to, and the cache after.
+        """Return key_BSKH, value_BSKH and their position_BS (-1: empty) to attend to, and the cache after.
 
-        ``positions_BT`` continue from ``length_B``, with -1 at padding.
+        ``positions_BT`` (int32) increase along a row; -1 marks a token that is not stored.
+
+        In a ring the late tokens of a chunk overwrite what its early tokens still read. A chunk of several tokens
+        therefore attends to the S old slots and its own T tokens side by side (keys are [B, S + T, K, H]); a single
+        token overwrites only what has left its window.
         """
-        S = self.capacity
-        slot_BT = jnp.where(positions_BT >= 0, positions_BT, S)
-        key_BSKH, value_BSKH = _write(self.key_BSKH, key_BTKH, slot_BT), _write(self.value_BSKH, value_BTKH, slot_BT)
-        length_B = jnp.maximum(self.length_B, positions_BT.max(axis=1) + 1)
-        slot_S = jnp.arange(S, dtype=jnp.int32)
-        key_positions_BS = jnp.where(slot_S < length_B[:, None], slot_S, -1)
-        return key_BSKH, value_BSKH, key_positions_BS, type(self)(key_BSKH, value_BSKH, length_B)
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["key_BSKH", "value_BSKH", "length_B"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
-class RingCache:
-    """One layer's cache of the last S positions, S being the sliding window; position p is in slot p mod S."""
-
-    key_BSKH: jax.Array
-    value_BSKH: jax.Array
-    length_B: jax.Array
-
-    @classmethod
-    def empty(cls, batch_size: int, window: int, num_kv_heads: int, head_dim: int, dtype=jnp.float32) -> Self:
-        """Return a ring of ``window`` slots, holding none."""
-        slots_BSKH = jnp.zeros((batch_size, window, num_kv_heads, head_dim), dtype)
-        return cls(slots_BSKH, slots_BSKH, jnp.zeros(batch_size, jnp.int32))
-
-    def _positions(self) -> jax.Array:
-        """Return positions_BS: the newest position that falls in each slot, -1 where there is none."""
-        S = self.key_BSKH.shape[1]
-        last_B1 = self.length_B[:, None] - 1
-        positions_BS = last_B1 - (last_B1 - jnp.arange(S, dtype=jnp.int32)) % S
-        return jnp.where(positions_BS >= 0, positions_BS, -1)
-
-    def append(
-        self, key_BTKH: jax.Array, value_BTKH: jax.Array, positions_BT: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array, Self]:
-        """Return keys, values and their positions to attend to, and the cache after.
-
-        The early tokens of a chunk still read what its late tokens overwrite, so a chunk attends to the
-        S old slots and its own T tokens side by side: keys are [B, S + T, K, H]. A single token overwrites
-        only what has left its window, and attends to the S slots after the write.
-        """
-        S, T = self.key_BSKH.shape[1], key_BTKH.shape[1]
-        length_B = jnp.maximum(self.length_B, positions_BT.max(axis=1) + 1)
-        kept_BT = (positions_BT >= 0) & (positions_BT >= length_B[:, None] - S)
-        slot_BT = jnp.where(kept_BT, positions_BT % S, S)
+        S, T = self.capacity, key_BTKH.shape[1]
+        if self.is_ring:
+            newest_B1 = positions_BT.max(axis=1, keepdims=True)
+            slot_BT = jnp.where((positions_BT >= 0) & (positions_BT > newest_B1 - S), positions_BT % S, S)
+        else:
+            slot_BT = jnp.where(positions_BT >= 0, positions_BT, S)
         after = type(self)(
-            _write(self.key_BSKH, key_BTKH, slot_BT), _write(self.value_BSKH, value_BTKH, slot_BT), length_B
+            _write(self.key_BSKH, key_BTKH, slot_BT),
+            _write(self.value_BSKH, value_BTKH, slot_BT),
+            _write(self.position_BS, positions_BT, slot_BT),
+            self.is_ring,
         )
-        if T == 1:
-            return after.key_BSKH, after.value_BSKH, after._positions(), after
+        if not self.is_ring or T == 1:
+            return after.key_BSKH, after.value_BSKH, after.position_BS, after
         keys = jnp.concatenate([self.key_BSKH, key_BTKH.astype(self.key_BSKH.dtype)], axis=1)
         values = jnp.concatenate([self.value_BSKH, value_BTKH.astype(self.value_BSKH.dtype)], axis=1)
-        return keys, values, jnp.concatenate([self._positions(), positions_BT], axis=1), after
+        return keys, values, jnp.concatenate([self.position_BS, positions_BT], axis=1), after
+
+
+def _write(slots: jax.Array, new: jax.Array, slot_BT: jax.Array) -> jax.Array:
+    """Return slots [B, S, ...] with each new token [B, T, ...] in its slot; slot S drops the token."""
+    rows_B1 = jnp.arange(slots.shape[0])[:, None]
+    return slots.at[rows_B1, slot_BT].set(new.astype(slots.dtype), mode="drop")
 
 
 def check_batch(held: jax.Array, new: jax.Array) -> None:
     """Raise DataError unless a cache's array [B, ...] has as many rows as the new tokens [B, T]."""
-    if len(held) != len(new):
+    if held.shape[0] != new.shape[0]:
         raise DataError(
-            f"input_ids has {len(new)} rows, the cache {len(held)}: "
-            "make it with init_cache(batch_size, capacity) for that batch size"
+            f"input_ids has {new.shape[0]} rows, the cache {held.shape[0]}: "
+            f"call init_cache({new.shape[0]}, capacity), or decode the rows that the cache was made for"
         )
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["layers"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["layers", "length_B"], meta_fields=["capacity"])
 @dataclasses.dataclass(frozen=True)
 class DecoderCache:
-    """A decoder's caches, one for each layer."""
+    """A decoder's caches, one for each layer, and how many tokens each row has read (length_B, int32).
 
-    layers: tuple[KeyValueCache | RingCache, ...]
+    ``capacity`` is how many tokens fit in a row, None without a limit.
+    """
 
-    @property
-    def length_B(self) -> jax.Array:
-        """Tokens that each row holds, int32."""
-        return self.layers[0].length_B
+    layers: tuple[Any, ...]
+    length_B: jax.Array
+    capacity: int | None = None
+
+    @classmethod
+    def empty(cls, batch_size: int, layers: tuple[Any, ...], capacity: int | None = None) -> Self:
+        """Return the cache of rows that have read nothing."""
+        return cls(layers, jnp.zeros(batch_size, jnp.int32), capacity)
 
     def check_room(self, attention_mask_BT: jax.Array) -> None:
-        """Raise DataError for another batch size, or where new tokens (mask 1) do not fit: that, outside jit alone."""
+        """Raise DataError for another batch size, or where new tokens (mask 1) do not fit (outside jit only)."""
         check_batch(self.length_B, attention_mask_BT)
-        capacity = min((layer.capacity for layer in self.layers if isinstance(layer, KeyValueCache)), default=None)
-        if capacity is None or any(isinstance(array, Tracer) for array in (self.length_B, attention_mask_BT)):
+        if self.capacity is None or any(isinstance(array, Tracer) for array in (self.length_B, attention_mask_BT)):
             return
         held, new = self.length_B, attention_mask_BT.astype(bool).sum(axis=1)
         row = int((held + new).argmax())
-        if held[row] + new[row] > capacity:
+        if held[row] + new[row] > self.capacity:
             raise DataError(
-                f"the cache has room for {capacity} tokens: row {row} holds {held[row]} and gets {new[row]} more; "
+                f"the cache has room for {self.capacity} tokens: row {row} holds {held[row]} and gets {new[row]} more; "
                 f"make it larger with init_cache(batch_size, capacity)"
             )

@@ -29,16 +29,20 @@ Shapes: B batch, T positions, N heads, H head width, P = H / 2 pairs.
 """
 
 import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scratch_core.config import REQUIRED, field, unsupported
 from scratch_core.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
+class LinearScaling:
     """All frequencies divided by ``factor``."""
 
     factor: float
@@ -49,7 +53,7 @@ class Linear:
 
 
 @dataclasses.dataclass(frozen=True)
-class Llama3:
+class Llama3Scaling:
     """Eq. 2: slow frequencies divided by ``factor``, fast ones kept.
 
     ``low_turns`` and ``high_turns`` (turns within ``original_length`` positions) bound the transition.
@@ -82,7 +86,7 @@ class Rope:
     """
 
     theta: float = 10_000.0
-    scaling: Linear | Llama3 | None = None
+    scaling: LinearScaling | Llama3Scaling | None = None
 
     def __post_init__(self):
         if self.theta <= 0:
@@ -112,3 +116,52 @@ class Rope:
 def interleaved_to_half_split(head_dim: int) -> np.ndarray:
     """Return the int order in which interleaved features must be read to become half-split ones."""
     return np.concatenate([np.arange(0, head_dim, 2), np.arange(1, head_dim, 2)])
+
+
+def read_rope(fields: Mapping[str, Any], default_theta: float = 10_000.0) -> Rope:
+    """Return the rotary embedding of a config.json, spelled ``rope_parameters`` or ``rope_theta`` + ``rope_scaling``.
+
+    Raises ConfigError for an unknown type, a missing or malformed number, or a partial rotation.
+    """
+    parameters = field(fields, "rope_parameters", dict, None)
+    if parameters is None:
+        parameters = dict(field(fields, "rope_scaling", dict, {}))
+        parameters.setdefault("rope_theta", field(fields, "rope_theta", float, default_theta))
+    unsupported(fields, partial_rotary_factor=(1, 1.0))
+    unsupported(parameters, partial_rotary_factor=(1, 1.0))
+    rope_type = parameters.get("rope_type") or parameters.get("type") or "default"
+    theta = _finite(parameters, "rope_theta", default_theta)
+    if rope_type == "default":
+        return Rope(theta)
+    if rope_type == "linear":
+        return Rope(theta, LinearScaling(_finite(parameters, "factor")))
+    if rope_type == "llama3":
+        low, high = _finite(parameters, "low_freq_factor"), _finite(parameters, "high_freq_factor")
+        length = field(parameters, "original_max_position_embeddings", int)
+        return Rope(theta, Llama3Scaling(_finite(parameters, "factor"), low, high, length))
+    raise ConfigError(f"rope_type={rope_type!r} is not implemented; known types are 'default', 'linear' and 'llama3'")
+
+
+def _finite(fields: Mapping[str, Any], name: str, default: Any = REQUIRED) -> float:
+    value = field(fields, name, float, default)
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"config.json: {name}={value} must be a finite number greater than 0")
+    return value
+
+
+def rope_to_hf(rope: Rope) -> dict[str, Any]:
+    """Return ``rope_theta`` and ``rope_scaling``, the spelling that every version of transformers reads."""
+    match rope.scaling:
+        case None:
+            scaling = None
+        case LinearScaling(factor):
+            scaling = {"rope_type": "linear", "type": "linear", "factor": factor}
+        case Llama3Scaling(factor, low, high, length):
+            scaling = {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": length,
+            }
+    return {"rope_theta": rope.theta, "rope_scaling": scaling}

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from scratch_core.errors import ConfigError, DataError
+from scratch_core.errors import ConfigError, DataError, TrainingError
 from scratch_core.train.checkpoints import Checkpoints
 from scratch_core.train.interrupt import Interrupt
 from scratch_core.train.metrics import MetricsLog, Progress, Throughput, batch_size
@@ -108,7 +108,7 @@ class Trainer:
     def fit(self, dataset: Any, steps: int) -> Outcome:
         """Train on ``dataset[k]`` for k from the present step up to ``steps`` (a total, not an addition).
 
-        The first SIGINT or SIGTERM ends it after the step under way, with a checkpoint. Raises ConfigError when the
+        The first SIGINT or SIGTERM ends it after the step under way, with a checkpoint. Raises TrainingError when the
         loss is not finite ``max_skipped`` times in a row; these updates were skipped, so the model is still sound.
         """
         step, loss, waiting, throughput = self.step, float("nan"), None, Throughput()
@@ -252,7 +252,7 @@ class Trainer:
             self.metrics.append(record)
             progress.report(step, loss, rate, size[1])
         if skipped >= self.max_skipped:
-            raise ConfigError(
+            raise TrainingError(
                 f"the loss or its gradient was not finite in {skipped} steps in a row, up to step {step}: "
                 "lower the learning rate, or look at the data"
             )

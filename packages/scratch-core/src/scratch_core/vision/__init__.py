@@ -12,7 +12,7 @@ Shapes: B batch, Y rows, X columns, C channels, M classes.
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from flax import nnx
 
 from scratch_core.config import field
 from scratch_core.errors import CheckpointError, ConfigError
-from scratch_core.models import PretrainedModel
+from scratch_core.losses import image_classification_loss
+from scratch_core.pretrained import PretrainedModel
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,8 +50,13 @@ class VisionModel(PretrainedModel):
     the checkpoint's preprocessor_config.json, saving writes it.
     """
 
+    task: ClassVar[str] = "image_classification"
     processor: "ImageProcessor | None" = None
     classifier: Any
+
+    def loss(self, batch: Any, label_smoothing: float = 0.0) -> tuple[jax.Array, jax.Array]:
+        """Return the (sum, weight) of the cross-entropy; see :func:`scratch_core.losses.image_classification_loss`."""
+        return image_classification_loss(self, batch, label_smoothing)
 
     def read_companions(self, folder: Path) -> None:
         """Read the preprocessing from preprocessor_config.json, where there is one. Raises CheckpointError."""

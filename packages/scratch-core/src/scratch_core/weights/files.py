@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from scratch_core.config import read_json
-from scratch_core.errors import CheckpointError
+from scratch_core.errors import CheckpointError, MissingExtraError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
@@ -30,7 +30,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 def resolve(folder: str | Path) -> Path:
     """Return a local folder; a name like ``owner/model`` that is none is fetched from the Hugging Face Hub.
 
-    Raises CheckpointError if there is no such folder, or the Hub cannot be used.
+    Raises CheckpointError if there is no such folder or the Hub fails, MissingExtraError without the extra "hub".
     """
     if str(folder) == "":
         raise CheckpointError("the folder's name is empty: name a folder with config.json and weights")
@@ -40,13 +40,11 @@ def resolve(folder: str | Path) -> Path:
     if path.exists():
         raise CheckpointError(f"{path} is a file: name the folder that holds config.json and the weights")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)) or str(folder).startswith("."):
-        raise CheckpointError(f"there is no folder {path}")
+        raise CheckpointError(f"there is no folder {path}: name one that holds config.json and weights")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise CheckpointError(
-            f"there is no folder {path}; to fetch it from the Hugging Face Hub install `scratch-core[hub]`"
-        ) from None
+        raise MissingExtraError("hub", f"there is no folder {path}; fetching it from the Hugging Face Hub") from None
     try:
         return Path(snapshot_download(str(folder), allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"]))
     except Exception as error:  # the Hub's client raises errors of several libraries

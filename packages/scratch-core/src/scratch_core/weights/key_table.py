@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -82,8 +83,10 @@ def split_bias(N: int, H: int) -> Transform:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One row of a key table; ``{i}`` in both names stands for the same number.
+    """One row of a key table; a letter in braces, such as ``{i}``, stands for the same number in both names.
 
+    A letter in theirs alone counts along the first axis of ours: ``experts.{e}.w1.weight | experts.gate.kernel``
+    stacks E matrices of theirs into one array [E, ...] of ours, each laid out by ``transform``.
     ``dtype`` is the file's dtype of a tensor that does not follow the checkpoint's, such as a counter.
     """
 
@@ -91,6 +94,45 @@ class Rule:
     ours: str
     transform: Transform = same
     dtype: str | None = None
+
+    @property
+    def stacked(self) -> str | None:
+        """The letter that theirs has and ours lacks, None where one of theirs is one of ours."""
+        extra = set(_LETTER.findall(self.theirs)) - set(_LETTER.findall(self.ours))
+        return min(extra, default=None)
+
+    def numbers(self, path: str) -> dict[str, str] | None:
+        """Return the number of each letter where ``path`` is of this row, else None."""
+        found = _path_pattern(self.ours).fullmatch(path)
+        return None if found is None else found.groupdict()
+
+    def keys(self, numbers: Mapping[str, str], shape: tuple[int, ...]) -> list[str]:
+        """Return their keys for our parameter of this shape: one, or one for each place on its first axis."""
+        if self.stacked is None:
+            return [self.theirs.format(**numbers)]
+        return [self.theirs.format(**numbers, **{self.stacked: n}) for n in range(shape[0])]
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of each of theirs for a shape of ours."""
+        return self.transform.their_shape(shape if self.stacked is None else shape[1:])
+
+    def read(self, theirs: Sequence[Any], index: Index) -> np.ndarray:
+        """Return ``ours[index]`` from arrays or safetensors slices, in the order of :meth:`keys`."""
+        if self.stacked is None:
+            return self.transform.read(theirs[0], index)
+        return np.stack([self.transform.read(each, index[1:]) for each in theirs[index[0]]])
+
+    def to_theirs(self, ours: Any) -> list[Any]:
+        """Return theirs, in the order of :meth:`keys`."""
+        return [self.transform.to_theirs(each) for each in ([ours] if self.stacked is None else ours)]
+
+
+_LETTER = re.compile(r"\{([a-z])\}")
+
+
+@cache
+def _path_pattern(ours: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{([a-z])\\\}", r"(?P<\1>[0-9]+)", re.escape(ours)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +143,11 @@ class Copy:
     of: str
 
 
-def find_rule(rules: Iterable[Rule], path: str) -> tuple[Rule, str] | None:
-    """Return the rule of one of our paths, and their key for it."""
+def find_rule(rules: Iterable[Rule], path: str, shape: tuple[int, ...]) -> tuple[Rule, list[str]] | None:
+    """Return the row of one of our paths, and their keys for it; None where the table has no row."""
     for rule in rules:
-        pattern = re.escape(rule.ours).replace(r"\{i\}", "(?P<i>[0-9]+)").replace(r"\{j\}", "(?P<j>[0-9]+)")
-        if found := re.fullmatch(pattern, path):
-            return rule, rule.theirs.format(**found.groupdict())
+        if (numbers := rule.numbers(path)) is not None:
+            return rule, rule.keys(numbers, shape)
     return None
 
 
@@ -128,4 +169,5 @@ def flatten(state: Any) -> dict[str, Any]:
 
 
 def is_learned(path: Any, value: Any) -> bool:
+    """Return whether an nnx variable belongs in a checkpoint: a parameter or a running statistic."""
     return isinstance(value, nnx.Param | nnx.BatchStat) or getattr(value, "type", None) in (nnx.Param, nnx.BatchStat)

@@ -1,9 +1,9 @@
 """From a folder to a model: every key matched with a parameter, every tensor read once, straight to its devices."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,55 +11,80 @@ import numpy as np
 from flax import nnx
 from safetensors import SafetensorError
 
-from scratch_core import models
-from scratch_core.config import read_json
+from scratch_core.config import architectures, read_json
 from scratch_core.errors import CheckpointError, ConfigError, ScratchError
 from scratch_core.parallel import shardings
+from scratch_core.paths import matches, unmatched
 from scratch_core.weights.files import DTYPES, open_folder, resolve
-from scratch_core.weights.key_table import Copy, Index, Rule, Transform, find_rule, flatten, is_learned
+from scratch_core.weights.key_table import Copy, Index, Rule, find_rule, flatten, is_learned
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
+    from jax.sharding import Mesh, NamedSharding
 
-Model = TypeVar("Model", bound=models.PretrainedModel)
+Model = TypeVar("Model")
+
+
+class Source(NamedTuple):
+    """Where one of our parameters comes from: its row of the key table, and its keys as the file spells them."""
+
+    rule: Rule
+    keys: list[str]
 
 
 def load(
-    folder: str | Path, dtype: Any = None, mesh: "Mesh | None" = None, *, model_class: type[Model] | None = None
+    folder: str | Path,
+    model_class: type[Model],
+    *,
+    dtype: Any = None,
+    mesh: "Mesh | None" = None,
+    config: Any = None,
+    fresh: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    rngs: nnx.Rngs | None = None,
 ) -> Model:
-    """Return the model of a Hugging Face folder or Hub id, in evaluation mode.
+    """Return the model of a Hugging Face folder or Hub id as ``model_class``, in evaluation mode.
 
     dtype None: float32 in memory and in computation, and :func:`save` writes the checkpoint's own dtype
     again. A given dtype holds for the parameters and the computation, and is what :func:`save` writes.
-    mesh: each parameter goes straight to the devices that hold its parts. model_class: what config.json's
-    "architectures" picks unless given. Raises CheckpointError or ConfigError.
+    mesh: each parameter goes straight to the devices that hold its parts. config: what to build; None: the
+    configuration that config.json describes.
+
+    Loading is strict, save for what is named: parameters of ours that match ``fresh`` (such as "classifier.*") are
+    initialised with ``rngs`` (default: ``nnx.Rngs(0)``) instead of read, and keys of theirs that match ``ignore``
+    (such as "cls.*") are passed over. So a new head fits on an old trunk. Raises CheckpointError or ConfigError.
     """
+    cls: Any = model_class
     folder = resolve(folder)
     fields = read_json(folder / "config.json")
     if fields.get("quantization_config"):
-        raise ConfigError(f"{folder} holds quantised weights (quantization_config), which are not implemented")
-    if model_class is None:
-        model_class = cast("type[Model]", models.find_class(fields))
-    elif models.architectures(fields) and not model_class.recognises(fields):
-        names = ", ".join(models.architectures(fields))
         raise ConfigError(
-            f"{folder} holds {names}; {model_class.__name__} reads {', '.join(model_class.architectures)}"
+            f"{folder} holds quantised weights (quantization_config), which are not implemented: "
+            "use the checkpoint that they were made from"
+        )
+    names = architectures(fields)
+    if names and not (cls.recognises(fields) or fresh or ignore):
+        raise ConfigError(
+            f"{folder} holds {', '.join(names)}; {cls.__name__} reads {', '.join(cls.architectures)}. To load what "
+            "they share, name the parameters to initialise in fresh=(...) and the keys to pass over in ignore=(...)"
         )
     compute = _float_dtype(jnp.float32 if dtype is None else dtype)
 
     with open_folder(folder) as files:
-        config, abstract = _describe(model_class, fields, compute, len(files))
+        config, abstract = _describe(cls, fields, config, compute, len(files))
         graphdef, learned, rest = nnx.split(abstract, is_learned, ...)
         targets = flatten(learned)
-        places = shardings(targets, mesh, model_class.axes) if mesh is not None else {}
-        plan = _match(model_class, config, targets, files)
-        stored = {files[key].get_dtype() for key, _ in plan.values()}
+        places = shardings(targets, mesh, cls.axes) if mesh is not None else {}
+        plan = _match(cls, config, targets, files, fresh, ignore)
+        stored = {files[key].get_dtype() for source in plan.values() for key in source.keys}
         values = {}
-        for path, (key, transform) in plan.items():
+        for path, source in plan.items():
             target = targets[path]
             kind = compute if jnp.issubdtype(target.dtype, jnp.floating) else target.dtype
-            values[path] = _place(files[key], transform, target.shape, kind, places.get(path))
-    model = nnx.merge(graphdef, _fill(learned, values), _fill_rngs(rest))
+            theirs = [files[key] for key in source.keys]
+            values[path] = _place(source.rule, theirs, target.shape, kind, places.get(path))
+    if missing := targets.keys() - values.keys():
+        values |= _initialise(cls, config, compute, missing, places, rngs or nnx.Rngs(0))
+    model: Any = nnx.merge(graphdef, _fill(learned, values), _fill_rngs(rest))
     floats = stored & {"F64", "F32", "F16", "BF16"}
     model.checkpoint_dtype = DTYPES[floats.pop()].name if dtype is None and len(floats) == 1 else compute.name
     model.eval()
@@ -78,14 +103,17 @@ def _float_dtype(dtype: Any) -> np.dtype:
 
 
 def _describe(
-    model_class: type[models.PretrainedModel], fields: Mapping[str, Any], dtype: np.dtype, num_tensors: int
+    model_class: Any, fields: Mapping[str, Any], config: Any, dtype: np.dtype, num_tensors: int
 ) -> tuple[Any, Any]:
-    """Return the configuration of a config.json, and its model without memory. Raises ConfigError, CheckpointError."""
+    """Return the configuration and its model without memory. Raises ConfigError, CheckpointError."""
     try:
-        config = model_class.Config.from_hf(fields)
-        layers = sum(getattr(config, "depths", ())) + getattr(config, "num_layers", 0)
-        if layers > num_tensors:  # each layer holds one at least; to build so many may never end
-            raise CheckpointError(f"config.json asks for {layers:,} layers, the weights are {num_tensors:,} tensors")
+        config = model_class.Config.from_hf(fields) if config is None else config
+        layers = getattr(config, "num_layers", 0)
+        if layers > num_tensors:  # each layer holds one at least; to build that many may never end
+            raise CheckpointError(
+                f"config.json asks for {layers:,} layers, the weights are {num_tensors:,} tensors: "
+                "one of the two files is not of this checkpoint"
+            )
         return config, nnx.eval_shape(lambda: model_class(config, dtype=dtype, rngs=nnx.Rngs(0)))
     except ScratchError:
         raise
@@ -94,33 +122,48 @@ def _describe(
 
 
 def _match(
-    model_class: type[models.PretrainedModel], config: Any, targets: dict[str, Any], files: dict[str, Any]
-) -> dict[str, tuple[str, Transform]]:
-    """Return {our path: (their key in the file, transform)}. Raises one CheckpointError with all that is wrong."""
+    model_class: Any,
+    config: Any,
+    targets: Mapping[str, Any],
+    files: Mapping[str, Any],
+    fresh: Sequence[str],
+    ignore: Sequence[str],
+) -> dict[str, Source]:
+    """Return {our path: where it comes from}, without what is fresh. One CheckpointError tells all that is wrong."""
+    if idle := unmatched(fresh, targets):
+        raise ConfigError(
+            f"fresh={', '.join(idle)} matches no parameter of {model_class.__name__}; its parameters are: "
+            + ", ".join(sorted({path.partition(".")[0] + ".*" for path in targets}))
+        )
     rows = model_class.rules(config)
     rules, copies = [r for r in rows if isinstance(r, Rule)], {r.theirs: r.of for r in rows if isinstance(r, Copy)}
     spelled = {model_class.rename(key): key for key in files}
-    plan: dict[str, tuple[str, Transform]] = {}
+    plan: dict[str, Source] = {}
+    passed = {key for key in spelled if matches(key, *ignore) or matches(spelled[key], *ignore)}
     unfilled, wrong = [], []
     for path, target in targets.items():
-        found = find_rule(rules, path)
+        found = find_rule(rules, path, target.shape)
         if found is None:
             raise ConfigError(f"the key table of {model_class.__name__} has no row for its parameter {path}")
-        rule, key = found
-        if key not in spelled:
-            unfilled.append(f"{key} (for {path})")
+        rule, keys = found
+        if matches(path, *fresh):
+            passed.update(keys)
             continue
-        expected = rule.transform.their_shape(target.shape)
-        shape, dtype = tuple(files[spelled[key]].get_shape()), files[spelled[key]].get_dtype()
-        if shape != expected:
-            wrong.append(f"{key}: the config asks for {list(expected)}, the file has {list(shape)}")
-        elif dtype not in DTYPES:
-            wrong.append(f"{key}: dtype {dtype} is not supported (supported: {', '.join(DTYPES)})")
-        plan[path] = (spelled[key], rule.transform)
-    used = {key for key, _ in plan.values()}
+        if absent := [key for key in keys if key not in spelled]:
+            unfilled += [f"{key} (for {path})" for key in absent]
+            continue
+        expected = rule.their_shape(target.shape)
+        for key in keys:
+            shape, dtype = tuple(files[spelled[key]].get_shape()), files[spelled[key]].get_dtype()
+            if shape != expected:
+                wrong.append(f"{key}: the config asks for {list(expected)}, the file has {list(shape)}")
+            elif dtype not in DTYPES:
+                wrong.append(f"{key}: dtype {dtype} is not supported (supported: {', '.join(DTYPES)})")
+        plan[path] = Source(rule, [spelled[key] for key in keys])
+    used = {key for source in plan.values() for key in source.keys}
     unknown = []
     for key, stored in spelled.items():
-        if stored in used or any(re.fullmatch(pattern, key) for pattern in model_class.buffers):
+        if stored in used or key in passed or any(re.fullmatch(pattern, key) for pattern in model_class.buffers):
             continue
         if key not in copies:
             unknown.append(stored)
@@ -129,8 +172,8 @@ def _match(
     problems = [
         f"{title}:\n  " + "\n  ".join(sorted(lines))
         for title, lines in (
-            ("missing in the file", unfilled),
-            ("in the file but not in the model", unknown),
+            ("missing in the file (fresh=(...) names parameters to initialise instead)", unfilled),
+            ("in the file but not in the model (ignore=(...) names keys to pass over)", unknown),
             ("of the wrong shape, dtype or value", wrong),
         )
         if lines
@@ -140,7 +183,7 @@ def _match(
     return plan
 
 
-def _place(theirs: Any, transform: Transform, shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.Array:
+def _place(rule: Rule, theirs: Sequence[Any], shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.Array:
     """Return our array, read once from the file, as one array or each part on its devices."""
     parts: dict[Any, np.ndarray] = {}
 
@@ -149,7 +192,7 @@ def _place(theirs: Any, transform: Transform, shape: tuple[int, ...], dtype: Any
         bounds = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True))
         key = tuple((part.start, part.stop) for part in bounds)
         if key not in parts:
-            block = transform.read(theirs if shape else theirs[...], bounds)
+            block = rule.read(theirs if shape else [each[...] for each in theirs], bounds)
             parts[key] = block.astype(dtype, order="C")
         return parts[key]
 
@@ -159,6 +202,26 @@ def _place(theirs: Any, transform: Transform, shape: tuple[int, ...], dtype: Any
         return jax.make_array_from_callback(shape, sharding, read)
     except SafetensorError as error:
         raise CheckpointError(f"a tensor of shape {list(shape)} cannot be read: {error}") from error
+
+
+def _initialise(
+    model_class: Any,
+    config: Any,
+    dtype: np.dtype,
+    paths: set[str],
+    places: "Mapping[str, NamedSharding]",
+    rngs: nnx.Rngs,
+) -> dict[str, jax.Array]:
+    """Return the initial values of some parameters; the compiler leaves the others of the model out."""
+
+    def create(key: jax.Array) -> dict[str, jax.Array]:
+        model = model_class(config, dtype=dtype, rngs=nnx.Rngs(key))
+        initial = flatten(nnx.state(model, is_learned))
+        floats = {path for path in paths if jnp.issubdtype(initial[path].dtype, jnp.floating)}
+        return {path: initial[path].astype(dtype) if path in floats else initial[path] for path in paths}
+
+    placed = {path: places[path] for path in paths} if places else None
+    return jax.jit(create, out_shardings=placed)(rngs.params())
 
 
 def _fill(state: Any, values: Mapping[str, jax.Array]) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,6 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from scratch_core import models
 from scratch_core.errors import CheckpointError
 from scratch_core.weights.files import INDEX, SINGLE
 from scratch_core.weights.key_table import Rule, find_rule, flatten, is_learned
@@ -21,7 +21,7 @@ from scratch_core.weights.key_table import Rule, find_rule, flatten, is_learned
 SHARD_BYTES = 5_000_000_000
 
 
-def save(model: models.PretrainedModel, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+def save(model: Any, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Write config.json and model.safetensors, or shards of at most ``shard_bytes`` with an index.
 
     Files appear whole or not at all; the config comes last. Other files in the folder stay.
@@ -52,6 +52,8 @@ def save(model: models.PretrainedModel, folder: str | Path, *, shard_bytes: int 
                 _write_json(Path(temporary, INDEX), {"metadata": {"total_size": total}, "weight_map": weight_map})
                 written.append(INDEX)
             _write_json(Path(temporary, "config.json"), fields)
+            for name in names:  # safetensors makes its files readable by their owner alone, whatever the umask
+                shutil.copymode(Path(temporary, "config.json"), Path(temporary, name))
             for name in (*written, "config.json"):
                 os.replace(Path(temporary, name), folder / name)
         for stale in {*folder.glob("model-*-of-*.safetensors"), folder / SINGLE, folder / INDEX}:
@@ -62,7 +64,7 @@ def save(model: models.PretrainedModel, folder: str | Path, *, shard_bytes: int 
         raise CheckpointError(f"cannot write the model to {folder}: {error}") from error
 
 
-def to_hf(model: models.PretrainedModel, state: Any = None) -> dict[str, np.ndarray]:
+def to_hf(model: Any, state: Any = None) -> dict[str, np.ndarray]:
     """Return {their key: array} of the model's parameters and running statistics, in the dtype that save writes.
 
     ``state``: any state or tree of the parameters' structure, such as gradients, is renamed and laid out
@@ -73,17 +75,18 @@ def to_hf(model: models.PretrainedModel, state: Any = None) -> dict[str, np.ndar
     ours = flatten(nnx.state(model, is_learned) if state is None else state)
     result, missing = {}, []
     for path, value in ours.items():
-        found = find_rule(rules, path)
+        found = find_rule(rules, path, value.shape)
         if found is None:
             missing.append(path)
             continue
-        rule, key = found
-        array = rule.transform.to_theirs(np.asarray(jax.device_get(value)))
-        if state is None and rule.dtype:
-            array = array.astype(rule.dtype)
-        elif state is None and model.checkpoint_dtype and jnp.issubdtype(array.dtype, jnp.floating):
-            array = array.astype(jnp.dtype(model.checkpoint_dtype))
-        result[key] = np.asarray(array, order="C")
+        rule, keys = found
+        for key, part in zip(keys, rule.to_theirs(np.asarray(jax.device_get(value))), strict=True):
+            array = part
+            if state is None and rule.dtype:
+                array = array.astype(rule.dtype)
+            elif state is None and model.checkpoint_dtype and jnp.issubdtype(array.dtype, jnp.floating):
+                array = array.astype(jnp.dtype(model.checkpoint_dtype))
+            result[key] = np.asarray(array, order="C")
     if missing:
         raise CheckpointError(f"the key table of {type(model).__name__} has no row for: {', '.join(missing)}")
     return result

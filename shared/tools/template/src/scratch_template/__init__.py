@@ -1,10 +1,19 @@
 """Template in JAX and Flax NNX."""
 
-from scratch_core import ModelSpec
+from typing import TYPE_CHECKING
 
-from scratch_template.config import TemplateConfig
-from scratch_template.model import Template
+from scratch_core import ModelSpec, lazy
 
-SPEC = ModelSpec(name="template", models=(Template,), presets=("tiny",), task="causal_lm")
+if TYPE_CHECKING:
+    from scratch_template.config import TemplateConfig
+    from scratch_template.model import Template
+
+SPEC = ModelSpec(
+    name="template",
+    models={"causal_lm": "scratch_template:Template"},
+    presets={"tiny": 140_352},
+)
 
 __all__ = ["SPEC", "Template", "TemplateConfig"]
+
+__getattr__ = lazy(__name__, Template="model", TemplateConfig="config")

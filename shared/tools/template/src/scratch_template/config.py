@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-from scratch_core.config import field, positive, read_rope, rope_to_hf, unsupported
+from scratch_core.config import field, positive, unsupported
 from scratch_core.errors import ConfigError
-from scratch_core.layers import Rope
+from scratch_core.layers import Rope, read_rope, rope_to_hf
 
 
 @dataclasses.dataclass(frozen=True)

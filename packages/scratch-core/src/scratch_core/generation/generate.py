@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from scratch_core.errors import ConfigError, DataError
-from scratch_core.sampling import Sampling, sample
+from scratch_core.generation.sampling import Sampling, sample
 
 NO_EOS = -1
 
@@ -137,9 +137,8 @@ class _Run:
 def prefill(graphdef, room: int, state, prompt_BP, mask_BP, eos, settings: Sampling, key) -> Decoding:
     """Read the prompts and choose the first token; ``room`` is how many tokens may be written in all."""
     model = nnx.merge(graphdef, state)
-    B, P = prompt_BP.shape
-    cache = model.init_cache(B, P + room)
-    logits_B1V, cache = model.decode(prompt_BP, cache, mask_BP, last_only=True)
+    B = prompt_BP.shape[0]
+    logits_B1V, cache = model.start(prompt_BP, mask_BP, room)
     V = logits_B1V.shape[-1]
     seen_BV = None
     if settings.repetition_penalty is not None:
@@ -204,7 +203,7 @@ def _check(model, input_ids, attention_mask, max_new_tokens) -> tuple[np.ndarray
         raise DataError("attention_mask must be 1 at one token or more of every row")
     if not 1 <= max_new_tokens < 2**31 // 128:
         raise DataError(f"max_new_tokens={max_new_tokens} must be at least 1 and less than {2**31 // 128}")
-    longest, limit = int((mask == 1).sum(axis=1).max()), getattr(model.config, "max_positions", None)
+    longest, limit = int((mask == 1).sum(axis=1).max()), model.config.max_positions
     if limit is not None and longest + max_new_tokens > limit:
         raise DataError(
             f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} need {longest + max_new_tokens} "

@@ -1,4 +1,4 @@
-"""What the tests of an image classifier call, beside :mod:`scratch_core.testing`; each check is one call."""
+"""Checks of image classifiers; each is one call."""
 
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ import optax
 from flax import nnx
 
 from scratch_core.losses import image_classification_loss
-from scratch_core.testing import CACHED, LOGITS, assert_close, check_gradients, jitted, read_io
+from scratch_core.registry import load
+from scratch_core.testing.goldens import CACHED, LOGITS, assert_close, check_gradients, jitted, read_io
 from scratch_core.train import Trainer
 from scratch_core.vision import VisionModel
-from scratch_core.weights import flatten, load
+from scratch_core.weights import flatten
 
 
 def check_image_classifier(golden: Path, atol: float = LOGITS) -> None:

@@ -1,0 +1,173 @@
+"""What every model of a task must keep, as test classes that a package's tests inherit.
+
+    class TestLlama(CausalLMContract):
+        model_class = Llama
+        decayed = ("layers.*.attention.query.kernel", ...)
+
+The tests of a package add what only its model promises.
+"""
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from scratch_core.errors import DataError
+from scratch_core.registry import ARCHITECTURES, ModelSpec
+from scratch_core.testing.decoding import check_causal, check_decoding, check_two_traces
+from scratch_core.testing.goldens import jitted
+from scratch_core.testing.parameters import count_parameters, decayed_parameters
+from scratch_core.testing.training import check_meshes, overfit_one_batch, random_batch
+from scratch_core.testing.vision import (
+    check_bfloat16,
+    check_images_are_independent,
+    check_new_head_on_a_frozen_trunk,
+)
+
+
+class ModelContract:
+    """What holds of every model, whatever its task."""
+
+    model_class: ClassVar[Any]
+    decayed: ClassVar[tuple[str, ...]]
+    """The parameters of the preset ``tiny`` under weight decay, with ``*`` for the number of a layer."""
+
+    config: ClassVar[Any] = None
+    """The configuration that the tests build; None: the preset ``tiny``."""
+
+    spec: ClassVar[ModelSpec]
+    model: ClassVar[Any]
+    overfit_rate: ClassVar[float] = 3e-3
+
+    @classmethod
+    def setup_class(cls) -> None:
+        """Build the model that the tests read; a test that changes one builds its own with :meth:`create`."""
+        cls.spec = import_module(cls.model_class.__module__.partition(".")[0]).SPEC
+        cls.config = cls.config or cls.model_class.Config.tiny()
+        cls.model = cls.create()
+        cls.model.eval()
+
+    @classmethod
+    def create(cls) -> Any:
+        """Return a new model of the same configuration."""
+        return cls.model_class(cls.config, rngs=nnx.Rngs(0))
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """Run a test that takes ``preset`` once for each preset of the package."""
+        if "preset" in metafunc.fixturenames:
+            spec = import_module(metafunc.cls.model_class.__module__.partition(".")[0]).SPEC
+            metafunc.parametrize("preset", list(spec.presets))
+
+    def test_is_registered(self):
+        """The spec names this class for its task, and each architecture is an entry point to it."""
+        assert self.spec.model(self.model_class.task) is self.model_class
+        points = {point.name: point for point in entry_points(group=ARCHITECTURES)}
+        for name in self.model_class.architectures:
+            assert points[name].load() is self.model_class
+
+    def test_presets_have_their_number_of_parameters(self, preset):
+        assert count_parameters(self.model_class, self.spec.config(preset)) == self.spec.presets[preset]
+
+    def test_config_survives_a_round_trip(self, preset):
+        config = self.spec.config(preset)
+        assert type(config).from_hf(config.to_hf()) == config
+
+    def test_weight_decay_acts_on_these_parameters_alone(self):
+        found = decayed_parameters(self.model_class, self.model_class.Config.tiny())
+        print("\n".join(found))
+        assert found == sorted(self.decayed)
+
+    def test_saved_and_loaded_is_the_same(self, tmp_path):
+        self.model.save_pretrained(tmp_path / "saved")
+        loaded = self.model_class.from_pretrained(tmp_path / "saved")
+        batch = random_batch(self.model_class.task, self.model.config, 2)
+        # One function for both: two compilations may round differently.
+        loss = nnx.jit(lambda model: jnp.divide(*model.loss(batch)))
+        np.testing.assert_array_equal(loss(loaded), loss(self.model))
+
+    def test_overfits_one_batch(self):
+        model = self.create()
+        overfit_one_batch(model, random_batch(model.task, model.config), rate=self.overfit_rate)
+
+    def test_meshes_give_the_losses_of_one_device(self):
+        check_meshes(self.model_class, self.config)
+
+
+class CausalLMContract(ModelContract):
+    """What holds of every decoder: causality, caching, padding, generation."""
+
+    def test_logits_have_the_shape_of_the_tokens(self):
+        logits = jitted(self.model)(jnp.ones((2, 7), jnp.int32))
+        assert (logits.shape, logits.dtype) == ((2, 7, self.model.config.vocab_size), jnp.float32)
+
+    def test_no_token_reads_a_later_one(self):
+        check_causal(self.model)
+
+    def test_cached_chunked_and_padded_decoding_equal_the_full_pass(self):
+        check_decoding(self.model)
+
+    def test_generation_compiles_twice(self):
+        check_two_traces(self.model)
+
+    def test_swapping_two_earlier_tokens_changes_the_last_logits(self):
+        ids = np.array([[5, 9, 70, 3]])
+        forward = jitted(self.model)
+        assert np.abs(np.asarray(forward(ids) - forward(ids[:, [1, 0, 2, 3]])))[0, -1].max() > 1e-4
+
+    def test_a_row_of_padding_alone_stays_finite(self):
+        mask = np.array([[1, 1, 1], [0, 0, 0]])
+        assert np.isfinite(jitted(self.model)(np.ones((2, 3), np.int32), mask)).all()
+
+    def test_gradients_are_finite_with_padding(self):
+        batch = {"input_ids": jnp.ones((2, 6), jnp.int32), "attention_mask": jnp.array([[1] * 6, [0] * 6])}
+        gradients = nnx.jit(nnx.grad(lambda model: model.loss(batch)[0]))(self.model)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+    def test_a_full_cache_is_an_error(self):
+        cache = self.model.init_cache(2, 8)
+        if cache.capacity is None:  # a state or a window that never fills
+            return
+        _, cache = self.model.decode(np.ones((2, 6), np.int32), cache)
+        _raises("room for 8 tokens: row 0 holds 6 and gets 3", self.model.decode, np.ones((2, 3), np.int32), cache)
+
+    def test_a_cache_of_another_batch_size_is_an_error(self):
+        decode, cache = jitted(self.model, "decode"), self.model.init_cache(1, 8)
+        _raises("input_ids has 2 rows, the cache 1", decode, np.ones((2, 3), np.int32), cache)
+
+    def test_every_leaf_of_a_cache_has_the_batch_first(self):
+        """To index the leaves is to reorder the rows, as beam search does."""
+        rng, order = np.random.default_rng(0), np.array([2, 0, 0])
+        ids = rng.integers(0, self.model.config.vocab_size, (3, 8)).astype(np.int32)
+        mask = np.array([[1] * 5, [0, 0, 1, 1, 1], [0, 1, 1, 1, 1]])
+        decode = jitted(self.model, "decode")
+        _, cache = decode(ids[:, :5], self.model.init_cache(3, 8), mask)
+        moved, _ = decode(ids[order, 5:], jax.tree.map(lambda leaf: leaf[order], cache))
+        stayed, _ = decode(ids[:, 5:], cache)
+        np.testing.assert_allclose(moved, np.asarray(stayed)[order], atol=1e-5)
+
+
+class ImageClassificationContract(ModelContract):
+    """What holds of every image classifier."""
+
+    def test_images_do_not_see_each_other(self):
+        check_images_are_independent(self.create())
+
+    def test_a_new_head_on_a_frozen_trunk(self, tmp_path):
+        check_new_head_on_a_frozen_trunk(self.create(), tmp_path)
+
+    def test_computing_in_bfloat16(self):
+        check_bfloat16(self.model_class, self.config)
+
+
+def _raises(message: str, call: Any, *arguments: Any) -> None:
+    """Fail unless the call raises DataError with this text in its message."""
+    try:
+        call(*arguments)
+        said = "no error"
+    except DataError as error:
+        said = str(error)
+    assert message in said, said
