@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +58,12 @@ class Package:
 
 
 PACKAGES = [Package(p.parent) for p in sorted(ROOT.glob("packages/*/pyproject.toml"))]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let all workers, and the processes that they start, share a compilation cache."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.rootpath / ".pytest_cache" / "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -136,8 +143,11 @@ def files(git, root) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def wheels(uv, root, tmp_path_factory) -> dict[str, Path]:
-    """A wheel of every package, by the package's name."""
-    folder = tmp_path_factory.mktemp("wheels")
-    run([*uv, "build", "--quiet", "--wheel", "--all-packages", "--out-dir", folder], cwd=root)
+def wheels(uv, root, tmp_path_factory, worker_id) -> dict[str, Path]:
+    """A wheel of every package, by the package's name; the first of the session's workers builds them for all."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "wheels"
+    with FileLock(folder.with_suffix(".lock")):
+        if not list(folder.glob("*.whl")):
+            run([*uv, "build", "--quiet", "--wheel", "--all-packages", "--out-dir", folder], cwd=root)
     return {re.split("-", p.name)[0].replace("_", "-"): p for p in folder.glob("*.whl")}

@@ -2,9 +2,9 @@
 
     model package -> scratch_core -> jax, flax, optax, numpy, safetensors, ...
 
-Never model -> model, never core -> model; ``layers/`` imports only ``layers/`` and ``errors``. The libraries that the
-models are compared with are imported by ``make_golden.py`` and by benchmarks only. What a file imports, it declares.
-The imports are read from the source, so that one inside a function or a test counts too.
+Never model -> model, never core -> model; core itself is built from the ground up, without a circle. The libraries
+that the models are compared with are imported by ``make_golden.py`` and by benchmarks only. What a file imports, it
+declares. The imports are read from the source, so that one inside a function or a test counts too.
 """
 
 import ast
@@ -54,7 +54,7 @@ def read_imports(path: Path, base: Path) -> list[Import]:
             module = ".".join([*parents, *filter(None, [node.module])])
             # `from package import module` may import a module: ask for the longer name where it is a file of ours.
             names = [f"{module}.{alias.name}" for alias in node.names]
-            ours = [n for n in names if (base / n.replace(".", "/")).with_suffix(".py").exists()]
+            ours = [n for n in names if is_module(base / n.replace(".", "/"))]
             found.extend(Import(name, where, eager) for name in ours or [module])
         elif isinstance(node, ast.Call):
             called = getattr(node.func, "attr", getattr(node.func, "id", ""))
@@ -70,6 +70,11 @@ def read_imports(path: Path, base: Path) -> list[Import]:
 
     visit(ast.parse(path.read_text(encoding="utf-8"), str(path)), True)
     return found
+
+
+def is_module(path: Path) -> bool:
+    """Whether a path without suffix is a Python file or a package."""
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 def imports_below(folder: Path, base: Path) -> list[Import]:
@@ -159,12 +164,59 @@ def test_nothing_else_imports_a_reference(root):
     assert [f"{i.where}: {i.name}" for i in imports if i.top in REFERENCES] == []
 
 
-def test_layers_import_layers_and_errors_alone(root):
+# Core from the ground up: a file imports from its own line and the lines above it.
+FLOORS = [
+    ["errors", "lazy", "paths", "compiler", "config"],
+    ["losses", "parallel"],
+    ["layers"],
+    ["weights"],
+    ["pretrained"],
+    ["decoder", "vision", "fine_tuning"],
+    ["registry"],
+    ["generation"],
+    ["data"],
+    ["train"],
+    ["tasks"],
+    ["cli"],
+    ["testing"],
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def upward(imports: list[tuple[str, Import]]) -> list[str]:
+    """The imports of core, each with the room that it stands in, that lead to a later line, or to no known room."""
+    found = []
+    for room, item in imports:
+        target = [*item.name.split("."), ""][1]
+        if target not in FLOOR and room not in ("tasks", "cli", "testing"):
+            found.append(f"{item.where}: {item.name} is no room; name the module that defines it")
+        elif FLOOR.get(target, 0) > FLOOR[room]:
+            found.append(f"{item.where}: {room} must not import {target}, which stands below it")
+    return found
+
+
+def test_core_is_built_from_the_ground_up(root):
     base = root / "packages/scratch-core/src"
-    imports = [i for i in imports_below(base / "scratch_core/layers", base) if i.top == "scratch_core"]
-    assert imports, "the layers were not found"
-    allowed = re.compile(r"scratch_core\.(layers|errors)(\.|$)")
-    assert [f"{i.where}: {i.name}" for i in imports if not allowed.match(i.name)] == []
+    source = base / "scratch_core"
+    rooms = {path.stem for path in source.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert rooms - {"__init__"} == set(FLOOR), "every room has its line in FLOORS"
+    imports = [
+        (path.relative_to(source).parts[0].removesuffix(".py"), item)
+        for path in sorted(source.rglob("*.py"))
+        if path != source / "__init__.py"  # the front door leads to every room
+        for item in read_imports(path, base)
+        if item.top == "scratch_core"
+    ]
+    assert len(imports) > 100, "core was not found"
+    assert upward(imports) == []
+
+
+def test_an_arrow_that_runs_back_up_is_found():
+    eager = [("weights", Import("scratch_core.registry", "here", True))]
+    lazy = [("vision", Import("scratch_core.data.digits", "here", False))]
+    front = [("layers", Import("scratch_core", "here", True))]
+    assert [len(upward(each)) for each in (eager, lazy, front)] == [1, 1, 1]
+    assert upward([("registry", Import("scratch_core.weights", "here", False))]) == []
 
 
 @pytest.mark.parametrize(

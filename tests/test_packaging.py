@@ -22,9 +22,9 @@ from scratch_core.testing import random_batch
 (entry,) = entry_points(group="scratch.models")
 spec = entry.load()
 config = spec.config("tiny")
-model = spec.models[0](config, rngs=nnx.Rngs(0))
+model = spec.model()(config, rngs=nnx.Rngs(0))
 model.eval()
-_, batch = random_batch(spec, config, batch_size=1)
+batch = random_batch(spec.task, config, 1)
 inputs = [batch[name] for name in ("images", "input_ids", "decoder_input_ids") if name in batch]
 forward = nnx.jit(lambda model, *inputs: model(*inputs))
 before = forward(model, *inputs)
@@ -43,7 +43,7 @@ from pathlib import Path
 import numpy as np
 
 from scratch_core.data import digits
-from scratch_core.models import installed
+from scratch_core.registry import installed
 
 assert installed() == {}
 command = Path(sys.prefix) / ("Scripts" if sys.platform == "win32" else "bin") / "scratch"
@@ -102,15 +102,22 @@ def test_a_wheel_ships_what_it_should(package, wheels):
     }
 
 
-def test_a_wheel_installed_alone_works(package, packages, root, wheels, pins, uv, run, tmp_path):
+@pytest.fixture(scope="session")
+def environment(uv, run, tmp_path_factory):
+    """An environment that each package is put into alone; what two packages need is compiled to bytecode once."""
+    folder = tmp_path_factory.mktemp("environment")
+    run([*uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder], cwd=folder.parent)
+    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def test_a_wheel_installed_alone_works(package, packages, root, wheels, pins, environment, uv, run, tmp_path):
     """Its members come as wheels too: their bounds are resolved here as anybody's installer would."""
-    members = tmp_path / "members.txt"
+    members, wanted, exact = (tmp_path / name for name in ("members.txt", "wanted.txt", "exact.txt"))
     members.write_text("".join(f"{name} @ {path.as_uri()}\n" for name, path in wheels.items()))
-    environment = tmp_path / "environment"
-    python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    run([*uv, "venv", "--quiet", "--python", sys.executable, environment], cwd=tmp_path)
-    install = [*uv, "pip", "install", "--quiet", "--python", python, "--constraint", pins, "--constraint", members]
-    run([*install, f"{package.name} @ {wheels[package.name].as_uri()}"], cwd=tmp_path)
+    wanted.write_text(f"{package.name} @ {wheels[package.name].as_uri()}\n")
+    resolve = [*uv, "pip", "compile", "--quiet", "--python", environment, "--constraint", pins, "--constraint", members]
+    run([*resolve, "--output-file", exact, wanted], cwd=tmp_path)
+    run([*uv, "pip", "sync", "--quiet", "--python", environment, exact], cwd=tmp_path)
 
     needed = {package.name} | {
         p.name for p in packages if any(r.startswith(p.name) for r in package.project["dependencies"])
@@ -121,4 +128,4 @@ def test_a_wheel_installed_alone_works(package, packages, root, wheels, pins, uv
     assert package.models or package.name in USE, f"say in USE, above, how {package.name} is used"
     script += USE_MODEL if package.models else USE[package.name]
     (outside / "use.py").write_text(script, encoding="utf-8")
-    run([python, "-P", "use.py"], cwd=outside, JAX_PLATFORMS="cpu")
+    run([environment, "-P", "use.py"], cwd=outside, JAX_PLATFORMS="cpu")
