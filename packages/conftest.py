@@ -18,7 +18,7 @@ except ImportError:  # a package that stands on its own, tested alone
 def pytest_configure(config: pytest.Config) -> None:
     """Set JAX up before the first test imports it."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.rootpath / ".pytest_cache" / "xla"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     import jax
 
     jax.config.update("jax_num_cpu_devices", 8)

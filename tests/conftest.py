@@ -63,7 +63,7 @@ PACKAGES = [Package(p.parent) for p in sorted(ROOT.glob("packages/*/pyproject.to
 def pytest_configure(config: pytest.Config) -> None:
     """Let all workers, and the processes that they start, share a compilation cache."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.rootpath / ".pytest_cache" / "xla"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
