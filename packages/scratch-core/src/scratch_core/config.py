@@ -31,24 +31,27 @@ def _float(value: dict[str, Any]) -> Any:
     return float(value["__float__"]) if set(value) == {"__float__"} else value
 
 
-def field(fields: Mapping[str, Any], name: str, kind: type | tuple[type, ...], default: Any = REQUIRED) -> Any:
+def field(fields: Mapping[str, Any], name: str, types: type | tuple[type, ...], default: Any = REQUIRED) -> Any:
     """Return ``fields[name]``, or the default where it is absent or null.
 
-    Raises ConfigError if it is required and absent, or not of ``kind`` (an int passes for a float).
+    Raises ConfigError if it is required and absent, or not of one of ``types`` (an int passes for a float).
     """
     value = fields.get(name)
     if value is None:
         if default is REQUIRED:
-            raise ConfigError(f"config.json has no field {name!r}, which this architecture needs")
+            raise ConfigError(
+                f"config.json has no field {name!r}, which this architecture needs: "
+                "add it, or take the config.json that belongs to the weights"
+            )
         return default
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+    allowed = types if isinstance(types, tuple) else (types,)
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError:
             raise ConfigError(f"config.json: {name} has {len(str(value))} digits, too many for a number") from None
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        expected = " or ".join(k.__name__ for k in kinds)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        expected = " or ".join(each.__name__ for each in allowed)
         raise ConfigError(f"config.json: {name}={value!r} must be {expected}, found {type(value).__name__}")
     return value
 
@@ -68,7 +71,7 @@ def tokens(fields: Mapping[str, Any], name: str, default: Any = None) -> int | t
 
 
 def unsupported(fields: Mapping[str, Any], **implemented: Any) -> None:
-    """Raise ConfigError naming each field whose value would change the result in a way we do not implement.
+    """Raise ConfigError that names each field whose value would change the result in a way that is not implemented.
 
     Each keyword is a field with the one value implemented, or a tuple of them; absent and null pass.
     """
@@ -79,7 +82,7 @@ def unsupported(fields: Mapping[str, Any], **implemented: Any) -> None:
         if found is not None and found not in values:
             wrong.append(f"{name}={found!r} (implemented: {', '.join(map(repr, values))})")
     if wrong:
-        raise ConfigError("config.json asks for what is not implemented: " + "; ".join(wrong))
+        raise ConfigError("config.json has values that are not implemented: " + "; ".join(wrong))
 
 
 def positive(config: Any, *names: str) -> None:

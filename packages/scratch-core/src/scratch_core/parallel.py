@@ -41,12 +41,14 @@ AXES: Mapping[str, tuple[str | None, ...]] = {
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
     """Return a mesh of data x fsdp x tensor devices (default: the first of all devices).
 
-    Raises ConfigError if there are not that many.
+    Raises ConfigError if there are fewer devices.
     """
     devices = jax.devices() if devices is None else devices
     size = data * fsdp * tensor
     if size > len(devices):
-        raise ConfigError(f"a mesh of {data} x {fsdp} x {tensor} needs {size} devices, {len(devices)} are here")
+        raise ConfigError(
+            f"a mesh of {data} x {fsdp} x {tensor} needs {size} devices, but there are {len(devices)}: make it smaller"
+        )
     axes = ("data", "fsdp", "tensor")
     return jax.make_mesh((data, fsdp, tensor), axes, axis_types=(AxisType.Auto,) * 3, devices=devices[:size])
 
@@ -54,7 +56,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: list[Any] 
 def shardings(
     parameters: Mapping[str, Any], mesh: Mesh, axes: Mapping[str, tuple[str | None, ...]] | None = None
 ) -> dict[str, NamedSharding]:
-    """Return {dotted path: sharding} for arrays or their shapes; ``axes`` are rows that come before the table's."""
+    """Return {dotted path: sharding} for arrays or their shapes; rows of ``axes`` take precedence over the table."""
     table = {**(axes or {}), **AXES}
     return {path: NamedSharding(mesh, _spec(path, value.shape, mesh, table)) for path, value in parameters.items()}
 
@@ -92,7 +94,9 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 
     def place(array: Any) -> jax.Array:
         if array.shape[0] % parts:
-            raise ConfigError(f"data * fsdp = {parts} must divide the batch of {array.shape[0]}")
+            raise ConfigError(
+                f"data * fsdp = {parts} must divide the batch of {array.shape[0]}: change the batch size or the mesh"
+            )
         return jax.device_put(jnp.asarray(array), sharding)
 
     return jax.tree.map(place, batch)

@@ -1,11 +1,11 @@
-r"""Choosing the next token from the logits: greedily, or at random from a distribution that was cut to shape.
+r"""Choosing the next token from the logits: the likeliest, or a random one from a restricted distribution.
 
-In this order, as in Hugging Face transformers:
+The steps and their order are those of Hugging Face transformers:
 
 1. repetition penalty $\rho$ (Keskar et al. 2019, https://arxiv.org/abs/1909.05858, section 4.1): logits of tokens
-   already in the row are divided by $\rho$ where positive, multiplied where negative;
+   already in the row are divided by $\rho$ where they are positive and multiplied by it where they are negative;
 2. temperature $\tau$: $p_i \propto \exp(z_i / \tau)$;
-3. top-k: the k largest stay;
+3. top-k: only the k largest stay;
 4. top-p (Holtzman et al. 2020, https://arxiv.org/abs/1904.09751, section 3.1): the smallest set of most probable
    tokens whose mass reaches p stays;
 5. min-p (Nguyen et al. 2024, https://arxiv.org/abs/2407.01082, section 3): tokens with at least ``min_p`` times the
@@ -30,9 +30,9 @@ from scratch_core.errors import ConfigError
 )
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; None leaves a step out, and temperature None means greedily.
+    """How the next token is chosen. None leaves a step out; temperature None takes the likeliest token.
 
-    Numbers may be changed without compiling again; ``top_k`` and what is None may not.
+    Changing a number does not compile again; changing ``top_k``, or which steps are left out, does.
     """
 
     temperature: float | None = None
@@ -52,7 +52,7 @@ class Sampling:
     ) -> "Sampling":
         """Return the settings after checking them. Raises ConfigError.
 
-        Temperature 0 is greedy; the likeliest token is in every top-k, top-p and min-p, so these do nothing then.
+        Temperature 0 takes the likeliest token, which is in every top-k, top-p and min-p: these have no effect then.
         """
         rules = {
             f"temperature={temperature} must be 0 (greedy) or more": temperature >= 0,

@@ -4,7 +4,7 @@ A model's key table is a list of :class:`Rule`: their key, our parameter, and th
 them. The same table loads, saves, and renames gradients. Reading is memory-mapped; no pickle is opened.
 
     key_table.py    rules and transforms, and the names of our parameters
-    files.py        a folder's weight files: found, checked, opened
+    files.py        finds, checks and opens the weight files of a folder
     loading.py      load: from the files to a model
     saving.py       save, to_hf: from a model to the files
 """

@@ -1,4 +1,4 @@
-"""The weight files of a folder: found, checked for damage and for what could run code, opened."""
+"""Finding the weight files of a folder, refusing damaged and unsafe ones, and opening the rest."""
 
 import contextlib
 import re
@@ -28,7 +28,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def resolve(folder: str | Path) -> Path:
-    """Return a local folder; a name like ``owner/model`` that is none is fetched from the Hugging Face Hub.
+    """Return a local folder. A name such as ``owner/model`` that is no folder is fetched from the Hugging Face Hub.
 
     Raises CheckpointError if there is no such folder or the Hub fails, MissingExtraError without the extra "hub".
     """
@@ -66,7 +66,9 @@ def open_folder(folder: Path) -> Generator[dict[str, Any]]:
                 raise CheckpointError(f"{folder / INDEX} places keys in {name} that it lacks: {', '.join(absent)}")
             for key in sorted(held):
                 if key in files:
-                    raise CheckpointError(f"key {key!r} stands in two files of {folder}, the second is {name}")
+                    raise CheckpointError(
+                        f"two files of {folder} hold the key {key!r}, the second is {name}: remove one of them"
+                    )
                 files[key] = file.get_slice(key)
         yield files
 
@@ -74,7 +76,7 @@ def open_folder(folder: Path) -> Generator[dict[str, Any]]:
 def weight_files(folder: Path) -> dict[str, list[str] | None]:
     """Return {file name: the keys it must hold, None if unknown}, from the index where there is one.
 
-    Raises CheckpointError if there are no weights, or for an index that is malformed or names what is not there.
+    Raises CheckpointError if there are no weights, and for an index that is malformed or names missing files.
     """
     if (folder / SINGLE).exists():
         return {SINGLE: None}
@@ -85,10 +87,10 @@ def weight_files(folder: Path) -> dict[str, list[str] | None]:
                     f"{path} is a pickle, which can run code when opened, and is refused: "
                     f"convert it to {SINGLE} with a tool that you trust"
                 )
-        raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}")
+        raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}: name the folder that holds the weights")
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{folder / INDEX} has no weight_map")
+        raise CheckpointError(f"{folder / INDEX} has no weight_map: download it again")
     names: dict[str, list[str] | None] = {}
     for key, name in weight_map.items():
         if not isinstance(name, str) or re.search(r"[/\\\0]", name) or not name.endswith(".safetensors"):
@@ -109,5 +111,9 @@ def _open(path: Path) -> Any:
         with contextlib.suppress(OSError), path.open("rb") as file:
             start = file.read(4)
         if start[:1] == b"\x80" or start == b"PK\x03\x04":
-            raise CheckpointError(f"{path} is a pickle or a torch archive under another name, and is refused") from None
-        raise CheckpointError(f"{path} is truncated, damaged or no safetensors file: {error}") from error
+            raise CheckpointError(
+                f"{path} is a pickle or a torch archive under another name. It could run code and is refused"
+            ) from None
+        raise CheckpointError(
+            f"{path} is truncated, damaged or no safetensors file: {error}. Download it again"
+        ) from error

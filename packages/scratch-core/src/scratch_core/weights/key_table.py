@@ -1,4 +1,4 @@
-"""Key tables: what a checkpoint calls each of our parameters, and how it lays it out."""
+"""Key tables: the name and the layout that a checkpoint has for each of our parameters."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ Index = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """``ours = theirs.reshape(split).transpose(order)``, and its inverse.
+    """``ours = theirs.reshape(split).transpose(order)`` and its inverse.
 
     ``split`` gives, for each axis of theirs, the sizes it is split into, or None to leave it whole.
     ``order`` permutes the axes after the split. None for either: nothing to do.
@@ -137,7 +137,7 @@ def _path_pattern(ours: str) -> re.Pattern[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
-    """A key of theirs that some files repeat although it is tied to ``of``: checked to be equal, never written."""
+    """A key that some files hold although it is tied to ``of``: loading checks that both are equal, saving omits it."""
 
     theirs: str
     of: str
