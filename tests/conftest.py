@@ -11,9 +11,11 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -64,6 +66,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let all workers, and the processes that they start, share a compilation cache."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.rootpath / ".pytest_cache" / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """With ``--durations``, also print how long the tests of each package took."""
+    if not config.getoption("durations"):
+        return
+    seconds: dict[str, float] = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                parts = Path(report.nodeid.partition("::")[0]).parts
+                seconds[parts[1] if parts[0] == "packages" else parts[0]] += report.duration
+    terminalreporter.section("seconds of each package, over all workers")
+    for name, total in sorted(seconds.items(), key=lambda item: -item[1]):
+        terminalreporter.write_line(f"{total:8.1f}  {name}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
