@@ -33,7 +33,7 @@ def main() -> None:
         parser.error("name the interpreter to compare with: --reference-python PYTHON")
 
     from flax import nnx
-    from scratch_core.models import count_parameters
+    from scratch_core.testing import count_parameters
     from scratch_core.train import keep_memory
     from scratch_llama import Llama, LlamaConfig
 

@@ -72,7 +72,7 @@ class Llama(CausalLM):
             self.head = nnx.Linear(config.d_model, config.vocab_size, use_bias=False, dtype=dtype, rngs=rngs)
 
     def embed(self, input_ids: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """Return the embedded tokens, x_BTD; rotary positions come in within the layers."""
+        """Return the embedded tokens, x_BTD; the layers apply rotary positions."""
         return self.embedding(input_ids)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:

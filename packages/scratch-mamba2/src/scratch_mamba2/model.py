@@ -191,7 +191,7 @@ class Mamba2(CausalLM):
             self.head = nnx.Linear(D, V, use_bias=False, kernel_init=_uniform(D**-0.5), dtype=dtype, rngs=rngs)
 
     def embed(self, input_ids: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """Return the embedded tokens, x_BTD; the order of tokens comes in with the recurrence."""
+        """Return the embedded tokens, x_BTD; the recurrence knows their order."""
         x_BTD = self.embedding(input_ids)
         return x_BTD.astype(jnp.float32) if self.config.residual_in_fp32 else x_BTD
 
