@@ -1,10 +1,13 @@
 """What the Scratch models share, and the functions that take any of them.
 
-Names are imported when first used, so that ``import scratch_core`` costs nothing.
+Names are imported when first used, so that ``import scratch_core`` costs little. It only switches off a fault of
+jaxlib 0.10.2 (``compiler.py``), which has to happen before JAX's backend starts.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from scratch_core.compiler import avoid_faulty_fusions
 
 if TYPE_CHECKING:
     from scratch_core.errors import CheckpointError, ConfigError, DataError, ScratchError
@@ -41,6 +44,8 @@ _HOME = {
     "stream": "generation",
     "to_hf": "weights",
 }
+
+avoid_faulty_fusions()
 
 
 def __getattr__(name: str):
