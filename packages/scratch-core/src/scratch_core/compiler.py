@@ -74,7 +74,7 @@ def faulty_product_error() -> float:
 
 
 def product_fault(error: float) -> str | None:
-    """Return what is wrong and what to do if ``error``, of ``faulty_product_error``, is no rounding error, else None."""
+    """Return what is wrong and what to do if ``error``, from ``faulty_product_error``, is not rounding; else None."""
     if error < 1e-3:
         return None
     text = f"this compiler computes wrong numbers: a small matrix product is off by {error:.1e} of its largest value"
