@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 import pytest
+from scratch_core import compiler
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +58,14 @@ class Package:
 
 
 PACKAGES = [Package(p.parent) for p in sorted(ROOT.glob("packages/*/pyproject.toml"))]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """End the session with the reason if the compiler is faulty, as in packages/conftest.py."""
+    if hasattr(session.config, "workerinput"):
+        return
+    if fault := compiler.product_fault(compiler.faulty_product_error()):
+        pytest.exit(fault, returncode=1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
