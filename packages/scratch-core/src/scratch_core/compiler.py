@@ -2,8 +2,10 @@
 
 jaxlib 0.10.2, the newest for Python 3.11, computes wrong numbers on a CPU when it fuses a matrix product with the
 operations around it through YNNPACK (https://github.com/jax-ml/jax/issues/39103). One flag in XLA_FLAGS switches these
-fusions off. XLA reads XLA_FLAGS once, when JAX's backend starts; processes started from this one inherit it. Every
-other version that the packages' bounds admit computes right numbers, and nothing is set for it.
+fusions off. XLA reads XLA_FLAGS once, when JAX's backend starts; processes started from this one inherit it.
+
+Nothing is set for other versions. 0.12.0.1 has one of the faults left: 256 and more products with an array that the
+compiler sees to be constant, followed by a sum (the Mixer of scratch-mamba2 hides such a constant from it).
 """
 
 import os

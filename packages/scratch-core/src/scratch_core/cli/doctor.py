@@ -230,6 +230,8 @@ def judge_cache(first: dict[str, Any], second: dict[str, Any], files: tuple[int,
         if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             return Finding("cache", figure)
         return Finding("cache", f"{figure} (to use it: export JAX_COMPILATION_CACHE_DIR=FOLDER)")
+    if not files[0] and (switch := os.environ.get("JAX_ENABLE_COMPILATION_CACHE")):
+        return Finding("cache", "", "skipped", f"JAX_ENABLE_COMPILATION_CACHE={switch} switches it off")
     if not files[0]:
         return Finding("cache", figure, "wrong", f"the first process wrote nothing to its cache. {NO_CACHE}")
     return Finding("cache", figure, "wrong", f"the second did not find in the cache what the first wrote. {NO_CACHE}")
