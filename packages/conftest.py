@@ -1,7 +1,7 @@
 """Every test of a package runs with the shapes of arrays checked against their names, and with its own randomness.
 
 A test session has 8 simulated devices, so that tests of meshes need no process of their own, and a compilation cache
-that its workers and child processes share.
+that its workers and child processes share. No test runs if the compiler computes wrong numbers.
 """
 
 import os
@@ -10,9 +10,20 @@ import numpy as np
 import pytest
 
 try:
+    from scratch_core import compiler
     from scratch_core.testing.shapes import shapes_checked
 except ImportError:  # a package that stands on its own, tested alone
     from contextlib import nullcontext as shapes_checked
+
+    compiler = None
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """End the session with the reason if the compiler is faulty; once, and not in every worker of pytest-xdist."""
+    if compiler is None or hasattr(session.config, "workerinput"):
+        return
+    if fault := compiler.product_fault(compiler.faulty_product_error()):
+        pytest.exit(fault, returncode=1)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from scratch_core import compiler
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,6 +82,14 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("seconds of each package, over all workers")
     for name, total in sorted(seconds.items(), key=lambda item: -item[1]):
         terminalreporter.write_line(f"{total:8.1f}  {name}")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """End the session with the reason if the compiler is faulty, as in packages/conftest.py."""
+    if hasattr(session.config, "workerinput"):
+        return
+    if fault := compiler.product_fault(compiler.faulty_product_error()):
+        pytest.exit(fault, returncode=1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -38,6 +38,33 @@ def test_every_package_has_the_same_metadata(package):
     assert set(package.pyproject) <= {"project", "dependency-groups", "build-system"}
 
 
+def test_every_package_has_the_same_classifiers(package, root):
+    """The licence is not among them: its SPDX name stands in ``license``. A package may add topics of its own."""
+    common = [c for c in package.project["classifiers"] if not c.startswith("Topic :: ")]
+    assert common == [
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Typing :: Typed",
+    ]
+    assert "Topic :: Scientific/Engineering :: Artificial Intelligence" in package.project["classifiers"]
+    tested = re.search(r"python: (\[.*\])", (root / ".github/workflows/tests.yml").read_text(encoding="utf-8"))
+    assert tested is not None
+    assert ast.literal_eval(tested[1]) == [c.split()[-1] for c in common if re.search(r":: 3\.\d+$", c)]
+
+
+def test_no_package_admits_a_faulty_jax(package):
+    """jaxlib 0.11.0 crashes and 0.11.1 copies whole arrays for small updates, on a CPU; 0.10.2 has a way out."""
+    (jax,) = [r for r in map(Requirement, package.project["dependencies"]) if r.name == "jax"]
+    admitted = list(jax.specifier.filter(["0.10.1", "0.10.2", "0.11.0", "0.11.1", "0.12.0", "0.12.0.1", "0.13.0"]))
+    assert admitted == ["0.10.2", "0.12.0", "0.12.0.1", "0.13.0"]
+
+
 def test_the_changelog_tells_of_the_version(package):
     headings = re.findall(r"^## (\S+)", (package.folder / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert headings

@@ -233,7 +233,7 @@ def test_arguments_that_cannot_be_parsed_are_one_line_too(toy, capsys):
         (["generate", "x", "--dtype", "int3"], "invalid choice 'int3' for argument '--dtype'"),
         (["predict", "folder"], "An image file. (required)"),
         (["fly"], "fly"),
-        ([], "{models, train, generate, convert, inspect, predict}"),
+        ([], "{models, train, generate, convert, inspect, predict, doctor}"),
     ):
         assert message in fails(capsys, *arguments), arguments
 

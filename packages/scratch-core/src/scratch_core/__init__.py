@@ -1,10 +1,12 @@
 """What the Scratch models share, and the functions that take any of them.
 
-Names are imported when first used, so that ``import scratch_core`` costs nothing.
+Names are imported when first used, so that ``import scratch_core`` costs little. It only switches off a fault of
+jaxlib 0.10.2 (``compiler.py``), which has to happen before JAX's backend starts.
 """
 
 from typing import TYPE_CHECKING
 
+from scratch_core.compiler import avoid_faulty_fusions
 from scratch_core.lazy import lazy
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ __all__ = [
     "stream",
     "to_hf",
 ]
+
+avoid_faulty_fusions()
 
 __getattr__ = lazy(
     __name__,

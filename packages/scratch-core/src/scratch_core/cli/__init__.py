@@ -1,4 +1,4 @@
-"""The `scratch` command: models, train, generate, convert, inspect, predict.
+"""The `scratch` command: models, train, generate, convert, inspect, predict, doctor.
 
 Only this module is read for `scratch --help`; each command imports what it needs when it runs. Everything that a
 user's input can cause ends as one message on stderr and exit code 2, with no traceback (`--debug` shows it).
@@ -112,18 +112,30 @@ def predict(folder: Folder, image: Image, /, top: int = 5, picture: str | None =
     predicting.predict(folder, image, picture, top)
 
 
-def _bound(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+# Not called `doctor`: importing the module of that name puts it there in this package.
+def check_machine() -> int:
+    """Check in seconds whether this machine computes right and how fast; exit with 1 if something is wrong, else 0.
+
+    One line per probe: cores and quota, compilation cache, known faults of XLA's CPU compiler, float32 and bfloat16
+    products, memory bandwidth. What is only slow, or cannot be probed here, is said and is not wrong.
+    """
+    from scratch_core.cli import doctor
+
+    return doctor.print_findings()
+
+
+def _bound(command: Callable[..., int | None]) -> Callable[..., Callable[[], int | None]]:
     """Return the same command, which when called only binds its arguments: parsing is over before anything runs."""
 
     @functools.wraps(command)
-    def bind(*positional: Any, **named: Any) -> Callable[[], None]:
+    def bind(*positional: Any, **named: Any) -> Callable[[], int | None]:
         return functools.partial(command, *positional, **named)
 
     return bind
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Run the command; return the exit code: 0, 1 if `doctor` finds a fault, 2 for bad input, 130 after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -139,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "convert": convert,
             "inspect": inspect,
             "predict": predict,
+            "doctor": check_machine,
         }
         from scratch_core.cli.parsing import one_line
 
@@ -150,8 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 description=description,
                 args=arguments,
             )
-        command()
-        return 0
+        return command() or 0
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -1,0 +1,111 @@
+"""Right numbers from XLA's CPU compiler: ``import scratch_core`` switches a known fault off.
+
+jaxlib 0.10.2, the newest for Python 3.11, computes wrong numbers on a CPU when it fuses a matrix product with the
+operations around it through YNNPACK (https://github.com/jax-ml/jax/issues/39103). One flag in XLA_FLAGS switches these
+fusions off. XLA reads XLA_FLAGS once, when JAX's backend starts; processes started from this one inherit it.
+
+Nothing is set for other versions. 0.12.0.1 has one of the faults left: 256 and more products with an array that the
+compiler sees to be constant, followed by a sum (the Mixer of scratch-mamba2 hides such a constant from it).
+"""
+
+import os
+import sys
+import warnings
+from importlib import metadata
+from pathlib import Path
+
+FAULTY_JAXLIB = "0.10.2"
+FLAG = "--xla_cpu_experimental_ynn_fusion_type="  # the value is the list of fusions: none
+
+
+def avoid_faulty_fusions() -> None:
+    """Add FLAG to XLA_FLAGS if jaxlib is FAULTY_JAXLIB and the flag is not given there, with any value.
+
+    Where that has no effect, because JAX's backend has started or because XLA_FLAGS names a file of flags, a
+    RuntimeWarning says what to set instead. Does not import JAX.
+    """
+    if jaxlib_version() != FAULTY_JAXLIB:
+        return
+    flags = os.environ.get("XLA_FLAGS", "")
+    if FLAG in _flag_text(flags):
+        return
+    with_flag = f"{flags} {FLAG}".strip()
+    if _is_flag_file(flags):
+        place = f"a line of {flags.strip()}, the file that XLA_FLAGS names"
+        _warn("XLA_FLAGS names a file, to which scratch_core does not write", f"add this as {place}: {FLAG}")
+    elif _backend_has_started():
+        how = f'import scratch_core before the first computation, or set: export XLA_FLAGS="{with_flag}"'
+        _warn("JAX's backend started before scratch_core was imported", how)
+    else:
+        os.environ["XLA_FLAGS"] = with_flag
+
+
+def jaxlib_version() -> str | None:
+    """Return the version of the installed jaxlib, None where there is none; does not import it."""
+    try:
+        return metadata.version("jaxlib")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def faulty_product_error() -> float:
+    """Return the largest error of a product that FAULTY_JAXLIB gets wrong, relative to the largest right value.
+
+    Below 1e-5 where float32 is computed right, 0.9 with the fault; takes about 0.3 s on JAX's default device. The rows
+    beyond the first 2^15 are the wrong ones, of some batch sizes and not of others, so three sizes are tried.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    matrix = random.normal(size=(3, 3)).astype(np.float32)
+
+    @jax.jit
+    @jax.vmap
+    def squared_norm(row):
+        # "highest", because GPUs and TPUs round the factors of a float32 product by default.
+        return jnp.sum(jnp.matmul(matrix, row, precision="highest") ** 2)
+
+    errors = []
+    for count in (32_769, 36_000, 40_000):
+        rows = random.normal(size=(count, 3)).astype(np.float32)
+        right = np.sum((rows.astype(np.float64) @ matrix.T.astype(np.float64)) ** 2, axis=1)
+        errors.append(float(np.max(np.abs(np.asarray(squared_norm(rows)) - right)) / np.max(right)))
+    return float(np.max(errors))  # NaN stays NaN
+
+
+def product_fault(error: float) -> str | None:
+    """Return what is wrong and what to do if ``error``, from ``faulty_product_error``, is not rounding; else None."""
+    if error < 1e-3:
+        return None
+    text = f"this compiler computes wrong numbers: a small matrix product is off by {error:.1e} of its largest value"
+    if jaxlib_version() == FAULTY_JAXLIB:
+        return f"{text}. Known of jaxlib {FAULTY_JAXLIB} on a CPU: use Python 3.12 or later, or add {FLAG} to XLA_FLAGS"
+    known = f"known of jaxlib {FAULTY_JAXLIB} only, this is {jaxlib_version()}"
+    return f"{text}. That is {known}: install another jaxlib, and report this one to https://github.com/jax-ml/jax"
+
+
+def _is_flag_file(flags: str) -> bool:
+    """Tell whether XLA reads the value of XLA_FLAGS as the name of a file: it does if no dash comes first."""
+    return bool(flags.strip()) and not flags.lstrip().startswith("-")
+
+
+def _flag_text(flags: str) -> str:
+    if not _is_flag_file(flags):
+        return flags
+    try:
+        return Path(flags).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _backend_has_started() -> bool:
+    """Tell whether JAX's backend runs in this process; that JAX alone is imported does not start it."""
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    return bridge is not None and bridge.backends_are_initialized()
+
+
+def _warn(what: str, how: str) -> None:
+    text = f"jaxlib {FAULTY_JAXLIB} computes wrong numbers on a CPU, and {what}: {how}"
+    warnings.warn(text, RuntimeWarning, stacklevel=4)  # the line that imports scratch_core
