@@ -1,7 +1,7 @@
 """What the Scratch models share, and the functions that take any of them.
 
 Names are imported when first used, so that ``import scratch_core`` costs little. It only switches off a fault of
-jaxlib 0.10.2 (``compiler.py``), which has to happen before JAX's backend starts.
+jaxlib (``compiler.py``), which has to happen before JAX's backend starts.
 """
 
 from typing import TYPE_CHECKING

@@ -1,11 +1,10 @@
 """Right numbers from XLA's CPU compiler: ``import scratch_core`` switches a known fault off.
 
-jaxlib 0.10.2, the newest for Python 3.11, computes wrong numbers on a CPU when it fuses a matrix product with the
-operations around it through YNNPACK (https://github.com/jax-ml/jax/issues/39103). One flag in XLA_FLAGS switches these
-fusions off. XLA reads XLA_FLAGS once, when JAX's backend starts; processes started from this one inherit it.
-
-Nothing is set for other versions. 0.12.0.1 has one of the faults left: 256 and more products with an array that the
-compiler sees to be constant, followed by a sum (the Mixer of scratch-mamba2 hides such a constant from it).
+Every jaxlib from 0.10.2 on that is known here computes wrong numbers on a CPU where it fuses a matrix product with the
+reduction after it through YNNPACK: 0.10.2 those of a small matrix (https://github.com/jax-ml/jax/issues/39103), all of
+them those of 256 and more products with a constant. One flag in XLA_FLAGS keeps reductions out of these fusions, and
+leaves the fast bfloat16 and int8 products. XLA reads XLA_FLAGS once, when JAX's backend starts; processes started from
+this one inherit it.
 """
 
 import os
@@ -14,25 +13,26 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
-FAULTY_JAXLIB = "0.10.2"
-FLAG = "--xla_cpu_experimental_ynn_fusion_type="  # the value is the list of fusions: none
+FAULTY_JAXLIBS = ("0.10.2", "0.11.0", "0.11.1", "0.12.0", "0.12.0.1")
+FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+SETTING = f"{FLAG}-reduce"  # the default kinds of fusion but that of reductions
 
 
 def avoid_faulty_fusions() -> None:
-    """Add FLAG to XLA_FLAGS if jaxlib is FAULTY_JAXLIB and the flag is not given there, with any value.
+    """Add SETTING to XLA_FLAGS if jaxlib is one of FAULTY_JAXLIBS and the flag is not given there, with any value.
 
     Where that has no effect, because JAX's backend has started or because XLA_FLAGS names a file of flags, a
     RuntimeWarning says what to set instead. Does not import JAX.
     """
-    if jaxlib_version() != FAULTY_JAXLIB:
+    if jaxlib_version() not in FAULTY_JAXLIBS:
         return
     flags = os.environ.get("XLA_FLAGS", "")
     if FLAG in _flag_text(flags):
         return
-    with_flag = f"{flags} {FLAG}".strip()
+    with_flag = f"{flags} {SETTING}".strip()
     if _is_flag_file(flags):
         place = f"a line of {flags.strip()}, the file that XLA_FLAGS names"
-        _warn("XLA_FLAGS names a file, to which scratch_core does not write", f"add this as {place}: {FLAG}")
+        _warn("XLA_FLAGS names a file, to which scratch_core does not write", f"add this as {place}: {SETTING}")
     elif _backend_has_started():
         how = f'import scratch_core before the first computation, or set: export XLA_FLAGS="{with_flag}"'
         _warn("JAX's backend started before scratch_core was imported", how)
@@ -49,10 +49,10 @@ def jaxlib_version() -> str | None:
 
 
 def faulty_product_error() -> float:
-    """Return the largest error of a product that FAULTY_JAXLIB gets wrong, relative to the largest right value.
+    """Return the largest error of the products that FAULTY_JAXLIBS get wrong, relative to the largest right value.
 
-    Below 1e-5 where float32 is computed right, 0.9 with the fault; takes about 0.3 s on JAX's default device. The rows
-    beyond the first 2^15 are the wrong ones, of some batch sizes and not of others, so three sizes are tried.
+    Below 1e-5 where float32 is computed right, 0.9 and more (also NaN) with the fault; takes about 0.5 s on JAX's
+    default device.
     """
     import jax
     import jax.numpy as jnp
@@ -61,17 +61,27 @@ def faulty_product_error() -> float:
     random = np.random.default_rng(0)
     matrix = random.normal(size=(3, 3)).astype(np.float32)
 
+    # "highest", because GPUs and TPUs round the factors of a float32 product by default.
     @jax.jit
     @jax.vmap
     def squared_norm(row):
-        # "highest", because GPUs and TPUs round the factors of a float32 product by default.
         return jnp.sum(jnp.matmul(matrix, row, precision="highest") ** 2)
 
+    @jax.jit
+    @jax.vmap
+    def squared_row_sums(x):
+        return jnp.sum(jnp.matmul(x, jnp.ones((32, 128)), precision="highest") ** 2, axis=-1)
+
     errors = []
+    # The rows beyond the first 2^15 are the wrong ones, of some batch sizes and not of others.
     for count in (32_769, 36_000, 40_000):
         rows = random.normal(size=(count, 3)).astype(np.float32)
         right = np.sum((rows.astype(np.float64) @ matrix.T.astype(np.float64)) ** 2, axis=1)
-        errors.append(float(np.max(np.abs(np.asarray(squared_norm(rows)) - right)) / np.max(right)))
+        errors.append(np.max(np.abs(np.asarray(squared_norm(rows)) - right)) / np.max(right))
+    for count in (256, 512):
+        x = random.normal(size=(count, 24, 32)).astype(np.float32)
+        right = 128 * np.sum(x.astype(np.float64), axis=-1) ** 2
+        errors.append(np.max(np.abs(np.asarray(squared_row_sums(x)) - right)) / np.max(right))
     return float(np.max(errors))  # NaN stays NaN
 
 
@@ -79,11 +89,11 @@ def product_fault(error: float) -> str | None:
     """Return what is wrong and what to do if ``error``, from ``faulty_product_error``, is not rounding; else None."""
     if error < 1e-3:
         return None
-    text = f"this compiler computes wrong numbers: a small matrix product is off by {error:.1e} of its largest value"
-    if jaxlib_version() == FAULTY_JAXLIB:
-        return f"{text}. Known of jaxlib {FAULTY_JAXLIB} on a CPU: use Python 3.12 or later, or add {FLAG} to XLA_FLAGS"
-    known = f"known of jaxlib {FAULTY_JAXLIB} only, this is {jaxlib_version()}"
-    return f"{text}. That is {known}: install another jaxlib, and report this one to https://github.com/jax-ml/jax"
+    text = f"this compiler computes wrong numbers: a matrix product is off by {error:.1e} of its largest value"
+    if jaxlib_version() in FAULTY_JAXLIBS:
+        return f"{text}. Known of this jaxlib on a CPU: set {SETTING} in XLA_FLAGS before Python starts"
+    known = f"known of jaxlib {', '.join(FAULTY_JAXLIBS)}, this is {jaxlib_version()}"
+    return f"{text}. That is {known}: install another, and report this one to https://github.com/jax-ml/jax"
 
 
 def _is_flag_file(flags: str) -> bool:
@@ -107,5 +117,5 @@ def _backend_has_started() -> bool:
 
 
 def _warn(what: str, how: str) -> None:
-    text = f"jaxlib {FAULTY_JAXLIB} computes wrong numbers on a CPU, and {what}: {how}"
+    text = f"jaxlib {jaxlib_version()} computes wrong numbers on a CPU, and {what}: {how}"
     warnings.warn(text, RuntimeWarning, stacklevel=4)  # the line that imports scratch_core

@@ -22,10 +22,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from scratch_core.compiler import FAULTY_JAXLIB, faulty_product_error, jaxlib_version, product_fault
+from scratch_core.compiler import FAULTY_JAXLIBS, SETTING, faulty_product_error, jaxlib_version, product_fault
 
 STYLES = {"ok": "green", "slow": "yellow", "wrong": "bold red", "skipped": "dim"}
-NO_FUSIONS = f"jaxlib {FAULTY_JAXLIB} has no fast bfloat16 products while its faulty fusions are off"
 CHILD_SECONDS = 120
 LOOP_LENGTHS = (1 << 11, 1 << 20)  # floats: 8 KB and 4 MB
 UPDATES = 1000
@@ -245,8 +244,8 @@ def judge_products(error: float) -> Finding:
     figure = f"off by {error:.0e} of the largest value"
     if fault := product_fault(error):
         return Finding("products", figure, "wrong", fault)
-    if jaxlib_version() == FAULTY_JAXLIB:
-        figure += f" (jaxlib {FAULTY_JAXLIB} with its faulty fusions off)"
+    if jaxlib_version() in FAULTY_JAXLIBS and SETTING in os.environ.get("XLA_FLAGS", ""):
+        figure += f" (jaxlib {jaxlib_version()} with its faulty fusions off: {SETTING})"
     return Finding("products", figure)
 
 
@@ -306,9 +305,7 @@ def judge_rates(float32: float, wide: float, narrow: float, device: str) -> Find
             figure += " (so ask for preferred_element_type=float32)"
         return Finding("rates", figure)
     advice = "bfloat16 saves memory here, but no time: compute in float32"
-    if device == "cpu" and jaxlib_version() == FAULTY_JAXLIB:
-        advice += f", or use Python 3.12 or later ({NO_FUSIONS})"
-    elif device == "cpu":
+    if device == "cpu":
         advice += ". So it is on CPUs without bfloat16 instructions"
     return Finding("rates", figure, "slow", advice)
 
