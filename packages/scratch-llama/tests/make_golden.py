@@ -100,18 +100,16 @@ def write_beams(folder: Path) -> None:
     cases = []
     for num_beams, penalty, early in itertools.product((2, 3, 4), (0.5, 1.0, 2.0), (False, True, "never")):
         case = {"num_beams": num_beams, "length_penalty": penalty, "early_stopping": early}
-        case |= {"num_return_sequences": 1 + num_beams // 2, "eos_token_id": eos if early else eos[:1]}
-        out, exact = (model.generate(prompt, **case, **run) for model in (narrow, wide))
+        case |= {"num_return_sequences": 1 + num_beams // 2}
+        out, exact = (model.generate(prompt, eos_token_id=eos, **case, **run) for model in (narrow, wide))
         if not torch.equal(out.sequences, exact.sequences):
             raise ValueError(f"{case}: float32 and float64 differ: draw other prompts")
         new_ids = out.sequences[:, 7:].unflatten(0, (3, -1)).tolist()
-        scores = [
-            [float(f"{score:.7g}") for score in row] for row in out.sequences_scores.unflatten(0, (3, -1)).tolist()
-        ]
+        scores = [[float(f"{score:.7g}") for score in row] for row in out.sequences_scores.view(3, -1).tolist()]
         cases.append({"settings": case, "new_ids": new_ids, "scores": scores})
     shared = {"input_ids": prompt.tolist(), "attention_mask": padding.tolist(), "max_new_tokens": new}
     lines = ",\n".join(json.dumps(case) for case in cases)
-    head = json.dumps(shared | {"pad_token_id": pad})[1:-1]
+    head = json.dumps(shared | {"eos_token_id": eos, "pad_token_id": pad})[1:-1]
     (folder / "beams.json").write_text(f'{{{head},\n"cases": [\n{lines}\n]}}\n')
 
 

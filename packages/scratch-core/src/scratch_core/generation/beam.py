@@ -42,16 +42,23 @@ from scratch_core.generation.prompts import read_prompt, read_special_tokens
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["limit", "eos", "length_penalty"], meta_fields=["early_stopping"]
+    jax.tree_util.register_dataclass,
+    data_fields=["limit", "eos", "length_penalty", "full_is_done", "reaches_limit"],
+    meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """When a continuation ends (after ``limit`` tokens, or at one of ``eos``), what it scores, when a row is done."""
+    """When a continuation ends (after ``limit`` tokens, or at one of ``eos``), what it scores, when a row is done.
+
+    full_is_done: W finished beams are enough. reaches_limit: open beams are judged by their sum at the largest length.
+    All are arrays, so that they may be changed without compiling again (the number of ``eos`` may not).
+    """
 
     limit: np.int32
     eos: np.ndarray
     length_penalty: np.float32
-    early_stopping: bool | str
+    full_is_done: np.bool_
+    reaches_limit: np.bool_
 
 
 @partial(
@@ -108,7 +115,7 @@ def beam_search(
     the best length that they may reach ("never"). input_ids, attention_mask, eos_token_id and pad_token_id, and
     errors, are as for :func:`scratch_core.generate`; ConfigError also for impossible settings of the search.
     """
-    rules = {
+    conditions = {
         f"num_beams={num_beams} must be at least 1": num_beams >= 1,
         f"num_return_sequences={num_return_sequences} must be in [1, num_beams={num_beams}]": (
             1 <= num_return_sequences <= num_beams
@@ -121,14 +128,20 @@ def beam_search(
             isinstance(early_stopping, bool) or early_stopping == "never"
         ),
     }
-    if broken := [rule for rule, holds in rules.items() if not holds]:
+    if broken := [condition for condition, holds in conditions.items() if not holds]:
         raise ConfigError("; ".join(broken))
     ids_BT, prompt_BP, mask_BP, room = read_prompt(model, input_ids, attention_mask, max_new_tokens)
     eos, pad = read_special_tokens(eos_token_id, pad_token_id)
-    settings = Rules(np.int32(max_new_tokens), eos, np.float32(length_penalty), early_stopping)
+    rules = Rules(
+        limit=np.int32(max_new_tokens),
+        eos=eos,
+        length_penalty=np.float32(length_penalty),
+        full_is_done=np.bool_(early_stopping is True),
+        reaches_limit=np.bool_(early_stopping == "never" and length_penalty > 0),
+    )
     graphdef, state = nnx.split(model)
-    beams = prefill(graphdef, num_beams, room, state, prompt_BP, mask_BP, pad, settings)
-    beams = decode_loop(graphdef, state, beams, settings)
+    beams = prefill(graphdef, num_beams, room, state, prompt_BP, mask_BP, pad, rules)
+    beams = decode_loop(graphdef, state, beams, rules)
     best = slice(0, num_return_sequences)
     longest = int(beams.length_BW[:, best].max())
     new_ids = np.asarray(beams.finished_BWR)[:, best, :longest]
@@ -187,14 +200,10 @@ def _extend(b: Beams, logits_BWV: jax.Array, rules: Rules) -> Beams:
     row_BW = W * jnp.arange(B)[:, None] + _of_each_row(beam_BC, next_BW)
     cache = _rows(b.cache, row_BW.reshape(-1))
 
-    reach = n
-    if rules.early_stopping == "never":
-        reach = jnp.where(rules.length_penalty > 0, rules.limit, n)
-    possible_B = sum_BW[:, 0] / reach.astype(jnp.float32) ** rules.length_penalty
-    worst_B = score_BW[:, -1]
-    done_B = b.done_B | (possible_B <= worst_B)
-    if rules.early_stopping is True:
-        done_B |= worst_B > -jnp.inf
+    reach = jnp.where(rules.reaches_limit, rules.limit, n).astype(jnp.float32)
+    possible_B, worst_B = sum_BW[:, 0] / reach**rules.length_penalty, score_BW[:, -1]
+    full_B = worst_B > -jnp.inf
+    done_B = b.done_B | (possible_B <= worst_B) | (full_B & rules.full_is_done)
     open_BWR = _of_each_row(tokens_BCR, next_BW)
     return Beams(n, sum_BW, open_BWR, score_BW, finished_BWR, length_BW, done_B, cache)
 

@@ -93,9 +93,9 @@ def check_two_traces(model: Any, write: Callable[..., Any] = generate) -> None:
 
 def check_beam_search(model: Any, seed: int = 0) -> None:
     """One beam is greedy, and beams have the scores of the full pass: each goes on with its own cache."""
-    B, T, W, new = 2, 6, 3, 8
+    B, T, W, new = 2, 18, 3, 8
     ids_BT = np.random.default_rng(seed).integers(0, model.config.vocab_size, (B, T)).astype(np.int32)
-    mask_BT = np.array([[1] * T, [0, 0, 0, 1, 1, 1]])
+    mask_BT = np.array([[1] * T, [0] * 5 + [1] * (T - 5)])
     one, _ = beam_search(model, ids_BT, mask_BT, num_beams=1, max_new_tokens=new)
     np.testing.assert_array_equal(one[:, 0], generate(model, ids_BT, mask_BT, max_new_tokens=new))
 
