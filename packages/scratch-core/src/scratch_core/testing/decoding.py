@@ -99,8 +99,9 @@ def check_beam_search(model: Any, seed: int = 0) -> None:
     one, _ = beam_search(model, ids_BT, mask_BT, num_beams=1, max_new_tokens=new)
     np.testing.assert_array_equal(one[:, 0], generate(model, ids_BT, mask_BT, max_new_tokens=new))
 
-    settings = {"num_beams": W, "num_return_sequences": W, "max_new_tokens": new, "length_penalty": 0.5}
-    beams, scores_BW = beam_search(model, ids_BT, mask_BT, **settings)
+    beams, scores_BW = beam_search(
+        model, ids_BT, mask_BT, num_beams=W, num_return_sequences=W, max_new_tokens=new, length_penalty=0.5
+    )
     assert (np.diff(scores_BW) <= 0).all()
     assert all(len({tuple(text) for text in row}) == W for row in beams)
     texts = beams.reshape(B * W, T + new)
