@@ -123,7 +123,9 @@ def beam_search(
         f"num_return_sequences={num_return_sequences} must be at most vocab_size={model.config.vocab_size}": (
             num_return_sequences <= model.config.vocab_size
         ),
-        f"length_penalty={length_penalty} must be finite": math.isfinite(length_penalty),
+        f"max_new_tokens={max_new_tokens} to the power of length_penalty={length_penalty} must be in [1e-30, 1e30]": (
+            abs(length_penalty) * math.log10(max(max_new_tokens, 1)) <= 30
+        ),
         f'early_stopping={early_stopping!r} must be True, False or "never"': (
             isinstance(early_stopping, bool) or early_stopping == "never"
         ),
