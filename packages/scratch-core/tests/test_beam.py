@@ -104,6 +104,15 @@ def test_when_a_row_is_done():
         assert ids.tolist() == [[[2, 3, *best]]]
 
 
+def test_a_beam_stays_open_where_the_likeliest_tokens_all_end_a_text():
+    """Tokens 1 to 3 end a text and are the likeliest; after a token 0, more of them are nearly certain."""
+    logits = np.full((V, V, V), -9.0)
+    logits[:, :, 1:4], logits[:, :, 0], logits[:, 0] = 0.0, -3.0, [0.0, -9.0, -9.0, -9.0, -9.0]
+    settings = {"num_beams": 1, "max_new_tokens": 10, "eos_token_id": [1, 2, 3], "early_stopping": "never"}
+    ids, _ = beam_search(Table(logits), [[2, 3]], **settings)
+    assert ids.tolist() == [[[2, 3, *[0] * 10]]]
+
+
 def test_rows_are_filled_up_after_their_end(model):
     ids, _ = beam_search(
         model, PROMPT, num_beams=3, num_return_sequences=3, max_new_tokens=8, eos_token_id=[2, 3], pad_token_id=7
