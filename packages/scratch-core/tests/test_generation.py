@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from scratch_core import CausalLM, ConfigError, DataError, generate, stream
-from scratch_core.generation.generate import bucket
+from scratch_core.generation.prompts import bucket
 from scratch_core.generation.sampling import Sampling, greedy, restrict, sample
 from scratch_core.layers import GroupedQueryAttention, Rope
 from scratch_core.testing import check_two_traces, jitted

@@ -12,6 +12,7 @@ run of this script, never the relation between them.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -79,6 +80,42 @@ def expected(model: LlamaForCausalLM, length: int) -> dict[str, np.ndarray]:
     return {name: a.astype(np.int32 if a.dtype == np.int64 else np.float32) for name, a in arrays.items()}
 
 
+def write_beams(folder: Path) -> None:
+    """Write beams.json beside a checkpoint: what its beams are under many settings, ended by a token that they write.
+
+    The longest prompt is the middle one, the others are padded on the left. Raises if float64 gives other tokens: then
+    rounding decides between two candidates, and nothing can be compared.
+    """
+    # In float64 eager attention gives NaN for padding on the left, sdpa does not.
+    narrow = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    wide = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa").eval()
+    torch.manual_seed(4)
+    prompt, new, pad = torch.randint(1, narrow.config.vocab_size, (3, 7)), 12, 5
+    padding = (torch.arange(7)[None] >= torch.tensor([3, 0, 5])[:, None]).long()
+    run = {"attention_mask": padding, "max_new_tokens": new, "do_sample": False, "pad_token_id": pad}
+    run |= {"return_dict_in_generate": True, "output_scores": True}
+    # Tokens of the best continuations, early and late: rows end at different times, and the three ways to stop differ.
+    plain = narrow.generate(prompt, num_beams=2, eos_token_id=None, **run).sequences[:, 7:]
+    eos = sorted({int(plain[row, step]) for row, step in ((0, 2), (0, 5), (1, 4), (2, 3), (2, 8))})
+    cases = []
+    for num_beams, penalty, early in itertools.product((2, 3, 4), (0.5, 1.0, 2.0), (False, True, "never")):
+        case = {"num_beams": num_beams, "length_penalty": penalty, "early_stopping": early}
+        case |= {"num_return_sequences": 1 + num_beams // 2}
+        out, exact = (model.generate(prompt, eos_token_id=eos, **case, **run) for model in (narrow, wide))
+        if not torch.equal(out.sequences, exact.sequences):
+            raise ValueError(f"{case}: float32 and float64 differ: draw other prompts")
+        new_ids = out.sequences[:, 7:].unflatten(0, (3, -1)).tolist()
+        scores = [[float(f"{score:.7g}") for score in row] for row in out.sequences_scores.view(3, -1).tolist()]
+        cases.append({"settings": case, "new_ids": new_ids, "scores": scores})
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        if all(cases[k + first]["new_ids"] == cases[k + second]["new_ids"] for k in range(0, len(cases), 3)):
+            raise ValueError("two ways to stop early never differ: draw other prompts")
+    shared = {"input_ids": prompt.tolist(), "attention_mask": padding.tolist(), "max_new_tokens": new}
+    lines = ",\n".join(json.dumps(case) for case in cases)
+    head = json.dumps(shared | {"eos_token_id": eos, "pad_token_id": pad})[1:-1]
+    (folder / "beams.json").write_text(f'{{{head},\n"cases": [\n{lines}\n]}}\n')
+
+
 def legacy(fields: dict) -> dict:
     """Return a config in the spelling from before transformers 5."""
     fields = dict(fields)
@@ -111,6 +148,7 @@ def main() -> None:
         save_file(io, folder / name / "io.safetensors")
         fields = json.loads((folder / name / "config.json").read_text())
         (folder / name / "config.legacy.json").write_text(json.dumps(legacy(fields), indent=1))
+    write_beams(folder / "llama2")
 
 
 if __name__ == "__main__":

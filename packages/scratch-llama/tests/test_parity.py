@@ -1,5 +1,6 @@
 """Golden checkpoints of transformers' LlamaForCausalLM, through the key table and back."""
 
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -49,3 +50,14 @@ def test_computing_in_bfloat16_is_as_close_as_the_reference_in_bfloat16():
     ours = np.asarray(jitted(model)(io["input_ids"], io["attention_mask"]))[real]
     noise = np.abs(io["logits_bf16"] - io["logits"])[real].max()
     assert np.abs(ours - io["logits"][real]).max() < 1.5 * noise
+
+
+def test_beams_equal_the_references():
+    golden = json.loads((GOLDEN / "llama2" / "beams.json").read_text())
+    model, cases = scratch_core.load(GOLDEN / "llama2"), golden.pop("cases")
+    assert len(cases) == 27
+    for case in cases:
+        ids, scores = scratch_core.beam_search(model, **golden, **case["settings"])
+        what = str(case["settings"])
+        np.testing.assert_array_equal(ids[..., len(golden["input_ids"][0]) :], case["new_ids"], what)
+        assert_close(scores, np.array(case["scores"]), 1e-4, what)

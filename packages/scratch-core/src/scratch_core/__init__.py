@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         ScratchError,
         TrainingError,
     )
-    from scratch_core.generation import generate, stream
+    from scratch_core.generation import beam_search, generate, stream
     from scratch_core.pretrained import PretrainedModel
     from scratch_core.registry import ModelSpec, load
     from scratch_core.weights import Rule, save, to_hf
@@ -35,6 +35,7 @@ __all__ = [
     "Rule",
     "ScratchError",
     "TrainingError",
+    "beam_search",
     "generate",
     "lazy",
     "load",
@@ -57,6 +58,7 @@ __getattr__ = lazy(
     Rule="weights",
     ScratchError="errors",
     TrainingError="errors",
+    beam_search="generation",
     generate="generation",
     load="registry",
     save="weights",

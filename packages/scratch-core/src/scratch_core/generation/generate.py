@@ -17,10 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from scratch_core.errors import ConfigError, DataError
+from scratch_core.errors import ConfigError
+from scratch_core.generation.prompts import read_prompt, read_special_tokens
 from scratch_core.generation.sampling import Sampling, sample
-
-NO_EOS = -1
 
 
 @partial(
@@ -110,17 +109,12 @@ class _Run:
     """One generation under way: the prompt is read and the first token chosen when it is built."""
 
     def __init__(self, model, input_ids, attention_mask, max_new_tokens, eos, pad, settings, key):
-        self.input_ids, mask_BT = _check(model, input_ids, attention_mask, max_new_tokens)
-        T = self.input_ids.shape[1]
-        P, R = bucket(T), bucket(max_new_tokens)
-        prompt_BP = np.pad(self.input_ids, ((0, 0), (0, P - T)))
-        mask_BP = np.pad(mask_BT, ((0, 0), (0, P - T)))
+        self.input_ids, prompt_BP, mask_BP, room = read_prompt(model, input_ids, attention_mask, max_new_tokens)
+        self.eos, self.pad = read_special_tokens(eos, pad)
         self.graphdef, self.state = nnx.split(model)
-        self.eos = _token_ids("eos_token_id", [NO_EOS] if eos is None else eos)
-        (self.pad,) = _token_ids("pad_token_id", pad)
         self.settings = settings
         key = jax.random.key(0) if key is None else key
-        self.decoding = prefill(self.graphdef, R, self.state, prompt_BP, mask_BP, self.eos, settings, key)
+        self.decoding = prefill(self.graphdef, room, self.state, prompt_BP, mask_BP, self.eos, settings, key)
 
     def advance(self, limit: int) -> None:
         """Write tokens until there are ``limit``, or all rows are finished."""
@@ -168,45 +162,3 @@ def decode_loop(graphdef, state, decoding: Decoding, limit, eos, pad, settings: 
         return Decoding(d.step + 1, token_B, d.finished_B | jnp.isin(token_B, eos), tokens_BR, seen_BV, cache, d.key)
 
     return jax.lax.while_loop(unfinished, write, decoding)
-
-
-def bucket(length: int) -> int:
-    """Return the padded length: the next of 16, 32, 64, 128, then multiples of 128."""
-    return next((size for size in (16, 32, 64) if length <= size), -(-length // 128) * 128)
-
-
-def _token_ids(name: str, value: Any) -> np.ndarray:
-    """Return one token or several as int32 [N], or raise ConfigError."""
-    ids = np.atleast_1d(np.asarray(value))
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or not ids.size or abs(ids).max() >= 2**31:
-        raise ConfigError(f"{name}={value!r} must be a token: an integer that fits int32")
-    return ids.astype(np.int32)
-
-
-def _check(model, input_ids, attention_mask, max_new_tokens) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids and mask as int32 [B, T], or raise DataError."""
-    try:
-        ids = np.asarray(input_ids)
-    except ValueError as error:  # rows of different lengths
-        raise DataError(f"input_ids must be an array [batch, length]: {error}") from error
-    if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
-        raise DataError(
-            f"input_ids must be integers [batch, length] with at least one token, found {ids.dtype} {ids.shape}"
-        )
-    vocab_size = model.config.vocab_size
-    if ids.min() < 0 or ids.max() >= vocab_size:
-        raise DataError(f"input_ids must be in [0, vocab_size={vocab_size}), found {ids.min()} to {ids.max()}")
-    mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
-    if mask.shape != ids.shape:
-        raise DataError(f"attention_mask {mask.shape} must have the shape of input_ids {ids.shape}")
-    if not (mask == 1).any(axis=1).all():
-        raise DataError("attention_mask must be 1 at one token or more of every row")
-    if not 1 <= max_new_tokens < 2**31 // 128:
-        raise DataError(f"max_new_tokens={max_new_tokens} must be at least 1 and less than {2**31 // 128}")
-    longest, limit = int((mask == 1).sum(axis=1).max()), model.config.max_positions
-    if limit is not None and longest + max_new_tokens > limit:
-        raise DataError(
-            f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} need {longest + max_new_tokens} "
-            f"positions, the model has {limit}: shorten the prompt or write fewer tokens"
-        )
-    return ids.astype(np.int32), (mask == 1).astype(np.int32)

@@ -18,7 +18,7 @@ from flax import nnx
 
 from scratch_core.errors import DataError
 from scratch_core.registry import ARCHITECTURES, ModelSpec
-from scratch_core.testing.decoding import check_causal, check_decoding, check_two_traces
+from scratch_core.testing.decoding import check_beam_search, check_causal, check_decoding, check_two_traces
 from scratch_core.testing.goldens import jitted
 from scratch_core.testing.parameters import count_parameters, decayed_parameters
 from scratch_core.testing.training import check_meshes, overfit_one_batch, random_batch
@@ -112,6 +112,9 @@ class CausalLMContract(ModelContract):
 
     def test_generation_compiles_twice(self):
         check_two_traces(self.model)
+
+    def test_beams_have_the_scores_of_the_full_pass_and_one_beam_is_greedy(self):
+        check_beam_search(self.model)
 
     def test_swapping_two_earlier_tokens_changes_the_last_logits(self):
         ids = np.array([[5, 9, 70, 3]])

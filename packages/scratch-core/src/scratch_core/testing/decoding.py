@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scratch_core.generation import generate
+from scratch_core.generation import beam_search, generate
 from scratch_core.testing.goldens import CACHED, assert_close, jitted
 
 
@@ -79,13 +79,33 @@ def count_traces(model: Any, run: Callable[[], Any]) -> int:
     return traces
 
 
-def check_two_traces(model: Any) -> None:
+def check_two_traces(model: Any, write: Callable[..., Any] = generate) -> None:
     """Prompts of any length within a bucket, and any number of new tokens, share two compiled programs."""
 
     def run() -> None:
         for length, new in ((17, 5), (30, 16), (32, 3)):
             ids = np.ones((2, length), np.int32)
-            generate(model, ids, max_new_tokens=new)
+            write(model, ids, max_new_tokens=new)
 
     jax.clear_caches()
     assert count_traces(model, run) == 2
+
+
+def check_beam_search(model: Any, seed: int = 0) -> None:
+    """One beam is greedy, and beams have the scores of the full pass: each goes on with its own cache."""
+    B, T, W, new = 2, 18, 3, 8
+    ids_BT = np.random.default_rng(seed).integers(0, model.config.vocab_size, (B, T)).astype(np.int32)
+    mask_BT = np.array([[1] * T, [0] * 5 + [1] * (T - 5)])
+    one, _ = beam_search(model, ids_BT, mask_BT, num_beams=1, max_new_tokens=new)
+    np.testing.assert_array_equal(one[:, 0], generate(model, ids_BT, mask_BT, max_new_tokens=new))
+
+    beams, scores_BW = beam_search(
+        model, ids_BT, mask_BT, num_beams=W, num_return_sequences=W, max_new_tokens=new, length_penalty=0.5
+    )
+    assert (np.diff(scores_BW) <= 0).all()
+    assert all(len({tuple(text) for text in row}) == W for row in beams)
+    texts = beams.reshape(B * W, T + new)
+    mask = np.repeat(np.pad(mask_BT, ((0, 0), (0, new)), constant_values=1), W, axis=0)
+    log_probabilities = jax.nn.log_softmax(jitted(model)(texts, mask)[:, T - 1 : -1], axis=-1)
+    chosen = np.take_along_axis(np.asarray(log_probabilities), texts[:, T:, None], axis=2)
+    assert_close(scores_BW, chosen.sum(axis=(1, 2)).reshape(B, W) / new**0.5, 1e-4, "scores of the beams")
