@@ -1,4 +1,4 @@
-"""What the families share: precision, padded shapes, and passes over the rows of a design matrix.
+r"""What the families share: precision, padded shapes, and passes over the rows of a design matrix.
 
 **Precision.** An estimator computes in the dtype of its input. float64 needs JAX's x64 mode, which is on only
 inside :func:`precision`, so that importing this package changes nothing for anyone else.
@@ -10,7 +10,7 @@ and the rows added carry weight zero, so that nearby sizes share one compile.
 fit. :class:`Rows` therefore aliases the flat buffer from an aligned address on, and cuts blocks of rows out of it
 at a small offset; the few rows before and after lie in ``tail``, padded. A sum over samples is then
 
-$$ \\sum_i f(x_i) = \\sum_{b} f(X_b) + f(X_\\text{tail}) \\tag{1} $$
+$$ \sum_i f(x_i) = \sum_{b} f(X_b) + f(X_\text{tail}) \tag{1} $$
 
 one scan over blocks that fit the cache. On an accelerator, and for a sharded array, everything is in ``tail``.
 

@@ -1,31 +1,31 @@
-"""Lasso and elastic net by coordinate descent on the Gram matrix; paths and cross-validation.
+r"""Lasso and elastic net by coordinate descent on the Gram matrix; paths and cross-validation.
 
-$$ \\min_{w, b} \\frac{1}{2n} \\sum_i \\omega_i (y_i - x_i^\\top w - b)^2 + \\alpha\\rho \\|w\\|_1
-   + \\frac{\\alpha(1-\\rho)}{2} \\|w\\|^2, \\qquad n = \\sum_i \\omega_i \\tag{1} $$
+$$ \min_{w, b} \frac{1}{2n} \sum_i \omega_i (y_i - x_i^\top w - b)^2 + \alpha\rho \|w\|_1
+   + \frac{\alpha(1-\rho)}{2} \|w\|^2, \qquad n = \sum_i \omega_i \tag{1} $$
 
-With the centred moments $G = X^\\top X$, $q = X^\\top y$ of :mod:`.moments`, and with $\\lambda_1 = n\\alpha\\rho$,
-$\\lambda_2 = n\\alpha(1-\\rho)$, this is $n^{-1}$ times
+With the centred moments $G = X^\top X$, $q = X^\top y$ of :mod:`.moments`, and with $\lambda_1 = n\alpha\rho$,
+$\lambda_2 = n\alpha(1-\rho)$, this is $n^{-1}$ times
 
-$$ P(w) = \\tfrac12 \\|y\\|^2 - q^\\top w + \\tfrac12 w^\\top G w + \\lambda_1 \\|w\\|_1
-   + \\tfrac{\\lambda_2}{2}\\|w\\|^2 \\tag{2} $$
+$$ P(w) = \tfrac12 \|y\|^2 - q^\top w + \tfrac12 w^\top G w + \lambda_1 \|w\|_1
+   + \tfrac{\lambda_2}{2}\|w\|^2 \tag{2} $$
 
 Coordinate descent minimises it one coordinate at a time, keeping $g = q - Gw$ up to date (Friedman, Hastie and
-Tibshirani 2010, section 2.2). Coordinates with $w_j = 0$ and $|g_j| \\le \\lambda_1$ do not move and are passed over:
+Tibshirani 2010, section 2.2). Coordinates with $w_j = 0$ and $|g_j| \le \lambda_1$ do not move and are passed over:
 
-$$ w_j \\leftarrow \\frac{S_{\\lambda_1}(g_j + G_{jj} w_j)}{G_{jj} + \\lambda_2}, \\qquad
-   S_\\lambda(z) = \\operatorname{sign}(z)\\max(|z| - \\lambda, 0) \\tag{3} $$
+$$ w_j \leftarrow \frac{S_{\lambda_1}(g_j + G_{jj} w_j)}{G_{jj} + \lambda_2}, \qquad
+   S_\lambda(z) = \operatorname{sign}(z)\max(|z| - \lambda, 0) \tag{3} $$
 
-It stops on the duality gap. With $r = y - Xw$, $h = g - \\lambda_2 w$ and
-$c = \\min(1, \\lambda_1 / \\|h\\|_\\infty)$ the point $c\\,r$ is dual feasible, and
+It stops on the duality gap. With $r = y - Xw$, $h = g - \lambda_2 w$ and
+$c = \min(1, \lambda_1 / \|h\|_\infty)$ the point $c\,r$ is dual feasible, and
 
-$$ \\text{gap} = \\tfrac{1 + c^2}{2} \\left(\\|r\\|^2 + \\lambda_2\\|w\\|^2\\right) + \\lambda_1 \\|w\\|_1 - c\\,
-r^\\top y \\tag{4} $$
+$$ \text{gap} = \tfrac{1 + c^2}{2} \left(\|r\|^2 + \lambda_2\|w\|^2\right) + \lambda_1 \|w\|_1 - c\,
+r^\top y \tag{4} $$
 
-**Derivatives.** On the support $S$ the stationarity condition $G_{SS} w_S + \\lambda_2 w_S = q_S - \\lambda_1
-\\operatorname{sign}(w_S)$ holds in a neighbourhood, so by the implicit function theorem
+**Derivatives.** On the support $S$ the stationarity condition $G_{SS} w_S + \lambda_2 w_S = q_S - \lambda_1
+\operatorname{sign}(w_S)$ holds in a neighbourhood, so by the implicit function theorem
 
-$$ (G_{SS} + \\lambda_2 I)\\, dw_S = dq_S - dG_{S}\\, w - d\\lambda_1 \\operatorname{sign}(w_S) - d\\lambda_2\\,
-w_S \\tag{5} $$
+$$ (G_{SS} + \lambda_2 I)\, dw_S = dq_S - dG_{S}\, w - d\lambda_1 \operatorname{sign}(w_S) - d\lambda_2\,
+w_S \tag{5} $$
 
 and no iteration is differentiated.
 
@@ -124,9 +124,9 @@ def descend(
     max_iter: Any = 1000,
     positive: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Minimise eq. 2 from ``start_D``. Return (coef [D], gap of eq. 4, number of sweeps).
+    r"""Minimise eq. 2 from ``start_D``. Return (coef [D], gap of eq. 4, number of sweeps).
 
-    Stops when gap <= tol * target (target is $\\|y\\|^2$) and either the gap is below 1e-6 of the objective or the
+    Stops when gap <= tol * target (target is $\|y\|^2$) and either the gap is below 1e-6 of the objective or the
     last sweep moved no coefficient by more than tol times the largest. Differentiable by eq. 5; vmap over any array.
     """
     dtype = cross_D.dtype
@@ -186,7 +186,7 @@ def solve_elastic_net(
 
 
 def solve_lasso(X: Any, y: Any, alpha: Any = 1.0, **options: Any) -> tuple[jax.Array, jax.Array]:
-    """Return the minimiser (coef [D], intercept) of eq. 1 with $\\rho = 1$; options as of solve_elastic_net."""
+    r"""Return the minimiser (coef [D], intercept) of eq. 1 with $\rho = 1$; options as of solve_elastic_net."""
     return solve_elastic_net(X, y, alpha, 1.0, **options)
 
 

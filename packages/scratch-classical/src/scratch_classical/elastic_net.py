@@ -1,7 +1,7 @@
-"""The estimators of :mod:`.coordinate_descent`: lasso and elastic net, and their paths.
+r"""The estimators of :mod:`.coordinate_descent`: lasso and elastic net, and their paths.
 
-$$ \\min_{w, b} \\frac{1}{2n} \\sum_i \\omega_i (y_i - x_i^\\top w - b)^2 + \\alpha\\rho \\|w\\|_1
-   + \\frac{\\alpha(1-\\rho)}{2} \\|w\\|^2, \\qquad n = \\sum_i \\omega_i \\tag{1} $$
+$$ \min_{w, b} \frac{1}{2n} \sum_i \omega_i (y_i - x_i^\top w - b)^2 + \alpha\rho \|w\|_1
+   + \frac{\alpha(1-\rho)}{2} \|w\|^2, \qquad n = \sum_i \omega_i \tag{1} $$
 
 The data enter through their second moments, taken in one pass; with many features of which few are used, through
 those of a working set of columns (:mod:`.working_set`). A sparse X with no fewer samples than features stays sparse.
@@ -43,7 +43,7 @@ def _fit_gram(m: Moments, l1: Any, l2: Any, start_KD: Any, tol: Any, max_iter: A
 
 
 class ElasticNet(LinearPredictor):
-    """The elastic net: eq. 1 with $\\rho$ = ``l1_ratio``.
+    r"""The elastic net: eq. 1 with $\rho$ = ``l1_ratio``.
 
     Parameters and attributes are those of scikit-learn's class of this name. Coordinates are always visited in
     cyclic order: ``selection`` and ``random_state`` are accepted, and change nothing about the minimum.
@@ -131,7 +131,7 @@ class ElasticNet(LinearPredictor):
 
 
 class Lasso(ElasticNet):
-    """The lasso: eq. 1 with $\\rho = 1$. Parameters and attributes are those of scikit-learn's class of this name."""
+    r"""The lasso: eq. 1 with $\rho = 1$. Parameters and attributes are those of scikit-learn's class of this name."""
 
     def __init__(
         self,
@@ -259,5 +259,5 @@ def enet_path(
 
 
 def lasso_path(X: Any, y: Any, **options: Any) -> tuple[Any, ...]:
-    """Return :func:`enet_path` with $\\rho = 1$."""
+    r"""Return :func:`enet_path` with $\rho = 1$."""
     return enet_path(X, y, l1_ratio=1.0, **options)

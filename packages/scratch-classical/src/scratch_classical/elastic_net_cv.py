@@ -1,11 +1,11 @@
-"""Lasso and elastic net with alpha chosen by cross-validation, from sums over the folds.
+r"""Lasso and elastic net with alpha chosen by cross-validation, from sums over the folds.
 
 Every sample is multiplied once (:mod:`.folds`). The error of a coefficient vector w on a test fold needs no second
 pass either: with the fold's moments taken around the means of the training fold,
 
-$$ \\sum_i \\omega_i (y_i - x_i^\\top w)^2 = \\|y\\|^2 - 2 w^\\top X^\\top y + w^\\top X^\\top X w \\tag{1} $$
+$$ \sum_i \omega_i (y_i - x_i^\top w)^2 = \|y\|^2 - 2 w^\top X^\top y + w^\top X^\top X w \tag{1} $$
 
-An error so small against $\\|y\\|^2$ that half of its digits are lost is summed over the fold's samples after all.
+An error so small against $\|y\|^2$ that half of its digits are lost is summed over the fold's samples after all.
 
 Shapes: D features, A values of alpha, L values of l1_ratio, F folds.
 """

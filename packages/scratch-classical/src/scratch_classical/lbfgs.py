@@ -1,15 +1,15 @@
-"""L-BFGS with an initial matrix that is told by the problem.
+r"""L-BFGS with an initial matrix that is told by the problem.
 
 Source: Nocedal and Wright, Numerical Optimization (2006), algorithms 7.4 and 7.5. With the last M changes
-$s_m$ of $\\theta$ and $y_m$ of the gradient g, $\\rho_m = 1 / s_m^\\top y_m$, the step is $-H g$, where
+$s_m$ of $\theta$ and $y_m$ of the gradient g, $\rho_m = 1 / s_m^\top y_m$, the step is $-H g$, where
 
-$$ H_{m+1} = (I - \\rho_m s_m y_m^\\top) H_m (I - \\rho_m y_m s_m^\\top) + \\rho_m s_m s_m^\\top \\tag{1} $$
+$$ H_{m+1} = (I - \rho_m s_m y_m^\top) H_m (I - \rho_m y_m s_m^\top) + \rho_m s_m s_m^\top \tag{1} $$
 
-is never formed: two loops over the pairs apply it. $H_0$ is usually $\\gamma I$ with $\\gamma = s^\\top y / y^\\top y$.
-Here it is $\\gamma B^{-1}$, $\\gamma = s^\\top y / y^\\top B^{-1} y$, with B near the Hessian, made anew after 8, 48,
+is never formed: two loops over the pairs apply it. $H_0$ is usually $\gamma I$ with $\gamma = s^\top y / y^\top y$.
+Here it is $\gamma B^{-1}$, $\gamma = s^\top y / y^\top B^{-1} y$, with B near the Hessian, made anew after 8, 48,
 288, ... steps, while the pairs are kept.
 
-It stops when $\\max |g| \\le$ tol and $\\tfrac12 g^\\top B^{-1} g$, which estimates how far the value is above its
+It stops when $\max |g| \le$ tol and $\tfrac12 g^\top B^{-1} g$, which estimates how far the value is above its
 minimum, is below 2.5e-7 of it: the gradient alone says little when B is ill-conditioned.
 
 Shapes: K columns of E parameters, P = K E, M pairs.

@@ -1,24 +1,24 @@
-"""Least squares and ridge regression.
+r"""Least squares and ridge regression.
 
-$$ \\min_{w, b} \\sum_i \\omega_i (y_i - x_i^\\top w - b)^2 + \\alpha \\|w\\|^2 \\tag{1} $$
+$$ \min_{w, b} \sum_i \omega_i (y_i - x_i^\top w - b)^2 + \alpha \|w\|^2 \tag{1} $$
 
-The intercept is not penalised, so it follows from the weighted means, $b = \\bar y - \\bar x^\\top w$, and with
+The intercept is not penalised, so it follows from the weighted means, $b = \bar y - \bar x^\top w$, and with
 the centred moments $G, B$ of :mod:`.moments` the solution is that of the normal equations,
 
-$$ (G + \\alpha I) \\, w = B \\tag{2} $$
+$$ (G + \alpha I) \, w = B \tag{2} $$
 
 solved by Cholesky after scaling the diagonal to one. With fewer samples than features the same $w$ is
 
-$$ w = X_c^\\top (X_c X_c^\\top + \\alpha I)^{-1} y_c \\tag{3} $$
+$$ w = X_c^\top (X_c X_c^\top + \alpha I)^{-1} y_c \tag{3} $$
 
-or, with $\\Omega$ the diagonal of the weights and no root of them, $X_c^\\top \\Omega (X_c X_c^\\top \\Omega + \\alpha
+or, with $\Omega$ the diagonal of the weights and no root of them, $X_c^\top \Omega (X_c X_c^\top \Omega + \alpha
 I)^{-1} y_c$, which can be differentiated where a weight is zero.
 
 Squaring the condition number costs digits. The smallest eigenvalue is therefore estimated, and where eq. 2 would
 lose more than half of the digits (always for a rank-deficient X) the solution is recomputed from
-$X_c = QR$, $R = U \\Sigma V^\\top$ with singular values below a cutoff dropped, which gives the shortest minimiser:
+$X_c = QR$, $R = U \Sigma V^\top$ with singular values below a cutoff dropped, which gives the shortest minimiser:
 
-$$ w = V \\operatorname{diag}\\left(\\frac{\\sigma_j}{\\sigma_j^2 + \\alpha}\\right) U^\\top Q^\\top y_c \\tag{4} $$
+$$ w = V \operatorname{diag}\left(\frac{\sigma_j}{\sigma_j^2 + \alpha}\right) U^\top Q^\top y_c \tag{4} $$
 
 Shapes: I samples, D features, K outputs, M = min(I, D).
 """
@@ -114,7 +114,7 @@ def solve_least_squares(
 
 
 def _solve_dual(gram_II: Any, target_IK: Any, alpha: Any) -> jax.Array:
-    """Solve $(K + \\alpha I) a = y$, K not symmetric, alpha as for :func:`solve_normal_equations`.
+    r"""Solve $(K + \alpha I) a = y$, K not symmetric, alpha as for :func:`solve_normal_equations`.
 
     Samples of zeros or of no weight get any finite value.
     """
@@ -213,7 +213,7 @@ def _fit_dual(X: Any, y_IK: Any, weight_I: Any, shift_x: Any, alpha: Any, fit_in
 
 
 def solve_nonnegative(gram_DD: np.ndarray, cross_D: np.ndarray, start_D: np.ndarray, eps: float) -> np.ndarray:
-    """Return the minimiser of $\\frac12 w^\\top G w - B^\\top w$ over $w \\ge 0$ from a ``start_D`` >= 0.
+    r"""Return the minimiser of $\frac12 w^\top G w - B^\top w$ over $w \ge 0$ from a ``start_D`` >= 0.
 
     Warns if it is not found. The active-set method of Lawson and Hanson 1974, Solving Least Squares Problems,
     chapter 23, on the Gram matrix scaled to a unit diagonal. Slopes below 10 ``eps`` times the terms they are summed

@@ -1,6 +1,6 @@
-"""The estimators of :mod:`.least_squares`: linear and ridge regression.
+r"""The estimators of :mod:`.least_squares`: linear and ridge regression.
 
-$$ \\min_{w, b} \\sum_i \\omega_i (y_i - x_i^\\top w - b)^2 + \\alpha \\|w\\|^2 \\tag{1} $$
+$$ \min_{w, b} \sum_i \omega_i (y_i - x_i^\top w - b)^2 + \alpha \|w\|^2 \tag{1} $$
 
 A sparse X with no fewer samples than features stays sparse, unless the problem is so ill-conditioned that it needs
 an orthogonal factorisation.

@@ -183,7 +183,7 @@ class Problem:
 
 
 class LogisticRegression(LinearClassifier):
-    """Logistic regression: eq. 1 of :mod:`.logistic_solver` with $\\rho$ = ``l1_ratio``.
+    r"""Logistic regression: eq. 1 of :mod:`.logistic_solver` with $\rho$ = ``l1_ratio``.
 
     Parameters and attributes are those of scikit-learn's class of this name, whose objective it minimises.
     ``solver="newton-cholesky"`` takes Newton steps, an ``l1_ratio`` above 0 proximal Newton steps, everything else is

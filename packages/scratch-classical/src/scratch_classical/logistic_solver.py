@@ -1,25 +1,25 @@
-"""Logistic regression, binary and multinomial, with L2, L1 and elastic-net penalties: the minimum and its derivative.
+r"""Logistic regression, binary and multinomial, with L2, L1 and elastic-net penalties: the minimum and its derivative.
 
-$$ \\min_{w, b}\\; C \\sum_i \\omega_i\\, \\ell(y_i, x_i^\\top w + b) + \\rho \\|w\\|_1 +
-\\tfrac{1-\\rho}{2}\\|w\\|^2 \\tag{1} $$
+$$ \min_{w, b}\; C \sum_i \omega_i\, \ell(y_i, x_i^\top w + b) + \rho \|w\|_1 +
+\tfrac{1-\rho}{2}\|w\|^2 \tag{1} $$
 
-with the losses of :mod:`.objective`. Divided by $C n$, $n = \\sum_i \\omega_i$, its smooth part $f$ has gradient and
-Hessian (p the predicted probabilities, $\\tilde x = (x, 1)$)
+with the losses of :mod:`.objective`. Divided by $C n$, $n = \sum_i \omega_i$, its smooth part $f$ has gradient and
+Hessian (p the predicted probabilities, $\tilde x = (x, 1)$)
 
-$$ \\nabla f = \\tfrac1n \\sum_i \\omega_i (p_i - y_i) \\tilde x_i^\\top + \\lambda_2 w, \\qquad
-   H = \\tfrac1n \\sum_i \\omega_i (\\operatorname{diag} p_i - p_i p_i^\\top) \\otimes \\tilde x_i \\tilde x_i^\\top
-   + \\lambda_2 I \\tag{2} $$
+$$ \nabla f = \tfrac1n \sum_i \omega_i (p_i - y_i) \tilde x_i^\top + \lambda_2 w, \qquad
+   H = \tfrac1n \sum_i \omega_i (\operatorname{diag} p_i - p_i p_i^\top) \otimes \tilde x_i \tilde x_i^\top
+   + \lambda_2 I \tag{2} $$
 
 **L-BFGS** (:mod:`.lbfgs`) makes one pass over the data per step. Its matrix B is the mean over the classes of the
 diagonal blocks of eq. 2, over a sample of the rows; for two classes that is the Hessian of the sample:
 
-$$ B = \\frac{1}{K \\sum \\omega_i} \\sum_{i \\in \\text{sample}} \\omega_i \\Big(\\sum_k p_{ik} (1 - p_{ik})\\Big)
-   \\tilde x_i \\tilde x_i^\\top + \\lambda_2 I \\tag{3} $$
+$$ B = \frac{1}{K \sum \omega_i} \sum_{i \in \text{sample}} \omega_i \Big(\sum_k p_{ik} (1 - p_{ik})\Big)
+   \tilde x_i \tilde x_i^\top + \lambda_2 I \tag{3} $$
 
 **Newton's method** (:mod:`.newton`) uses eq. 2 itself, and is the one that takes an L1 penalty.
 
-**Derivatives.** At the minimum $\\nabla f + \\lambda_1 \\operatorname{sign}(w) = 0$ on the support, hence
-$H_{SS}\\, d\\theta_S = -d(\\nabla f + \\lambda_1 \\operatorname{sign}(w))_S$; no iteration is differentiated.
+**Derivatives.** At the minimum $\nabla f + \lambda_1 \operatorname{sign}(w) = 0$ on the support, hence
+$H_{SS}\, d\theta_S = -d(\nabla f + \lambda_1 \operatorname{sign}(w))_S$; no iteration is differentiated.
 
 Shapes: I samples, R rows of a block, S rows of the sample, D features, E = D + 1 (features and intercept), K rows of
 coefficients (1 for two classes), A values of C, F folds, P = E * K.
@@ -37,7 +37,7 @@ from .newton import newton
 
 
 def _scores(theta_KE: Any, X_RD: Any) -> jax.Array:
-    """Return $w_k^\\top x_i + b_k$ as [K, R]: XLA's loops over classes are slow where those lie innermost."""
+    r"""Return $w_k^\top x_i + b_k$ as [K, R]: XLA's loops over classes are slow where those lie innermost."""
     return jax.lax.dot_general(theta_KE[:, :-1], X_RD, (((1,), (1,)), ((), ()))) + theta_KE[:, -1:]
 
 

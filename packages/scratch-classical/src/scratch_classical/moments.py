@@ -1,13 +1,13 @@
-"""Second moments of a regression problem: all that ridge, lasso and their cross-validation need of the data.
+r"""Second moments of a regression problem: all that ridge, lasso and their cross-validation need of the data.
 
-Around any shift $(s, t)$, with weights $\\omega_i$ and $n = \\sum_i \\omega_i$,
+Around any shift $(s, t)$, with weights $\omega_i$ and $n = \sum_i \omega_i$,
 
-$$ G = \\sum_i \\omega_i (x_i - s)(x_i - s)^\\top, \\quad B = \\sum_i \\omega_i (x_i - s)(y_i - t)^\\top, \\quad
-   u = \\sum_i \\omega_i (x_i - s), \\quad v = \\sum_i \\omega_i (y_i - t) \\tag{1} $$
+$$ G = \sum_i \omega_i (x_i - s)(x_i - s)^\top, \quad B = \sum_i \omega_i (x_i - s)(y_i - t)^\top, \quad
+   u = \sum_i \omega_i (x_i - s), \quad v = \sum_i \omega_i (y_i - t) \tag{1} $$
 
 are sums over samples, so a training fold is the total minus the fold held out. Centring is then algebra,
 
-$$ G_c = G - u u^\\top / n, \\qquad B_c = B - u v^\\top / n, \\qquad \\bar x = s + u / n \\tag{2} $$
+$$ G_c = G - u u^\top / n, \qquad B_c = B - u v^\top / n, \qquad \bar x = s + u / n \tag{2} $$
 
 which loses no digits when the shift is a typical row. It is exact for a constant column: that column is zero.
 
@@ -50,7 +50,7 @@ class Moments(NamedTuple):
 
 
 def gram_of(columns: list[jax.Array]) -> tuple[jax.Array, ...]:
-    """Return the block rows, from the diagonal to the left, of $Z^\\top Z$ for Z given as groups of columns."""
+    r"""Return the block rows, from the diagonal to the left, of $Z^\top Z$ for Z given as groups of columns."""
     # The barriers make each group, and its transpose, an array of its own: a product of slices would copy them for
     # every use, and in a loop XLA may multiply naively when the left side is not laid out by rows.
     columns = [jax.lax.optimization_barrier(c) for c in columns]
@@ -66,7 +66,7 @@ def assembled(blocks: tuple[jax.Array, ...]) -> jax.Array:
 
 
 def sums(rows: Rows, y_IK: Any, weight_I: Any, shift_x: Any, shift_y: Any) -> Sums:
-    """Return eq. 1 in one pass over the rows, as the Gram matrix of $Z = \\sqrt\\omega\\,[X - s, y - t, 1]$.
+    r"""Return eq. 1 in one pass over the rows, as the Gram matrix of $Z = \sqrt\omega\,[X - s, y - t, 1]$.
 
     Half of a symmetric product is multiplied, in groups of columns whose width suits vector registers. An array that
     is one block is multiplied whole, and by the weights themselves, whose root has no derivative at zero.

@@ -1,18 +1,18 @@
-"""Exact search for the nearest neighbours by blocks, never an array of all differences.
+r"""Exact search for the nearest neighbours by blocks, never an array of all differences.
 
-$$ d_p(q, x) = \\Big(\\sum_j w_j |q_j - x_j|^p\\Big)^{1/p}, \\quad d_\\infty = \\max_j |q_j - x_j|, \\quad
-   d_{\\cos} = 1 - \\frac{q^\\top x}{\\|q\\| \\|x\\|} = \\tfrac12 \\Big\\| \\tfrac{q}{\\|q\\|} -
-   \\tfrac{x}{\\|x\\|} \\Big\\|^2 \\tag{1} $$
+$$ d_p(q, x) = \Big(\sum_j w_j |q_j - x_j|^p\Big)^{1/p}, \quad d_\infty = \max_j |q_j - x_j|, \quad
+   d_{\cos} = 1 - \frac{q^\top x}{\|q\| \|x\|} = \tfrac12 \Big\| \tfrac{q}{\|q\|} -
+   \tfrac{x}{\|x\|} \Big\|^2 \tag{1} $$
 
-**Euclidean search** in three steps. With $h(q, x) = \\tfrac12\\|x\\|^2 - q^\\top x = \\tfrac12 (d^2 - \\|q\\|^2)$:
+**Euclidean search** in three steps. With $h(q, x) = \tfrac12\|x\|^2 - q^\top x = \tfrac12 (d^2 - \|q\|^2)$:
 
 1. *Screen.* $h$ in float32, one matrix product per block of points, reduced at once to its minimum over groups of
    points. The k nearest points lie in the k groups with the smallest minima, so a few groups more are kept.
 2. *Refine.* Exact distances, from differences, to the points of those groups; the k smallest are the answer.
 3. *Certify.* A point in a group left out has $h$ of at least the largest kept minimum, less the rounding error of
-   the product, $\\varepsilon = (D + 4) (u (\\|q\\| + \\|x\\|)^2 + m)$, m the smallest normal number. Where
+   the product, $\varepsilon = (D + 4) (u (\|q\| + \|x\|)^2 + m)$, m the smallest normal number. Where
 
-$$ \\tfrac12 (d_k^2 - \\|q\\|^2) < \\max_{\\text{kept}} h - \\varepsilon \\tag{2} $$
+$$ \tfrac12 (d_k^2 - \|q\|^2) < \max_{\text{kept}} h - \varepsilon \tag{2} $$
 
    does not hold (ties at the edge, data without spread) that query is searched again by differences alone. So is
    everything under the other metrics; cosine is euclidean on normalised rows.

@@ -1,9 +1,9 @@
-"""Classification and regression by the k nearest neighbours, behind scikit-learn's interface.
+r"""Classification and regression by the k nearest neighbours, behind scikit-learn's interface.
 
 With $N_k(q)$ the neighbours that :mod:`.neighbor_search` finds and $v_i = 1$ or $v_i = 1/d_i$,
 
-$$ p(c \\mid q) = \\frac{\\sum_{i \\in N_k(q)} v_i [y_i = c]}{\\sum_{i \\in N_k(q)} v_i}, \\qquad
-   \\hat y(q) = \\frac{\\sum_{i \\in N_k(q)} v_i y_i}{\\sum_{i \\in N_k(q)} v_i} \\tag{1} $$
+$$ p(c \mid q) = \frac{\sum_{i \in N_k(q)} v_i [y_i = c]}{\sum_{i \in N_k(q)} v_i}, \qquad
+   \hat y(q) = \frac{\sum_{i \in N_k(q)} v_i y_i}{\sum_{i \in N_k(q)} v_i} \tag{1} $$
 
 Shapes: I samples, Q queries, D features, K neighbours.
 """

@@ -1,8 +1,8 @@
-"""Newton's method for a smooth f of coefficients and intercepts, with or without an L1 penalty on the coefficients.
+r"""Newton's method for a smooth f of coefficients and intercepts, with or without an L1 penalty on the coefficients.
 
-Each step minimises the quadratic model of f at $\\theta$, plus the penalty,
+Each step minimises the quadratic model of f at $\theta$, plus the penalty,
 
-$$ \\min_z\\; g^\\top (z - \\theta) + \\tfrac12 (z - \\theta)^\\top H (z - \\theta) + \\lambda_1 \\|z_w\\|_1 \\tag{1} $$
+$$ \min_z\; g^\top (z - \theta) + \tfrac12 (z - \theta)^\top H (z - \theta) + \lambda_1 \|z_w\|_1 \tag{1} $$
 
 and goes towards z until the objective falls enough (Armijo). Without a penalty that is a linear system. With one it
 is coordinate descent, so that zeros are exact (as in glmnet: Friedman, Hastie and Tibshirani 2010,

@@ -1,20 +1,20 @@
-"""The one objective behind the linear models: a loss, plus L1, plus L2.
+r"""The one objective behind the linear models: a loss, plus L1, plus L2.
 
-$$ J(w, b) = s \\sum_i \\omega_i \\, \\ell(y_i, x_i^\\top w + b) + \\lambda_1 \\|w\\|_1
-             + \\tfrac{\\lambda_2}{2} \\|w\\|_2^2 \\tag{1} $$
+$$ J(w, b) = s \sum_i \omega_i \, \ell(y_i, x_i^\top w + b) + \lambda_1 \|w\|_1
+             + \tfrac{\lambda_2}{2} \|w\|_2^2 \tag{1} $$
 
-The intercept $b$ is never penalised. With $n = \\sum_i \\omega_i$:
+The intercept $b$ is never penalised. With $n = \sum_i \omega_i$:
 
-| model | $\\ell(y, z)$ | $s$ | $\\lambda_1$ | $\\lambda_2$ |
+| model | $\ell(y, z)$ | $s$ | $\lambda_1$ | $\lambda_2$ |
 |---|---|---|---|---|
 | least squares | $(y - z)^2$ | $1$ | $0$ | $0$ |
-| ridge | $(y - z)^2$ | $1$ | $0$ | $2\\alpha$ |
-| lasso | $(y - z)^2$ | $1/2n$ | $\\alpha$ | $0$ |
-| elastic net | $(y - z)^2$ | $1/2n$ | $\\alpha\\rho$ | $\\alpha(1-\\rho)$ |
-| logistic, $y \\in \\{0, 1\\}$ | $\\log(1 + e^z) - yz$ | $C$ | $\\rho$ | $1-\\rho$ |
-| multinomial, $y \\in \\{0..K-1\\}$ | $\\log \\sum_k e^{z_k} - z_y$ | $C$ | $\\rho$ | $1-\\rho$ |
+| ridge | $(y - z)^2$ | $1$ | $0$ | $2\alpha$ |
+| lasso | $(y - z)^2$ | $1/2n$ | $\alpha$ | $0$ |
+| elastic net | $(y - z)^2$ | $1/2n$ | $\alpha\rho$ | $\alpha(1-\rho)$ |
+| logistic, $y \in \{0, 1\}$ | $\log(1 + e^z) - yz$ | $C$ | $\rho$ | $1-\rho$ |
+| multinomial, $y \in \{0..K-1\}$ | $\log \sum_k e^{z_k} - z_y$ | $C$ | $\rho$ | $1-\rho$ |
 
-$$ \\operatorname{prox}_{t\\lambda_1\\|\\cdot\\|_1}(w) = \\operatorname{sign}(w) \\max(|w| - t\\lambda_1, 0) \\tag{2} $$
+$$ \operatorname{prox}_{t\lambda_1\|\cdot\|_1}(w) = \operatorname{sign}(w) \max(|w| - t\lambda_1, 0) \tag{2} $$
 
 Shapes: I samples, D features, K outputs or classes (absent for one output).
 """
@@ -37,12 +37,12 @@ def squared_loss(y: Any, z: Any) -> jax.Array:
 
 
 def logistic_loss(y: Any, z: Any) -> jax.Array:
-    """Return $\\log(1 + e^z) - yz$ for labels 0 and 1."""
+    r"""Return $\log(1 + e^z) - yz$ for labels 0 and 1."""
     return jnp.logaddexp(0.0, z) - y * z
 
 
 def multinomial_loss(y: Any, z: Any) -> jax.Array:
-    """Return $\\log \\sum_k e^{z_k} - z_y$ for labels y: integers, or already one-hot [I, K]."""
+    r"""Return $\log \sum_k e^{z_k} - z_y$ for labels y: integers, or already one-hot [I, K]."""
     y_IK = y if jnp.ndim(y) == jnp.ndim(z) else jax.nn.one_hot(y, z.shape[-1], dtype=z.dtype)
     return jax.nn.logsumexp(z, -1) - (y_IK * z).sum(-1)
 

@@ -38,9 +38,9 @@ def fit_sigmoid(scores_I: np.ndarray, positive_I: np.ndarray) -> tuple[float, fl
 
 
 def couple(pairwise_JKK: np.ndarray) -> np.ndarray:
-    """Return class probabilities [J, K] from r_kl = P(k | k or l) (Wu, Lin and Weng 2004, second method).
+    r"""Return class probabilities [J, K] from r_kl = P(k | k or l) (Wu, Lin and Weng 2004, second method).
 
-    They minimise $\\sum_{k \\ne l} (r_{lk} p_k - r_{kl} p_l)^2$ with $\\sum_k p_k = 1$, a linear system.
+    They minimise $\sum_{k \ne l} (r_{lk} p_k - r_{kl} p_l)^2$ with $\sum_k p_k = 1$, a linear system.
     """
     J, K, _ = pairwise_JKK.shape
     Q = -np.swapaxes(pairwise_JKK, 1, 2) * pairwise_JKK

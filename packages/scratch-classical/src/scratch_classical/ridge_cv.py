@@ -1,22 +1,22 @@
-"""Ridge regression with alpha chosen by leave-one-out or by folds, without refitting.
+r"""Ridge regression with alpha chosen by leave-one-out or by folds, without refitting.
 
 Leave-one-out errors need no refits: with the hat matrix $H$ (that of the intercept included),
 
-$$ y_i - \\hat y_i^{(-i)} = \\frac{y_i - \\hat y_i}{1 - H_{ii}} \\tag{1} $$
+$$ y_i - \hat y_i^{(-i)} = \frac{y_i - \hat y_i}{1 - H_{ii}} \tag{1} $$
 
 With no fewer features than samples $1 - H_{ii}$ would be a difference of two nearly equal numbers. There, for centred
 rows $Z$ and targets $v$ times the roots of their weights,
 
-$$ \\sqrt{\\omega_i} (y_i - \\hat y_i^{(-i)}) = \\frac{(Mv)_i}{M_{ii}}, \\qquad
-   M = (Z Z^\\top + \\alpha I)^{-1} - \\frac{u u^\\top}{\\alpha}, \\qquad u_i = \\sqrt{\\omega_i / n} \\tag{3} $$
+$$ \sqrt{\omega_i} (y_i - \hat y_i^{(-i)}) = \frac{(Mv)_i}{M_{ii}}, \qquad
+   M = (Z Z^\top + \alpha I)^{-1} - \frac{u u^\top}{\alpha}, \qquad u_i = \sqrt{\omega_i / n} \tag{3} $$
 
 computed in float64 ($u$ only with an intercept). With folds, the moments $G, B$ of each training fold
-(:mod:`.folds`) give the solution for every alpha from one decomposition $G = V \\Lambda V^\\top$,
+(:mod:`.folds`) give the solution for every alpha from one decomposition $G = V \Lambda V^\top$,
 
-$$ w_\\alpha = V (\\Lambda + \\alpha I)^{-1} V^\\top B \\tag{2} $$
+$$ w_\alpha = V (\Lambda + \alpha I)^{-1} V^\top B \tag{2} $$
 
 and all folds are solved in one call. With more features than samples the rows are first written in an orthonormal
-basis of their span, which changes neither $\\|w\\|$ nor any prediction.
+basis of their span, which changes neither $\|w\|$ nor any prediction.
 
 Shapes: I samples, D features, K outputs, A values of alpha, F folds.
 """
@@ -83,7 +83,7 @@ def _leave_one_out_tall(rows: Rows, y_IK: Any, weight_I: Any, m: Moments, alphas
 def _leave_one_out_wide(
     X: Any, y_IK: Any, weight_I: Any, shift_x: Any, alphas_A: Any, fit_intercept: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """Return (the errors of eq. 3 [I, K, A], finite?) through the eigenvectors of $Z Z^\\top$."""
+    r"""Return (the errors of eq. 3 [I, K, A], finite?) through the eigenvectors of $Z Z^\top$."""
     root_I = jnp.sqrt(weight_I)
     mean_x, mean_y = 0 * shift_x, jnp.zeros(y_IK.shape[1], y_IK.dtype)
     if fit_intercept:

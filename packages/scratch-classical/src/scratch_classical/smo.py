@@ -1,33 +1,33 @@
-"""Sequential minimal optimisation: the dual of support vector machines, two variables at a time.
+r"""Sequential minimal optimisation: the dual of support vector machines, two variables at a time.
 
-Classification and regression are one problem in $\\beta$ (for classification $\\beta_i = y_i \\alpha_i$,
-$y_i = \\pm 1$, $\\varepsilon = 0$; for regression $\\beta_i = \\alpha_i - \\alpha_i^*$), with K the kernel matrix:
+Classification and regression are one problem in $\beta$ (for classification $\beta_i = y_i \alpha_i$,
+$y_i = \pm 1$, $\varepsilon = 0$; for regression $\beta_i = \alpha_i - \alpha_i^*$), with K the kernel matrix:
 
-$$ \\max_\\beta \\; y^\\top \\beta - \\varepsilon \\|\\beta\\|_1 - \\tfrac12 \\beta^\\top K \\beta, \\qquad
-   \\sum_i \\beta_i = 0, \\quad l_i \\le \\beta_i \\le u_i \\tag{1} $$
+$$ \max_\beta \; y^\top \beta - \varepsilon \|\beta\|_1 - \tfrac12 \beta^\top K \beta, \qquad
+   \sum_i \beta_i = 0, \quad l_i \le \beta_i \le u_i \tag{1} $$
 
-$l_i, u_i$ are $0$ and $C_i$ in the order of the sign of $y_i$ for classification and $\\mp C_i$ for regression;
-$C_i = C \\omega_i$. The decision function is $\\sum_i \\beta_i k(x_i, x) + b$, over the support vectors
-$\\beta_i \\ne 0$. The kernels are
+$l_i, u_i$ are $0$ and $C_i$ in the order of the sign of $y_i$ for classification and $\mp C_i$ for regression;
+$C_i = C \omega_i$. The decision function is $\sum_i \beta_i k(x_i, x) + b$, over the support vectors
+$\beta_i \ne 0$. The kernels are
 
-$$ x^\\top z, \\quad (\\gamma x^\\top z + c)^p, \\quad e^{-\\gamma \\|x - z\\|^2}, \\quad
-   \\tanh(\\gamma x^\\top z + c) \\tag{2} $$
+$$ x^\top z, \quad (\gamma x^\top z + c)^p, \quad e^{-\gamma \|x - z\|^2}, \quad
+   \tanh(\gamma x^\top z + c) \tag{2} $$
 
-Increasing or decreasing $\\beta_i$ changes eq. 1 at the rates ($\\operatorname{sign}(0) = +1$ upwards, $-1$ downwards)
+Increasing or decreasing $\beta_i$ changes eq. 1 at the rates ($\operatorname{sign}(0) = +1$ upwards, $-1$ downwards)
 
-$$ F^{\\uparrow}_i = y_i - (K\\beta)_i - \\varepsilon \\operatorname{sign} \\beta_i, \\qquad
-   F^{\\downarrow}_i \\text{ likewise} \\tag{3} $$
+$$ F^{\uparrow}_i = y_i - (K\beta)_i - \varepsilon \operatorname{sign} \beta_i, \qquad
+   F^{\downarrow}_i \text{ likewise} \tag{3} $$
 
-and $\\beta$ is optimal to the tolerance when $\\max_{\\beta_i < u_i} F^{\\uparrow}_i - \\min_{\\beta_j > l_j}
-F^{\\downarrow}_j \\le$ tol. One step moves a pair, $\\beta_i \\mathrel{+}= t$, $\\beta_j \\mathrel{-}= t$: i the
-largest $F^{\\uparrow}$ and j the largest gain (Fan, Chen and Lin 2005, second-order working set selection)
+and $\beta$ is optimal to the tolerance when $\max_{\beta_i < u_i} F^{\uparrow}_i - \min_{\beta_j > l_j}
+F^{\downarrow}_j \le$ tol. One step moves a pair, $\beta_i \mathrel{+}= t$, $\beta_j \mathrel{-}= t$: i the
+largest $F^{\uparrow}$ and j the largest gain (Fan, Chen and Lin 2005, second-order working set selection)
 
-$$ j = \\arg\\max_j \\frac{(F^{\\uparrow}_i - F^{\\downarrow}_j)^2}{\\eta_{ij}}, \\quad
-   \\eta_{ij} = K_{ii} + K_{jj} - 2 K_{ij}, \\quad t = \\frac{F^{\\uparrow}_i - F^{\\downarrow}_j}{\\eta_{ij}}
-   \\text{, clipped} \\tag{4} $$
+$$ j = \arg\max_j \frac{(F^{\uparrow}_i - F^{\downarrow}_j)^2}{\eta_{ij}}, \quad
+   \eta_{ij} = K_{ii} + K_{jj} - 2 K_{ij}, \quad t = \frac{F^{\uparrow}_i - F^{\downarrow}_j}{\eta_{ij}}
+   \text{, clipped} \tag{4} $$
 
 **Two levels.** Above a few hundred samples the steps run on a working set of the worst violators, half of it kept
-from the set before, whose square of K fits the processor's cache; then $K\\beta$ is brought up to date with one
+from the set before, whose square of K fits the processor's cache; then $K\beta$ is brought up to date with one
 product. The rows of K that are new to the set are taken from a stored K, or computed on the spot when there is none.
 K is kept in float32, as in LIBSVM, which makes this the same problem to the last digit; everything else is float64.
 
@@ -182,10 +182,10 @@ def solve_svm(
     stored: bool = True,
     precise: bool = True,
 ) -> tuple[jax.Array, ...]:
-    """Return (beta [I], b, violation, steps): eq. 1 with two levels.
+    r"""Return (beta [I], b, violation, steps): eq. 1 with two levels.
 
     ``source`` is K [I, I] if ``stored``, else X [I, D], from which the rows of K that a working set needs are
-    computed when they join it: memory W I instead of I^2. Without ``precise`` $K\\beta$ is brought up to date in
+    computed when they join it: memory W I instead of I^2. Without ``precise`` $K\beta$ is brought up to date in
     float32, which is faster and good for tolerances above 1e-5.
     """
     I = y_I.shape[0]

@@ -23,7 +23,7 @@ FLAT_BELOW = 512  # samples up to which there is one level only
 
 @partial(jax.jit, static_argnames=("kind", "degree"))
 def _decide(X_JD: Any, vectors_SD: Any, coef_SP: Any, gamma: Any, coef0: Any, kind: str, degree: int) -> jax.Array:
-    """Return $\\sum_i \\beta_i k(x_i, x)$ [J, P], a block of queries at a time."""
+    r"""Return $\sum_i \beta_i k(x_i, x)$ [J, P], a block of queries at a time."""
     J, D = X_JD.shape
     block = min(256, J)
 
@@ -164,7 +164,7 @@ class SupportVectorMachine(BaseEstimator):
         return beta[:I], float(b), max(int(count), 1), converged
 
     def _scores(self, X: Any, coef_SP: np.ndarray) -> np.ndarray:
-        """Return $\\sum_i \\beta_i k(x_i, x)$ for validated queries [J, P]."""
+        r"""Return $\sum_i \beta_i k(x_i, x)$ for validated queries [J, P]."""
         if callable(self.kernel):
             return np.asarray(self.kernel(X, self._X_fit))[:, self.support_] @ coef_SP
         if self.kernel == "precomputed":

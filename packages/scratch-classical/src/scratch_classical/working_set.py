@@ -1,8 +1,8 @@
-"""The lasso with many features of which few are used: coordinate descent on growing sets of columns.
+r"""The lasso with many features of which few are used: coordinate descent on growing sets of columns.
 
 The problem of :mod:`.coordinate_descent` restricted to a working set of columns needs only their Gram matrix. One
-pass over X then gives $g = X^\\top (y - Xw)$ for every column, with it the exact duality gap of the full problem,
-and the columns that violate optimality, $w_j = 0$ and $|g_j| > \\lambda_1$, which join the set.
+pass over X then gives $g = X^\top (y - Xw)$ for every column, with it the exact duality gap of the full problem,
+and the columns that violate optimality, $w_j = 0$ and $|g_j| > \lambda_1$, which join the set.
 
 Shapes: I samples, R rows of a block, D features, P columns of the working set.
 """
