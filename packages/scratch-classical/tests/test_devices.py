@@ -1,4 +1,4 @@
-"""Sharded input gives the same result, and the search for neighbours stays small: each in a process of its own."""
+"""Sharded input gives the same result, and the search for neighbours needs little memory; each in a new process."""
 
 import os
 import subprocess
