@@ -299,7 +299,12 @@ def solve_nonnegative(gram_DD: np.ndarray, cross_D: np.ndarray, start_D: np.ndar
             return w * inverse_D
         entered = int(np.argmax(np.where(rising, slope, -np.inf)))
         free[entered] = True
-    warnings.warn("The active-set method for positive=True did not converge.", ConvergenceWarning, stacklevel=5)
+    warnings.warn(
+        f"The active-set method for positive=True did not converge in {10 * len(w) + 10} steps. Scale the features, or "
+        "remove some that are nearly the same.",
+        ConvergenceWarning,
+        stacklevel=5,
+    )
     return w * inverse_D
 
 

@@ -217,7 +217,8 @@ class SVC(ClassifierMixin, SupportVectorMachine):
     @available_if(_has_probabilities)
     def predict_proba(self, X: MatrixLike) -> np.ndarray:
         """Return the probability of each class [J, K]: one sigmoid of the scores per pair, combined."""
-        z = np.clip(self.probA_ * self._pair_scores(X) + self.probB_, -500, 500)
+        scores_JP = self._pair_scores(X)
+        z = np.clip(self.probA_ * scores_JP + self.probB_, -500, 500)
         positive_JP = np.clip(1 / (1 + np.exp(z)), 1e-7, 1 - 1e-7)
         if len(self.classes_) == 2:
             return np.concatenate([1 - positive_JP, positive_JP], axis=1)
