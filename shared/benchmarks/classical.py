@@ -8,9 +8,9 @@ thread per library and, where the system can, pinned to one core. A time is the 
 is our first call, with compilation. `gap` is (our objective - theirs) / |theirs|: negative is better than theirs
 (for support vector machines the dual with its sign changed; for neighbours the share of indices that differ).
 
-XLA compiles small loops as calls between kernels unless told otherwise, and the setting
-`--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=1000000000` must stand in XLA_FLAGS before JAX
-starts. It is set here unless --no-flag is given; the heading says which.
+XLA compiles small loops as calls between kernels. The setting
+`--xla_backend_extra_options=xla_cpu_small_while_loop_byte_threshold=1000000000` compiles each as one call. It must be
+in XLA_FLAGS before JAX starts, so this script sets it, except with --no-flag; the heading shows XLA_FLAGS.
 """
 
 # ruff: noqa: B023  (each case is run before the generator moves on)
@@ -175,6 +175,7 @@ def main() -> None:
 
     import jax
     import numpy
+    import scratch_classical  # noqa: F401  (it may add to XLA_FLAGS, which the heading shows)
     import sklearn
 
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Draw the pictures of scratch-classical's README, from data that scikit-learn carries.
+"""Draw the pictures of scratch-classical's README, from data sets that come with scikit-learn.
 
 uv run --all-packages python shared/docs/classical_figures.py
 """
@@ -16,7 +16,7 @@ from sklearn.datasets import load_diabetes, load_digits, load_wine
 from sklearn.preprocessing import StandardScaler
 
 HERE = Path(__file__).parent
-NAMES = np.array(["Barolo", "Grignolino", "Barbera"])  # the cultivars, which scikit-learn numbers
+NAMES = np.array(["Barolo", "Grignolino", "Barbera"])  # the cultivars; scikit-learn has only their numbers
 
 
 def save(ax, name):

@@ -7,8 +7,8 @@
     uv run packages/scratch-classical/tests/make_golden.py FOLDER
 
 The runs are those of `golden/hyperparameters.json`, on scikit-learn's own data sets: a random quarter held out, the
-breast cancer and iris features standardised with the training rows, digits as images of 16 grey levels (500 of
-them). Another seed gives another split, so the numbers differ, never the relation between them.
+breast cancer and iris features standardised with the training rows, and 500 of the digits with pixels from 0 to 1.
+Another seed gives another split, and so other numbers.
 """
 
 import argparse
@@ -123,8 +123,8 @@ def main():
             tensors |= {f"{run}.{output}": value for output, value in outputs(run, data).items()}
     for key, value in tensors.items():
         value = np.asarray(value)
-        kind = np.int32 if value.dtype.kind in "iu" and value.dtype != np.uint8 else value.dtype
-        tensors[key] = np.array(value, kind, order="C")
+        dtype = np.int32 if value.dtype.kind in "iu" and value.dtype != np.uint8 else value.dtype
+        tensors[key] = np.array(value, dtype, order="C")
     args.folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, args.folder / "io.safetensors")
     text = json.dumps({"runs": RUNS, "sklearn": sklearn.__version__}, indent=1, sort_keys=True)

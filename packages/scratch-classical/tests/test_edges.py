@@ -1,4 +1,4 @@
-"""What is awkward: rank deficiency, constants, single samples, ties, sparse input, precision, limits, pictures."""
+"""Awkward input: rank deficiency, constants, single samples, ties, sparse input, precision, limits; and pictures."""
 
 import numpy as np
 import pytest
@@ -37,8 +37,8 @@ def test_one_sample_one_feature_and_dtype(dtype, random):
             assert fitted.coef_.dtype == fitted.predict(data).dtype == dtype
 
 
-def test_rows_that_are_aliased_and_rows_that_are_copied_agree(random):
-    """Above four megabytes blocks of the input are used in place; a strided copy of it cannot be."""
+def test_rows_used_in_place_and_copied_rows_agree(random):
+    """Above four megabytes blocks of the input are used in place, which a copy in Fortran order does not allow."""
     wide = random.standard_normal((9001, 70)) + 3
     target = wide @ random.standard_normal(70) + random.standard_normal(9001)
     weight = random.uniform(0, 2, 9001)
@@ -80,15 +80,15 @@ def test_sparse_input_is_accepted(container):
         np.testing.assert_allclose(dense, packed, rtol=1e-9)
 
 
-def test_svm_kkt_with_a_blocked_kernel_is_the_stored_one(random):
+def test_svm_with_a_computed_kernel_is_optimal_and_equals_the_stored_one(random):
     points = random.standard_normal((1500, 4))
     labels = (points[:, 0] * points[:, 1] > 0).astype(int)
-    stored, blocked = SVC(C=2.0).fit(points, labels), SVC(C=2.0, cache_size=0.1).fit(points, labels)
-    np.testing.assert_allclose(stored.decision_function(points), blocked.decision_function(points), atol=3e-3)
+    stored, computed = SVC(C=2.0).fit(points, labels), SVC(C=2.0, cache_size=0.1).fit(points, labels)
+    np.testing.assert_allclose(stored.decision_function(points), computed.decision_function(points), atol=3e-3)
     signs = np.where(labels == 1, 1, -1)
     beta = np.zeros(1500)
-    beta[blocked.support_] = blocked.dual_coef_[0]
-    margin = signs * blocked.decision_function(points)
+    beta[computed.support_] = computed.dual_coef_[0]
+    margin = signs * computed.decision_function(points)
     alpha = signs * beta
     assert abs(beta.sum()) < 1e-9
     assert alpha.min() >= 0

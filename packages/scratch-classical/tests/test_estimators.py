@@ -20,7 +20,7 @@ ESTIMATORS = [
 
 @pytest.fixture(autouse=True, scope="module")
 def _compile_quickly():
-    """The suite fits hundreds of tiny problems of as many shapes: nearly all of its time is compilation."""
+    """The suite fits hundreds of tiny problems of many shapes, so nearly all of its time is compilation."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -1,4 +1,4 @@
-"""The linear estimators beyond the goldens: sparse products, folds in one call, halves of Gram matrices."""
+"""The linear estimators beyond the goldens: sparse products, folds in one call, Gram matrices in blocks."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from scratch_classical import (
     solve_ridge,
 )
 from scratch_classical.arrays import lay_out
-from scratch_classical.moments import moments_of_rows, problem
+from scratch_classical.moments import arranged, moments_of
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso as TheirLasso
 from sklearn.linear_model import LassoCV as TheirLassoCV
@@ -26,8 +26,8 @@ from sklearn.model_selection import GridSearchCV, ShuffleSplit, cross_val_score
 
 
 @pytest.mark.parametrize("num_features", [3, 70, 400])
-def test_moments_of_blocks_are_those_of_the_whole(num_features, random):
-    """One group of columns, two, and six; weights of zero; a column that is constant and far from zero."""
+def test_moments_of_blocks_equal_those_of_the_whole_matrix(num_features, random):
+    """With one group of columns, two and six, weights of zero, and a constant column far from zero."""
     num_samples = 700_000 // num_features
     X = random.standard_normal((num_samples, num_features)) + 5
     X[:, -1] = 1e6
@@ -35,7 +35,7 @@ def test_moments_of_blocks_are_those_of_the_whole(num_features, random):
     with precision(np.float64):
         layout = lay_out(X)
         assert layout.rows.num_blocks > 1
-        m = moments_of_rows(*problem(layout, X, y, weight, True))
+        m = moments_of(arranged(layout, X, y, weight, True))
     Z, V = X - np.average(X, axis=0, weights=weight), y - np.average(y, axis=0, weights=weight)
     np.testing.assert_allclose(m.gram[:-1, :-1], (Z.T @ (Z * weight[:, None]))[:-1, :-1], rtol=1e-9, atol=1e-8)
     np.testing.assert_allclose(m.cross[:-1], (Z.T @ (V * weight[:, None]))[:-1], rtol=1e-9, atol=1e-8)
@@ -66,7 +66,7 @@ def test_tall_sparse_input_is_never_made_dense(monkeypatch, random):
     np.testing.assert_allclose(lasso_path(packed, y, alphas=5, tol=1e-12)[1], path, atol=1e-7)
 
 
-def test_sparse_input_too_large_to_be_dense_is_refused():
+def test_sparse_input_that_would_not_fit_as_a_dense_copy_is_refused():
     huge = sparse.csr_array((999_999, 1_000_000))  # wide: a tall one stays sparse in Ridge
     for model in (Ridge(), LassoCV(), RidgeCV()):
         with pytest.raises(MemoryError, match=r"X is sparse, \d+ x 1000000, and would be copied"):
@@ -75,11 +75,11 @@ def test_sparse_input_too_large_to_be_dense_is_refused():
 
 @pytest.mark.parametrize("shape", [(60, 5), (25, 40)])
 @pytest.mark.parametrize("fit_intercept", [True, False])
-def test_ridge_folds_in_one_call_are_the_refits(shape, fit_intercept, random):
+def test_ridge_folds_in_one_call_equal_refits(shape, fit_intercept, random):
     X = random.standard_normal(shape) + 2
     y = np.stack([X[:, 0] - X[:, 1], X[:, 2]], axis=1) + random.standard_normal((shape[0], 2))
     alphas = [0.1, 1.0, 10.0, 100.0]
-    for cv in (4, ShuffleSplit(3, random_state=0)):  # the second does not part the samples
+    for cv in (4, ShuffleSplit(3, random_state=0)):  # the test folds of the second are no partition of the samples
         found = RidgeCV(alphas, cv=cv, fit_intercept=fit_intercept).fit(X, y)
         search = GridSearchCV(Ridge(fit_intercept=fit_intercept), {"alpha": alphas}, cv=cv).fit(X, y)
         assert found.alpha_ == search.best_params_["alpha"]
@@ -126,7 +126,7 @@ def test_a_fold_without_weight_is_named(random):
             model.fit(X, X[:, 0], weight)
 
 
-def test_training_sets_with_repeated_samples_are_summed_as_given(random):
+def test_training_folds_may_repeat_samples(random):
     X, parts = random.standard_normal((60, 4)), np.arange(60).reshape(3, 20)
     y = X[:, 0] + random.standard_normal(60)
     folds = [(np.repeat(np.setdiff1d(np.arange(60), test)[:4], 10), test) for test in parts]
@@ -138,21 +138,22 @@ def test_training_sets_with_repeated_samples_are_summed_as_given(random):
 @pytest.mark.parametrize(("shape", "rtol"), [((30, 200), 1e-8), ((30, 29), 1e-6)])  # square refits are nearly singular
 @pytest.mark.parametrize("fit_intercept", [True, False])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_leave_one_out_of_few_samples_is_the_refits(shape, rtol, fit_intercept, dtype, random):
+def test_leave_one_out_of_few_samples_equals_refits(shape, rtol, fit_intercept, dtype, random):
     X = random.integers(0, 256, shape).astype(dtype)
     y = (X[:, :9].mean(1) / 100 + random.standard_normal(30)).astype(dtype)
     weight = random.uniform(0.5, 2, 30).astype(dtype)
-    for alpha in (0.01, 1.0, 100.0, 1e7):
+    alphas = np.array([0.01, 1.0, 100.0, 1e7])
+    errors_IA = np.empty((30, 4))
+    for i in range(30):
+        keep = np.arange(30) != i
+        Z, v, w = X[keep].astype(float), y[keep].astype(float), weight[keep].astype(float)
+        mean_x, mean_y = (np.average(a, axis=0, weights=w) if fit_intercept else 0 for a in (Z, v))
+        U, sigma, Vt = np.linalg.svd((Z - mean_x) * np.sqrt(w)[:, None], full_matrices=False)
+        rotated_M = U.T @ ((v - mean_y) * np.sqrt(w))
+        coef_DA = Vt.T @ (sigma[:, None] * rotated_M[:, None] / (sigma[:, None] ** 2 + alphas))
+        errors_IA[i] = float(weight[i]) * (y[i] - mean_y - (X[i] - mean_x) @ coef_DA) ** 2
+    for alpha, errors in zip(alphas, errors_IA.T):
         model = RidgeCV([alpha], fit_intercept=fit_intercept, store_cv_results=True).fit(X, y, weight)
-        errors = []
-        for i in range(30):
-            keep = np.arange(30) != i
-            Z, v, w = X[keep].astype(float), y[keep].astype(float), weight[keep].astype(float)
-            mean_x, mean_y = (np.average(a, axis=0, weights=w) if fit_intercept else 0 for a in (Z, v))
-            left = np.vstack([(Z - mean_x) * np.sqrt(w)[:, None], np.sqrt(alpha) * np.eye(shape[1])])
-            right = np.concatenate([(v - mean_y) * np.sqrt(w), np.zeros(shape[1])])
-            coef = np.linalg.lstsq(left, right, rcond=None)[0]
-            errors.append(float(weight[i]) * (y[i] - mean_y - (X[i] - mean_x) @ coef) ** 2)
         np.testing.assert_allclose(model.cv_results_[:, 0], errors, rtol=rtol, atol=rtol * np.mean(errors))
 
 
@@ -171,7 +172,7 @@ def test_working_sets_grow_under_a_tolerance_below_rounding(dtype, tol, random):
 
 
 @pytest.mark.parametrize("alpha", [0.7, np.array([0.7, 2.0])])
-def test_the_derivative_of_ridge_at_a_weight_of_zero_is_that_of_differences(alpha, random):
+def test_the_derivative_of_ridge_at_a_weight_of_zero_equals_finite_differences(alpha, random):
     X, Y = random.standard_normal((4, 5)), random.standard_normal((4, 2))
     weight, step = np.array([1.0, 0, 1, 1]), 1e-6 * np.eye(4)
 
@@ -187,7 +188,7 @@ def test_the_derivative_of_ridge_at_a_weight_of_zero_is_that_of_differences(alph
     np.testing.assert_allclose(found, differences, rtol=1e-6)
 
 
-def test_errors_of_a_close_fit_in_float32_are_not_noise(random):
+def test_errors_of_a_close_fit_in_float32_keep_their_digits(random):
     X = random.standard_normal((200, 6)).astype(np.float32) + 100
     y = X @ np.array([1, 2, -1, 0.5, 0, 3], np.float32)
     model = LassoCV(cv=5, tol=1e-8, eps=1e-6, max_iter=50_000).fit(X, y)
@@ -197,7 +198,7 @@ def test_errors_of_a_close_fit_in_float32_are_not_noise(random):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # theirs; the grids alone are compared
-def test_grids_of_positive_coefficients_begin_at_the_steepest_ascent(random):
+def test_grids_for_positive_coefficients_equal_theirs(random):
     X = random.standard_normal((60, 4))
     y = -np.abs(X[:, 0]) - X[:, 1] + 0.1 * random.standard_normal(60)
     for Z in (X, -(X**2), np.abs(X)):
@@ -208,7 +209,7 @@ def test_grids_of_positive_coefficients_begin_at_the_steepest_ascent(random):
 
 
 @pytest.mark.parametrize("shape", [(60, 4), (20, 30)])
-def test_ridge_folds_take_a_penalty_of_zero(shape, random):
+def test_ridge_folds_accept_a_penalty_of_zero(shape, random):
     X = random.standard_normal(shape)
     y = X[:, 0] + random.standard_normal(shape[0])
     found = RidgeCV([0.0, 1.0], cv=3).fit(X, y).best_score_

@@ -1,4 +1,4 @@
-"""Logistic regression, support vector machines and neighbours beside scikit-learn, in places where they are hard."""
+"""Logistic regression, support vector machines and neighbours, compared with scikit-learn on hard problems."""
 
 import pickle
 import warnings
@@ -37,7 +37,7 @@ def dual_and_violation(K, target, beta, lower, upper, epsilon=0.0):
 
 
 def kernel_of(model, X):
-    """Return K as both solvers keep it, in float32: with C of a thousand its rounding is what is left."""
+    """Return K in float32, as both solvers keep it: with C of a thousand only its rounding is visible."""
     if callable(model.kernel):
         return model.kernel(X, X).astype(np.float32).astype(float)
     options = {"gamma": model._gamma, "coef0": model.coef0, "degree": model.degree} if model.kernel != "linear" else {}
@@ -71,7 +71,7 @@ def test_svc_is_optimal(name):
     beta_theirs[used[theirs.support_]] = theirs.dual_coef_[0]
     dual, violation = dual_and_violation(K, target, beta, lower, upper)
     assert violation <= mine.tol * (1 + 1e-6)
-    if name != "sigmoid":  # not a positive definite kernel: there are several maxima
+    if name != "sigmoid":  # this kernel is not positive definite, so there are several maxima
         assert dual >= dual_and_violation(K, target, beta_theirs, lower, upper)[0] * (1 - 1e-6)
 
 
@@ -125,7 +125,7 @@ def objective(model, X, y):
 @pytest.mark.parametrize("C", [1e-4, 1.0, 1e4])
 @pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
 def test_logistic_objective_is_not_above_theirs(C, l1_ratio):
-    """At the same tolerance, also for separable data, where the gradient is small far from the minimum."""
+    """At the same tolerance, and for separable data too, where the gradient is small far from the minimum."""
     for X, y in (CANCER, IRIS, WINE):
         options = {"C": C, "l1_ratio": l1_ratio, "max_iter": 1000}
         mine = LogisticRegression(**options).fit(X, y)
@@ -150,49 +150,49 @@ SAGA = {"l1_ratios": np.array([0.0, 0.6]), "solver": "saga", "random_state": 0}
 
 @pytest.mark.parametrize("options", [{}, SAGA, {"refit": False}])
 def test_logistic_cross_validation_agrees(options, random):
-    """With no C so small that every coefficient is 0: there saga stops before its intercepts are at their minimum."""
+    """C is large enough that some coefficient is not 0: else saga stops before its intercepts reach their minimum."""
     X, y = IRIS
     options = {"Cs": [1.0, 0.03, 0.1], "tol": 1e-7, "max_iter": 5000, "use_legacy_attributes": False, **options}
     options["scoring"] = "neg_log_loss"
     options["l1_ratios"] = options.get("l1_ratios", [0.0])
     weight = random.uniform(0.5, 2, len(y))
-    mine, theirs = (kind(**options).fit(X, y, weight) for kind in (LogisticRegressionCV, linear.LogisticRegressionCV))
+    both = LogisticRegressionCV, linear.LogisticRegressionCV
+    mine, theirs = (model_class(**options).fit(X, y, weight) for model_class in both)
     assert (mine.C_, mine.l1_ratio_) == (theirs.C_, theirs.l1_ratio_)
     for name in ("scores_", "coefs_paths_", "coef_", "intercept_"):
         np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), atol=2e-4)
 
 
-@pytest.mark.parametrize("kind", [LogisticRegression, LogisticRegressionCV])
-def test_what_logistic_regression_refuses_and_warns_of(kind):
+@pytest.mark.parametrize("model_class", [LogisticRegression, LogisticRegressionCV])
+def test_logistic_regression_refuses_bad_options_and_warns(model_class):
     X, y = CANCER
     with pytest.warns(ConvergenceWarning, match="failed to converge after 1 iteration"):
-        kind(max_iter=1).fit(100 * X, y)
+        model_class(max_iter=1).fit(100 * X, y)
     for options, message in (
         ({"solver": "foo"}, "solver='foo' must be one of"),
         ({"penalty": "foo"}, "penalty='foo' must be one of"),
         ({"tol": -1.0}, "tol=-1.0 must be positive"),
         ({"solver": "liblinear"}, "does not support multiclass"),
-        ({"l1_ratio" if kind is LogisticRegression else "l1_ratios": 2.0}, "must lie between 0 and 1"),
+        ({"l1_ratio" if model_class is LogisticRegression else "l1_ratios": 2.0}, "must lie between 0 and 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            kind(**options).fit(*IRIS)
+            model_class(**options).fit(*IRIS)
     with pytest.raises(ValueError, match="Negative values in data passed to `sample_weight`"):
-        kind().fit(X, y, -np.ones(len(y)))
+        model_class().fit(X, y, -np.ones(len(y)))
 
 
 def test_liblinear_penalises_the_intercept_in_cross_validation_too(random):
     X = random.standard_normal((60, 4)) + 3
     options = {"Cs": [0.01, 0.1], "cv": 3, "solver": "liblinear", "tol": 1e-8, "max_iter": 1000, "l1_ratios": [0.0]}
     options |= {"scoring": "neg_log_loss", "use_legacy_attributes": False}
-    mine, theirs = (
-        kind(**options).fit(X, X[:, 0] > 3.5) for kind in (LogisticRegressionCV, linear.LogisticRegressionCV)
-    )
+    both = LogisticRegressionCV, linear.LogisticRegressionCV
+    mine, theirs = (model_class(**options).fit(X, X[:, 0] > 3.5) for model_class in both)
     for name in ("scores_", "coefs_paths_", "coef_", "intercept_"):
         np.testing.assert_allclose(getattr(mine, name), getattr(theirs, name), atol=1e-4)
 
 
 def test_float32_far_from_the_origin():
-    """Where the samples' own squares have no digits left for their differences."""
+    """There the squares of the samples take all digits, and none are left for their differences."""
     random = np.random.default_rng(0)
     X = random.standard_normal((400, 5))
     y = X[:, 0] * X[:, 1] > 0
@@ -209,7 +209,7 @@ def test_float32_far_from_the_origin():
     assert model.score((X + 3000).astype(np.float32), y) > 0.8
 
 
-def test_samples_without_weight_change_no_probability(random):
+def test_samples_with_weight_zero_change_no_probability(random):
     X = random.standard_normal((120, 2))
     y = X[:, 0] + 0.5 * random.standard_normal(120) > 0
     more = np.concatenate([X, 10 * random.standard_normal((120, 2))]), np.concatenate([y, random.random(120) > 0.5])
@@ -219,7 +219,7 @@ def test_samples_without_weight_change_no_probability(random):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_what_support_vector_machines_refuse():
+def test_support_vector_machines_refuse_bad_options():
     for options, message in (
         ({"tol": -1.0}, "tol=-1.0"),
         ({"cache_size": 0}, "cache_size=0"),
@@ -244,7 +244,7 @@ METRICS = {
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("metric", METRICS)
 def test_neighbours_are_the_nearest(metric, dtype, random):
-    """Against all distances in float64: the same indices but for ties, which differ in no digit."""
+    """Compared with all distances in float64: the same neighbours, except among ties of equal distance."""
     options, reference = METRICS[metric]
     X = np.concatenate([random.standard_normal((2900, 3)) + 2, random.integers(0, 3, (300, 3))]).astype(dtype)
     queries = np.concatenate([random.standard_normal((60, 3)) + 2, X[-60:]]).astype(dtype)
@@ -260,7 +260,7 @@ def test_neighbours_are_the_nearest(metric, dtype, random):
     assert distances.dtype == dtype
 
 
-def test_neighbours_of_numbers_whose_squares_float32_does_not_have(random):
+def test_neighbours_of_numbers_whose_squares_underflow_in_float32(random):
     X = random.standard_normal((3000, 3))
     expected = ours.KNeighborsRegressor().fit(X, X[:, 0]).kneighbors(X[:200])[1]
     np.testing.assert_array_equal(

@@ -1,5 +1,6 @@
 """Linear models, nearest neighbours and support vector machines in JAX, behind scikit-learn's interface."""
 
+from . import xla_flags  # noqa: F401  (first: it sets XLA_FLAGS before JAX's backend starts)
 from .arrays import precision, use_compilation_cache
 from .coordinate_descent import solve_elastic_net, solve_elastic_net_path, solve_lasso
 from .elastic_net import ElasticNet, Lasso, enet_path, lasso_path

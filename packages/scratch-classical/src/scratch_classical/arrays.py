@@ -1,47 +1,70 @@
-"""What the families share: precision, padded shapes, and passes over the rows of a design matrix.
+r"""What every estimator uses: precision, padded shapes, validation, and passes over the rows of a design matrix.
 
 **Precision.** An estimator computes in the dtype of its input. float64 needs JAX's x64 mode, which is on only
-inside :func:`precision`, so that importing this package changes nothing for anyone else.
+inside :func:`precision`. Importing this package therefore changes nothing for other code.
 
-**Padded shapes.** XLA compiles once per shape. :func:`bucket` rounds sizes up (sixteen steps per octave at most),
-and the rows added carry weight zero, so that nearby sizes share one compile.
+**Padded shapes.** XLA compiles once per shape. :func:`bucket` rounds sizes up (at most sixteen steps per octave), and
+the added rows have weight zero, so nearby sizes share one compiled program.
 
-**Rows without a copy.** XLA wants 64-byte alignment, numpy gives 16, and copying 80 MB costs as much as a ridge
-fit. :class:`Rows` therefore aliases the flat buffer from an aligned address on, and cuts blocks of rows out of it
-at a small offset; the few rows before and after lie in ``tail``, padded. A sum over samples is then
+**Rows without a copy.** XLA wants 64-byte alignment, numpy gives 16, and copying 80 MB takes as long as a ridge
+fit. :class:`Rows` therefore uses the flat buffer in place from an aligned address on, and cuts blocks of rows out of
+it at a small offset. The few rows before and after are copied to ``tail``, which is padded. A sum over samples is then
 
-$$ \\sum_i f(x_i) = \\sum_{b} f(X_b) + f(X_\\text{tail}) \\tag{1} $$
+$$ \sum_i f(x_i) = \sum_{b} f(X_b) + f(X_\text{tail}) \tag{1} $$
 
-one scan over blocks that fit the cache. On an accelerator, and for a sharded array, everything is in ``tail``.
+which is one scan over blocks that fit the cache. On an accelerator, and for a sharded array, all rows are in ``tail``.
 
 Shapes: I samples, R rows of a block, D features.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Protocol, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 from scipy import sparse
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import BaseCrossValidator
 from sklearn.utils import check_array, check_consistent_length
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import _check_sample_weight, validate_data
+
+
+class SparseMatrix(Protocol):
+    """What this package uses of scipy's sparse arrays and matrices of every format."""
+
+    shape: tuple[int, int]
+    dtype: np.dtype
+
+    def tocsr(self) -> sparse.csr_array: ...
+
+    def toarray(self) -> np.ndarray: ...
+
+    def __matmul__(self, other: np.ndarray) -> np.ndarray: ...
+
+
+Array: TypeAlias = np.ndarray | jax.Array
+Matrix: TypeAlias = Array | SparseMatrix  # an X that was validated
+MatrixLike: TypeAlias = ArrayLike | SparseMatrix  # an X as users pass it; numpy's ArrayLike includes data frames
+CrossValidator: TypeAlias = int | BaseCrossValidator | Iterable | None  # the ``cv`` that scikit-learn's check_cv takes
+Tree = TypeVar("Tree")  # an array, or a pytree of arrays
 
 ALIGNMENT = 64  # bytes, what XLA asks of a buffer that it may use in place
-COPY_BELOW = 2**22  # bytes; smaller matrices are copied and padded, so that they share compiles
+COPY_BELOW = 2**22  # bytes; smaller matrices are copied and padded, so that they share compiled programs
 
 
-def precision(dtype: Any) -> AbstractContextManager:
+def precision(dtype: DTypeLike) -> AbstractContextManager:
     """Return a context in which JAX computes in ``dtype``: x64 on for float64, off for float32."""
     return jax.enable_x64(np.dtype(dtype) == np.float64)
 
 
-def use_compilation_cache(folder: str) -> None:
-    """Keep compiled programs in ``folder``, so that the next process need not compile them again."""
+def use_compilation_cache(folder: str | os.PathLike[str]) -> None:
+    """Keep compiled programs in ``folder``, so that later processes need not compile them again."""
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -62,43 +85,49 @@ def bucket(size: int, smallest: int = 8) -> int:
 )
 @dataclass(frozen=True)
 class Rows:
-    """A design matrix as ``num_blocks`` blocks cut out of an aliased buffer, and a dense, padded tail."""
+    """A design matrix as ``num_blocks`` blocks of a buffer that is used in place, and a dense, padded tail.
 
-    flat: Any
-    start: Any
-    tail: Any
+    ``flat`` is the buffer (None without blocks) and ``start`` the index in it at which the first block begins.
+    """
+
+    flat: jax.Array | None
+    start: jax.Array | np.int32
+    tail: jax.Array
     num_blocks: int = field(default=0)
     block_rows: int = field(default=0)
 
     @property
     def num_main(self) -> int:
+        """The number of rows in the blocks."""
         return self.num_blocks * self.block_rows
 
-    def block(self, index: Any) -> jax.Array:
+    def block(self, index: jax.Array) -> jax.Array:
         """Return block ``index`` as a dense [R, D] array."""
+        if self.flat is None:
+            raise ValueError("these rows have no blocks: all of them are in the tail")
         D = self.tail.shape[1]
         begin = self.start + index * (self.block_rows * D)
         return jax.lax.dynamic_slice(self.flat, (begin,), (self.block_rows * D,)).reshape(self.block_rows, D)
 
-    def sum(self, function: Callable[..., Any], *per_row: Any) -> Any:
+    def sum(self, function: Callable[..., Tree], *per_row: jax.Array) -> Tree:
         """Sum ``function(X_block, *rows_of_each)`` over all blocks and the tail (eq. 1)."""
         total = function(self.tail, *(v[self.num_main :] for v in per_row))
         if not self.num_blocks:
             return total
 
-        def step(carry: Any, index: Any) -> tuple[Any, None]:
+        def step(carry: Tree, index: jax.Array) -> tuple[Tree, None]:
             rows = (jax.lax.dynamic_slice_in_dim(v, index * self.block_rows, self.block_rows) for v in per_row)
             return jax.tree.map(jnp.add, carry, function(self.block(index), *rows)), None
 
         return jax.lax.scan(step, total, jnp.arange(self.num_blocks, dtype=jnp.int32))[0]
 
-    def each(self, function: Callable[..., Any], *per_row: Any) -> Any:
-        """Return ``function(X_block, *rows_of_each)`` for every row, in the order of :func:`arrange`."""
+    def each(self, function: Callable[..., Tree], *per_row: jax.Array) -> Tree:
+        """Return ``function(X_block, *rows_of_each)`` for every row, in the order of :meth:`Layout.arrange`."""
         last = function(self.tail, *(v[self.num_main :] for v in per_row))
         if not self.num_blocks:
             return last
 
-        def one(index: Any) -> Any:
+        def one(index: jax.Array) -> Tree:
             rows = (jax.lax.dynamic_slice_in_dim(v, index * self.block_rows, self.block_rows) for v in per_row)
             return function(self.block(index), *rows)
 
@@ -106,14 +135,17 @@ class Rows:
         return jax.tree.map(lambda b, t: jnp.concatenate([b.reshape(-1, *b.shape[2:]), t]), blocks, last)
 
 
-def as_rows(X: Any) -> Rows:
-    """Wrap a dense array: no blocks, everything in the tail."""
-    return Rows(None, 0, X)
+def as_rows(X: jax.Array) -> Rows:
+    """Wrap a dense array: no blocks, every row in the tail."""
+    return Rows(None, np.int32(0), X)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How samples of a numpy array lie in a :class:`Rows`: aliased rows first, then the tail, then padding."""
+    """Where the samples of an array are in :class:`Rows`: those in blocks first, then the tail, then padding.
+
+    ``head`` is the number of samples before the first block; they are the first rows of the tail.
+    """
 
     rows: Rows
     num_samples: int
@@ -122,10 +154,11 @@ class Layout:
 
     @property
     def num_padded(self) -> int:
+        """The number of rows, padding included."""
         return self.rows.num_main + self.rows.tail.shape[0]
 
     def arrange(self, values: np.ndarray) -> np.ndarray:
-        """Reorder per-sample values as the rows lie, padded with zeros (also a weight of zero)."""
+        """Reorder per-sample values to match the rows, and pad with zeros (for weights: a weight of zero)."""
         main, head = self.rows.num_main, self.head
         out = np.zeros((self.num_padded, *values.shape[1:]), values.dtype)
         out[:main] = values[head : head + main]
@@ -139,19 +172,20 @@ class Layout:
         return np.concatenate([values[main : main + head], values[:main], values[main + head : self.num_samples]])
 
 
-def is_on_device(X: Any) -> bool:
-    """Tell whether X is a JAX array that must stay where it is: sharded, or on an accelerator."""
+def is_on_device(X: object) -> bool:
+    """Return whether X is a JAX array that must stay where it is: sharded, or on an accelerator."""
     return isinstance(X, jax.Array) and (len(X.devices()) > 1 or next(iter(X.devices())).platform != "cpu")
 
 
-def lay_out(X: Any, block_rows: int | None = None, whole: bool = False) -> Layout:
-    """Return the rows of X: aliased where that is possible and worth it, else (or if ``whole``) a padded copy.
+def lay_out(X: Array, block_rows: int | None = None, whole: bool = False) -> Layout:
+    """Return the rows of X: in place where that is possible and worth it, else (or if ``whole``) as a padded copy.
 
-    Call it inside :func:`precision`: outside, float64 would be cut to float32.
+    Call it inside :func:`precision`. Outside, JAX would round float64 to float32.
     """
     I, D = X.shape
-    if is_on_device(X):
+    if isinstance(X, jax.Array) and is_on_device(X):
         return Layout(as_rows(X), I, D)
+    X = np.asarray(X)
     head = -(-ALIGNMENT // (X.itemsize * D))
     if block_rows is None:
         block_rows = 256  # such a block stays in the second-level cache
@@ -161,14 +195,21 @@ def lay_out(X: Any, block_rows: int | None = None, whole: bool = False) -> Layou
     if whole or main <= 0 or X.nbytes < COPY_BELOW or not usable:
         tail = np.zeros((bucket(I, 64), bucket(D)), X.dtype)
         tail[:I, :D] = X
-        return Layout(Rows(None, np.int32(0), tail), I, D)
+        return Layout(as_rows(jax.device_put(tail)), I, D)
     offset = (X.ctypes.data + head * D * X.itemsize) % ALIGNMENT // X.itemsize
     begin = head * D - offset
     flat = X.reshape(-1)[begin : begin + main * D + ALIGNMENT // X.itemsize]
     tail = np.zeros((step + 2 * head, D), X.dtype)
     tail[:head] = X[:head]
     tail[head : I - main] = X[head + main :]
-    return Layout(Rows(jax.device_put(flat), np.int32(offset), tail, main // block_rows, block_rows), I, D, head)
+    rows = Rows(jax.device_put(flat), np.int32(offset), jax.device_put(tail), main // block_rows, block_rows)
+    return Layout(rows, I, D, head)
+
+
+def as_floating(X: jax.typing.ArrayLike) -> jax.Array:
+    """Return X as a JAX array: floating dtypes stay, others become JAX's default float."""
+    X = jnp.asarray(X)
+    return X if jnp.issubdtype(X.dtype, jnp.floating) else X.astype(jnp.result_type(float))
 
 
 def pad(array: np.ndarray, *sizes: int) -> np.ndarray:
@@ -180,9 +221,12 @@ def pad(array: np.ndarray, *sizes: int) -> np.ndarray:
     return out
 
 
-def dense(X: Any) -> Any:
-    """Return X, copied if it is sparse, unless the copy would fill most of this machine's memory."""
-    if not sparse.issparse(X):
+def dense(X: Matrix) -> Array:
+    """Return X, copied to a dense array if it is sparse.
+
+    Raises MemoryError if that copy would need more than half of this machine's memory.
+    """
+    if isinstance(X, (np.ndarray, jax.Array)):
         return X
     needed = X.shape[0] * X.shape[1] * X.dtype.itemsize
     if hasattr(os, "sysconf"):
@@ -196,35 +240,49 @@ def dense(X: Any) -> Any:
     return X.toarray()
 
 
-def validated(
-    estimator: Any, X: Any, y: Any = None, *, reset: bool = True, keep_sparse: bool = False, **options: Any
-) -> Any:
-    """Validate as scikit-learn does, and return X (float32 or float64) and, when y is given, y.
+_ACCEPTED = {"accept_sparse": True, "dtype": (np.float64, np.float32)}
 
-    Sparse input is made dense unless ``keep_sparse``. A JAX array on several devices or an accelerator stays there.
+
+def validated_samples(
+    estimator: BaseEstimator, X: MatrixLike, y: ArrayLike | None, **options: bool
+) -> tuple[Matrix, np.ndarray]:
+    """Validate the samples of a fit as scikit-learn does; return X in float32 or float64, and y.
+
+    A JAX array on several devices or an accelerator stays there. ``options`` are those of scikit-learn's check_X_y.
     """
-    ready = (lambda X: X) if keep_sparse else dense
-    with_y = options.pop("need_y", False) or y is not None
-    if is_on_device(X):
-        if X.ndim != 2:
-            raise ValueError(f"Expected 2D array, got {X.ndim}D array instead.")
-        if X.dtype not in (jnp.float32, jnp.float64):
-            X = X.astype(jnp.float32)
-        validate_data(estimator, X, skip_check_array=True, reset=reset)
-        if not with_y:
-            return X
-        y = check_array(np.asarray(y), ensure_2d=False, dtype=None, input_name="y")
-        check_consistent_length(X, y)
-        return X, y
-    options = {"accept_sparse": True, "dtype": (np.float64, np.float32), **options}
-    if not with_y:
-        X = validate_data(estimator, X, reset=reset, **options)
-        return ready(X)
-    X, y = validate_data(estimator, X, y, reset=reset, **options)
-    return ready(X), y
+    if not (isinstance(X, jax.Array) and is_on_device(X)):
+        return validate_data(estimator, X, y, **_ACCEPTED, **options)
+    X = _validated_on_device(estimator, X, reset=True)
+    y = check_array(np.asarray(y), ensure_2d=False, dtype=None, input_name="y")
+    check_consistent_length(X, y)
+    return X, y
 
 
-def refuse_non_finite(estimator: Any, X: Any) -> None:
-    """Raise scikit-learn's error if X holds NaN or infinity; called when a sum over X came out non-finite."""
+def validated_queries(estimator: BaseEstimator, X: MatrixLike) -> Matrix:
+    """Validate new samples for a fitted estimator, as :func:`validated_samples` does."""
+    if isinstance(X, jax.Array) and is_on_device(X):
+        return _validated_on_device(estimator, X, reset=False)
+    return validate_data(estimator, X, reset=False, **_ACCEPTED)
+
+
+def _validated_on_device(estimator: BaseEstimator, X: jax.Array, reset: bool) -> jax.Array:
+    if X.ndim != 2:
+        raise ValueError(f"Expected 2D array, got {X.ndim}D array instead. Reshape X to [samples, features].")
+    if X.dtype not in (jnp.float32, jnp.float64):
+        X = X.astype(jnp.float32)
+    validate_data(estimator, X, skip_check_array=True, reset=reset)
+    return X
+
+
+def validated_weight(sample_weight: ArrayLike | None, X: Matrix, copy: bool = False) -> np.ndarray | None:
+    """Return ``sample_weight`` in the dtype of X, one number per sample and none negative, or None if there is none."""
+    if sample_weight is None:
+        return None
+    like = np.empty((X.shape[0], 1), X.dtype)
+    return _check_sample_weight(sample_weight, like, dtype=X.dtype, copy=copy, ensure_non_negative=True)
+
+
+def refuse_non_finite(X: Matrix, estimator_name: str) -> None:
+    """Raise scikit-learn's error if X holds NaN or infinity; called when a sum over X is not finite."""
     X = X if sparse.issparse(X) else np.asarray(X)
-    check_array(X, accept_sparse=True, estimator=estimator, input_name="X")
+    check_array(X, accept_sparse=True, estimator=estimator_name, input_name="X")

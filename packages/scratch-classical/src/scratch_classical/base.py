@@ -1,12 +1,12 @@
 """What the linear regressors share: prediction, validation and tags."""
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
 
-from .arrays import validated
+from .arrays import Matrix, MatrixLike, validated_queries, validated_samples, validated_weight
 
 
 class LinearPredictor(MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -14,27 +14,21 @@ class LinearPredictor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     fit_intercept: bool
     coef_: np.ndarray
-    intercept_: Any
+    intercept_: np.ndarray | np.floating | float
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: MatrixLike) -> np.ndarray:
         """Return $Xw + b$ for every row of X."""
         check_is_fitted(self)
-        X = validated(self, X, reset=False, keep_sparse=True)
-        return np.asarray(X @ self.coef_.T + self.intercept_)
+        return np.asarray(validated_queries(self, X) @ self.coef_.T + self.intercept_)
 
     def _validated_fit(
-        self, X: Any, y: Any, sample_weight: Any, keep_sparse: bool = False
-    ) -> tuple[Any, np.ndarray, Any]:
-        """Return X, y and the weights; whether X is finite is left to the sums over it."""
-        options = {"multi_output": True, "y_numeric": True, "ensure_all_finite": False}
-        X, y = validated(self, X, y, need_y=True, keep_sparse=keep_sparse, **options)
-        if sample_weight is not None:
-            sample_weight = _check_sample_weight(
-                sample_weight, np.empty((X.shape[0], 1), X.dtype), dtype=X.dtype, ensure_non_negative=True
-            )
-        return X, y, sample_weight
+        self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[Matrix, np.ndarray, np.ndarray | None]:
+        """Return X, y and the weights. Whether X is finite is not checked here, but by the sums over it."""
+        X, y = validated_samples(self, X, y, multi_output=True, y_numeric=True, ensure_all_finite=False)
+        return X, y, validated_weight(sample_weight, X)
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags

@@ -1,55 +1,80 @@
-"""The estimators of :mod:`.coordinate_descent`: lasso and elastic net, and their paths.
+r"""The estimators of :mod:`.coordinate_descent`: lasso and elastic net, and their paths.
 
-$$ \\min_{w, b} \\frac{1}{2n} \\sum_i \\omega_i (y_i - x_i^\\top w - b)^2 + \\alpha\\rho \\|w\\|_1
-   + \\frac{\\alpha(1-\\rho)}{2} \\|w\\|^2, \\qquad n = \\sum_i \\omega_i \\tag{1} $$
+$$ \min_{w, b} \frac{1}{2n} \sum_i \omega_i (y_i - x_i^\top w - b)^2 + \alpha\rho \|w\|_1
+   + \frac{\alpha(1-\rho)}{2} \|w\|^2, \qquad n = \sum_i \omega_i \tag{1} $$
 
-The data enter through their second moments, taken in one pass; with many features of which few are used, through
-those of a working set of columns (:mod:`.working_set`). A sparse X with no fewer samples than features stays sparse.
+The solver needs only the second moments of the data, taken in one pass. With many features of which few are used it
+needs only those of a working set of columns (:mod:`.working_set`). A sparse X with no fewer samples than features stays
+sparse.
 
 Shapes: I samples, D features, K outputs, A values of alpha.
 """
 
 import warnings
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 
-from .arrays import dense, is_on_device, lay_out, precision, refuse_non_finite
+from .arrays import Array, Matrix, MatrixLike, dense, is_on_device, lay_out, precision, refuse_non_finite
 from .base import LinearPredictor
-from .coordinate_descent import descend, descend_path
-from .moments import Moments, moments_of_rows, problem, sparse_moments
+from .coordinate_descent import Descent, descend, descend_path
+from .moments import Moments, arranged, moments_of, sparse_moments
 from .working_set import fit_working_set
 
-_WIDE = 256  # features from which on a working set pays
+_WIDE = 256  # features above which a working set is tried
+
+
+class _ElasticNetFit(NamedTuple):
+    """coef [K, D], intercept [K], duality gap over n [K], and the number of sweeps [K]."""
+
+    coef_KD: Array
+    intercept_K: Array
+    gap_K: Array
+    sweeps_K: Array
 
 
 @partial(jax.jit, static_argnames="positive")
-def _fit_gram(m: Moments, l1: Any, l2: Any, start_KD: Any, tol: Any, max_iter: Any, positive: bool) -> tuple[Any, ...]:
-    """Return (coef [K, D], intercept [K], gap / n [K], sweeps [K], finite?) from the whole Gram matrix."""
+def _fit_gram(
+    m: Moments,
+    l1: jax.Array,
+    l2: jax.Array,
+    start_KD: jax.Array,
+    tol: jax.Array,
+    max_iter: jax.Array,
+    positive: bool,
+) -> tuple[_ElasticNetFit, jax.Array]:
+    """Minimise eq. 1 from the whole Gram matrix; return also whether the moments are finite."""
 
-    def one(output: Any) -> Any:
+    def one(output: tuple[jax.Array, jax.Array, jax.Array]) -> Descent:
         cross_D, target, start_D = output
         return descend(m.gram, cross_D, target, m.weight * l1, m.weight * l2, start_D, tol, max_iter, positive)
 
-    coef_KD, gap_K, count_K = jax.lax.map(one, (m.cross.T, m.target, start_KD))
+    coef_KD, gap_K, sweeps_K = jax.lax.map(one, (m.cross.T, m.target, start_KD))
     finite = jnp.isfinite(jnp.diagonal(m.gram)).all() & jnp.isfinite(m.cross).all()
-    return coef_KD, m.mean_y - coef_KD @ m.mean_x, gap_K / m.weight, count_K, finite
+    return _ElasticNetFit(coef_KD, m.mean_y - coef_KD @ m.mean_x, gap_K / m.weight, sweeps_K), finite
 
 
 class ElasticNet(LinearPredictor):
-    """The elastic net: eq. 1 with $\\rho$ = ``l1_ratio``.
+    r"""The elastic net: eq. 1 with $\rho$ = ``l1_ratio``, as in sklearn.linear_model.ElasticNet.
 
-    Parameters and attributes are those of scikit-learn's class of this name. Coordinates are always visited in
-    cyclic order: ``selection`` and ``random_state`` are accepted, and change nothing about the minimum.
+    Parameters and attributes are those of
+    https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.ElasticNet.html, with these differences:
+
+    selection, random_state: accepted and not used; coordinates are always visited in cyclic order.
+    precompute, copy_X: accepted and not used; X is never changed.
+    tol: also asks that the last sweep moved no coefficient by more than tol times the largest, or that the gap is below
+        1e-6 of the objective.
     """
 
-    n_iter_: Any
+    n_iter_: int | list[int]
+    dual_gap_: float | np.ndarray
 
     def __init__(
         self,
@@ -57,13 +82,13 @@ class ElasticNet(LinearPredictor):
         *,
         l1_ratio: float = 0.5,
         fit_intercept: bool = True,
-        precompute: Any = False,
+        precompute: bool | ArrayLike = False,
         max_iter: int = 1000,
         copy_X: bool = True,
         tol: float = 1e-4,
         warm_start: bool = False,
         positive: bool = False,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
         selection: str = "cyclic",
     ) -> None:
         self.alpha = alpha
@@ -78,44 +103,24 @@ class ElasticNet(LinearPredictor):
         self.random_state = random_state
         self.selection = selection
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "ElasticNet":
+    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "ElasticNet":
         """Fit to X [I, D] and y [I] or [I, K]; each output is a problem of its own."""
         if not self.alpha >= 0:
             raise ValueError(f"alpha={self.alpha} must not be negative")
         if not 0 <= self.l1_ratio <= 1:
             raise ValueError(f"l1_ratio={self.l1_ratio} must lie between 0 and 1")
-        X, y, sample_weight = self._validated_fit(X, y, sample_weight, keep_sparse=True)
-        if sparse.issparse(X) and X.shape[0] < X.shape[1]:
+        X, y, sample_weight = self._validated_fit(X, y, sample_weight)
+        if X.shape[0] < X.shape[1]:
             X = dense(X)
         K, num_features, dtype = (1 if y.ndim == 1 else y.shape[1]), X.shape[1], np.dtype(X.dtype)
         start_KD = np.zeros((K, num_features), dtype)
         if self.warm_start and hasattr(self, "coef_"):
             start_KD = np.atleast_2d(np.asarray(self.coef_, dtype))
         with precision(dtype):
-            l1, l2 = dtype.type(self.alpha * self.l1_ratio), dtype.type(self.alpha * (1 - self.l1_ratio))
-            found, data = None, None
-            if not sparse.issparse(X):
-                layout = lay_out(X)
-                data = problem(layout, X, y, sample_weight, self.fit_intercept)
-                start_KD = np.pad(start_KD, ((0, 0), (0, layout.rows.tail.shape[1] - num_features)))
-                if num_features > _WIDE and K == 1 and l1 > 0 and not is_on_device(X):
-                    found = fit_working_set(self, X, data, l1, l2, start_KD[0], self.fit_intercept)
-            if found is not None:
-                coef_KD, intercept_K, gap_K, count_K = (np.asarray(v)[None] for v in found)
-            else:
-                if data is None:
-                    m = sparse_moments(X, y, sample_weight, self.fit_intercept)
-                    start_KD = np.pad(start_KD, ((0, 0), (0, len(m.mean_x) - num_features)))
-                else:
-                    m = moments_of_rows(*data, fit_intercept=bool(self.fit_intercept))
-                coef_KD, intercept_K, gap_K, count_K, finite = _fit_gram(
-                    m, l1, l2, start_KD, dtype.type(self.tol), np.int32(self.max_iter), positive=bool(self.positive)
-                )
-                if not finite:
-                    refuse_non_finite(self, X)
-            coef = np.array(coef_KD, dtype)[:, :num_features]
-            intercept, gap = np.array(intercept_K, dtype), np.array(gap_K, np.float64)
-            counts = np.maximum(np.array(count_K), 1)
+            found = self._minimise(X, y, sample_weight, start_KD)
+            coef = np.array(found.coef_KD, dtype)[:, :num_features]
+            intercept, gap = np.array(found.intercept_K, dtype), np.array(found.gap_K, np.float64)
+            counts = np.maximum(np.array(found.sweeps_K), 1)
         warn_unless_converged(gap, self.tol, y, sample_weight, self.fit_intercept)
         single = y.ndim == 1
         self.coef_ = coef[0] if K == 1 else coef
@@ -124,27 +129,60 @@ class ElasticNet(LinearPredictor):
         self.n_iter_ = int(counts[0]) if K == 1 else [int(c) for c in counts]
         return self
 
+    def _minimise(
+        self, X: Matrix, y: np.ndarray, sample_weight: np.ndarray | None, start_KD: np.ndarray
+    ) -> _ElasticNetFit:
+        """Choose the solver, and refuse an X that is not finite; the features of the result are padded."""
+        dtype, num_features, fit_intercept = np.dtype(X.dtype), X.shape[1], bool(self.fit_intercept)
+        l1, l2 = dtype.type(self.alpha * self.l1_ratio), dtype.type(self.alpha * (1 - self.l1_ratio))
+        if not isinstance(X, (np.ndarray, jax.Array)):
+            m = sparse_moments(X, y, sample_weight, fit_intercept)
+            start_KD = np.pad(start_KD, ((0, 0), (0, len(m.mean_x) - num_features)))
+        else:
+            layout = lay_out(X)
+            samples = arranged(layout, X, y, sample_weight, fit_intercept)
+            start_KD = np.pad(start_KD, ((0, 0), (0, layout.rows.tail.shape[1] - num_features)))
+            if num_features > _WIDE and len(start_KD) == 1 and l1 > 0 and not is_on_device(X):
+                found = fit_working_set(
+                    samples, l1, l2, start_KD[0],
+                    fit_intercept=fit_intercept, positive=self.positive, tol=self.tol, max_iter=self.max_iter,
+                )  # fmt: skip
+                if found is not None:
+                    return _ElasticNetFit(*(np.asarray(v)[None] for v in found))
+            m = moments_of(samples, fit_intercept=fit_intercept)
+        found, finite = _fit_gram(
+            m, l1, l2, start_KD, dtype.type(self.tol), np.int32(self.max_iter), positive=bool(self.positive)
+        )
+        if not finite:
+            refuse_non_finite(X, type(self).__name__)
+        return found
+
     @property
-    def sparse_coef_(self) -> Any:
+    def sparse_coef_(self) -> sparse.csr_matrix:
         """The coefficients as a sparse matrix."""
         return sparse.csr_matrix(self.coef_)
 
 
 class Lasso(ElasticNet):
-    """The lasso: eq. 1 with $\\rho = 1$. Parameters and attributes are those of scikit-learn's class of this name."""
+    r"""The lasso: eq. 1 with $\rho = 1$, as in sklearn.linear_model.Lasso.
+
+    Parameters and attributes are those of
+    https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.Lasso.html, with the differences that
+    :class:`ElasticNet` lists.
+    """
 
     def __init__(
         self,
         alpha: float = 1.0,
         *,
         fit_intercept: bool = True,
-        precompute: Any = False,
+        precompute: bool | ArrayLike = False,
         copy_X: bool = True,
         max_iter: int = 1000,
         tol: float = 1e-4,
         warm_start: bool = False,
         positive: bool = False,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
         selection: str = "cyclic",
     ) -> None:
         super().__init__(
@@ -163,7 +201,7 @@ class Lasso(ElasticNet):
 
 
 def warn_unless_converged(
-    gap_K: np.ndarray, tol: float, y: np.ndarray, sample_weight: Any, fit_intercept: bool
+    gap_K: np.ndarray, tol: float, y: np.ndarray, sample_weight: np.ndarray | None, fit_intercept: bool
 ) -> None:
     """Warn as scikit-learn does if a gap is well above tol times the mean square of y."""
     weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
@@ -183,9 +221,12 @@ def warn_unless_converged(
 def alpha_grid(
     cross: np.ndarray, total_weight: float, l1_ratio: float, eps: float, count: int, positive: bool = False
 ) -> np.ndarray:
-    """Return ``count`` alphas, evenly spaced in logarithm, from the smallest with no coefficient to eps of it."""
+    """Return ``count`` alphas, evenly spaced in logarithm, from the smallest without coefficients to eps of it."""
     if l1_ratio == 0:
-        raise ValueError("Automatic alpha grid generation is not supported for l1_ratio=0. Please supply a grid.")
+        raise ValueError(
+            "Automatic alpha grid generation is not supported for l1_ratio=0. Please supply a grid by the parameter "
+            "alphas."
+        )
     largest = (cross if positive else np.abs(cross)).max() / (total_weight * l1_ratio)
     if largest <= np.finfo(np.float64).resolution:
         return np.full(count, np.finfo(np.float64).resolution)
@@ -193,17 +234,17 @@ def alpha_grid(
 
 
 def enet_path(
-    X: Any,
-    y: Any,
+    X: MatrixLike,
+    y: ArrayLike,
     *,
     l1_ratio: float = 0.5,
     eps: float = 1e-3,
-    n_alphas: Any = "deprecated",
-    alphas: Any = 100,
-    precompute: Any = "auto",
-    Xy: Any = None,
+    n_alphas: int | str | None = "deprecated",
+    alphas: ArrayLike | None = 100,
+    precompute: bool | str | ArrayLike = "auto",
+    Xy: ArrayLike | None = None,
     copy_X: bool = True,
-    coef_init: Any = None,
+    coef_init: ArrayLike | None = None,
     verbose: bool = False,
     return_n_iter: bool = False,
     positive: bool = False,
@@ -211,11 +252,14 @@ def enet_path(
     tol: float = 1e-4,
     max_iter: int = 1000,
     selection: str = "cyclic",
-    random_state: Any = None,
-) -> tuple[Any, ...]:
+    random_state: int | np.random.RandomState | None = None,
+) -> tuple[np.ndarray, ...] | tuple[np.ndarray, np.ndarray, np.ndarray, list]:
     """Return (alphas [A], coefs [D, A] or [K, D, A], dual gaps [A] or [K, A]) of eq. 1 without an intercept.
 
-    ``alphas`` is a number of alphas or the alphas themselves; with ``return_n_iter`` the sweeps are returned too.
+    ``alphas`` is a number of alphas or the alphas themselves, in any order; they are returned from large to small. With
+    ``return_n_iter`` the numbers of sweeps come fourth. precompute, Xy, copy_X, verbose, check_input, selection and
+    random_state are accepted and not used. The rest is as in
+    https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.enet_path.html.
     """
     X = check_array(X, accept_sparse=True, dtype=(np.float64, np.float32))
     y = check_array(y, ensure_2d=False, dtype=X.dtype)
@@ -230,13 +274,12 @@ def enet_path(
             m = sparse_moments(X, y, None, False)
         else:
             X = dense(X)
-            m = moments_of_rows(*problem(lay_out(X), X, y, None, False), fit_intercept=False)
+            m = moments_of(arranged(lay_out(X), X, y, None, False), fit_intercept=False)
         cross = np.asarray(m.cross)[:num_features]
-        if alphas is None or isinstance(alphas, str):
-            alphas = 100
-        if np.ndim(alphas) == 0:
-            alphas = alpha_grid(cross, num_samples, l1_ratio, eps, int(alphas), positive)
-        alphas = np.sort(np.asarray(alphas, np.float64))[::-1]
+        grid = np.asarray(100 if alphas is None or isinstance(alphas, str) else alphas, np.float64)
+        if grid.ndim == 0:
+            grid = alpha_grid(cross, num_samples, l1_ratio, eps, int(grid), positive)
+        alphas = np.sort(grid)[::-1]
         scaled = (alphas * num_samples).astype(dtype)
         K, padded = m.cross.shape[1], m.cross.shape[0]
         start_KD = np.zeros((K, padded), dtype)
@@ -249,15 +292,17 @@ def enet_path(
             )
             for k in range(K)
         ]  # fmt: skip
-        coefs = np.stack([np.asarray(coef_AD)[:, :num_features].T for coef_AD, _, _ in results])
-        gaps = np.stack([np.asarray(gap_A) for _, gap_A, _ in results]) / num_samples
-        counts = np.stack([np.maximum(np.asarray(count_A), 1) for *_, count_A in results])
+        coefs = np.stack([np.asarray(found.coef)[:, :num_features].T for found in results])
+        gaps = np.stack([np.asarray(found.gap) for found in results]) / num_samples
+        counts = np.stack([np.maximum(np.asarray(found.sweeps), 1) for found in results])
     warn_unless_converged(gaps.max(1), tol, y, None, False)
     if y.ndim == 1:
         coefs, gaps, counts = coefs[0], gaps[0], counts[0]
     return (alphas, coefs, gaps, counts.tolist()) if return_n_iter else (alphas, coefs, gaps)
 
 
-def lasso_path(X: Any, y: Any, **options: Any) -> tuple[Any, ...]:
-    """Return :func:`enet_path` with $\\rho = 1$."""
+def lasso_path(
+    X: MatrixLike, y: ArrayLike, **options: Any
+) -> tuple[np.ndarray, ...] | tuple[np.ndarray, np.ndarray, np.ndarray, list]:
+    r"""Return :func:`enet_path` with $\rho = 1$; the options are the other parameters of that function."""
     return enet_path(X, y, l1_ratio=1.0, **options)

@@ -1,23 +1,30 @@
-"""The estimators of :mod:`.least_squares`: linear and ridge regression.
+r"""The estimators of :mod:`.least_squares`: linear and ridge regression.
 
-$$ \\min_{w, b} \\sum_i \\omega_i (y_i - x_i^\\top w - b)^2 + \\alpha \\|w\\|^2 \\tag{1} $$
+$$ \min_{w, b} \sum_i \omega_i (y_i - x_i^\top w - b)^2 + \alpha \|w\|^2 \tag{1} $$
 
 A sparse X with no fewer samples than features stays sparse, unless the problem is so ill-conditioned that it needs
 an orthogonal factorisation.
 """
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import ArrayLike
 
+from .arrays import MatrixLike
 from .base import LinearPredictor
 from .least_squares import fit_squares
 
+_SOLVERS = ("auto", "svd", "cholesky", "lsqr", "sparse_cg", "sag", "saga", "lbfgs")
+
 
 class LinearRegression(LinearPredictor):
-    """Least squares: eq. 1 with alpha = 0, by normal equations or, where they would lose digits, orthogonally.
+    """Least squares: eq. 1 with alpha = 0, as in sklearn.linear_model.LinearRegression.
 
-    Parameters and attributes are those of scikit-learn's class of this name.
+    It solves the normal equations or, where those would lose digits, an orthogonal factorisation. Parameters and
+    attributes are those of
+    https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.LinearRegression.html, with these
+    differences:
+
+    copy_X, tol, n_jobs: accepted and not used. X is never changed, and the minimum is found directly.
     """
 
     def __init__(
@@ -35,10 +42,15 @@ class LinearRegression(LinearPredictor):
         self.n_jobs = n_jobs
         self.positive = positive
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "LinearRegression":
+    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "LinearRegression":
         """Fit to X [I, D] and y [I] or [I, K]."""
-        X, y, sample_weight = self._validated_fit(X, y, sample_weight, keep_sparse=True)
-        sigma, _ = fit_squares(self, X, y, sample_weight, 0.0, self.positive)
+        X, y, sample_weight = self._validated_fit(X, y, sample_weight)
+        found = fit_squares(
+            X, y, sample_weight, 0.0,
+            fit_intercept=bool(self.fit_intercept), positive=self.positive, estimator_name=type(self).__name__,
+        )  # fmt: skip
+        self.coef_, self.intercept_ = found.coef, found.intercept
+        sigma = found.singular
         if not self.positive and sigma is not None:
             self.singular_ = sigma
             cutoff = np.finfo(sigma.dtype).eps * max(X.shape) * sigma[:1].max(initial=0)
@@ -46,22 +58,23 @@ class LinearRegression(LinearPredictor):
         return self
 
 
-_SOLVERS = ("auto", "svd", "cholesky", "lsqr", "sparse_cg", "sag", "saga", "lbfgs")
-
-
 class Ridge(LinearPredictor):
-    """Ridge regression: eq. 1.
+    """Ridge regression: eq. 1, as in sklearn.linear_model.Ridge.
 
-    Parameters and attributes are those of scikit-learn's class of this name. ``solver`` takes the same names, but
-    the minimiser is unique and always found directly; ``solver_`` tells how ("cholesky", or "svd" where normal
-    equations would lose too many digits).
+    Parameters and attributes are those of
+    https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.Ridge.html, with these differences:
+
+    solver: takes the same names and changes nothing, because the minimiser is unique and is always found directly.
+    solver_: how it was found: "cholesky", "svd" where the normal equations would lose too many digits, or "lbfgs" for
+        ``positive=True`` (which here is an active-set method and stands for any ``solver``).
+    copy_X, max_iter, tol, random_state: accepted and not used. X is never changed.
     """
 
     n_iter_: np.ndarray
 
     def __init__(
         self,
-        alpha: Any = 1.0,
+        alpha: ArrayLike = 1.0,
         *,
         fit_intercept: bool = True,
         copy_X: bool = True,
@@ -69,7 +82,7 @@ class Ridge(LinearPredictor):
         tol: float = 1e-4,
         solver: str = "auto",
         positive: bool = False,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.alpha = alpha
         self.fit_intercept = fit_intercept
@@ -80,18 +93,22 @@ class Ridge(LinearPredictor):
         self.positive = positive
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "Ridge":
+    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "Ridge":
         """Fit to X [I, D] and y [I] or [I, K]; alpha may be one number per output."""
         if self.solver not in _SOLVERS:
             raise ValueError(f"solver={self.solver!r} must be one of {', '.join(_SOLVERS)}")
         if np.any(np.asarray(self.alpha) < 0):
             raise ValueError(f"alpha={self.alpha} must not be negative")
-        X, y, sample_weight = self._validated_fit(X, y, sample_weight, keep_sparse=True)
+        X, y, sample_weight = self._validated_fit(X, y, sample_weight)
         alpha = np.asarray(self.alpha, dtype=X.dtype)
         outputs = 1 if y.ndim == 1 else y.shape[1]
         if alpha.ndim and alpha.size not in (1, outputs):
             raise ValueError(f"Number of targets and number of penalties do not correspond: {alpha.size} != {outputs}")
         alpha = alpha.ravel()[0] if alpha.size == 1 else alpha
-        _, self.solver_ = fit_squares(self, X, y, sample_weight, alpha, self.positive)
+        found = fit_squares(
+            X, y, sample_weight, alpha,
+            fit_intercept=bool(self.fit_intercept), positive=self.positive, estimator_name=type(self).__name__,
+        )  # fmt: skip
+        self.coef_, self.intercept_, self.solver_ = found.coef, found.intercept, found.method
         self.n_iter_ = np.ones(outputs, np.int32)  # one direct solution each
         return self

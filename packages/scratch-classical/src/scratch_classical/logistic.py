@@ -5,19 +5,49 @@ two classes).
 """
 
 import warnings
-from typing import Any
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import compute_class_weight
+from sklearn.utils import Tags, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
-from .arrays import bucket, is_on_device, lay_out, pad, precision, refuse_non_finite, validated
-from .logistic_solver import minimise, minimise_path
+from .arrays import (
+    Array,
+    MatrixLike,
+    bucket,
+    dense,
+    is_on_device,
+    lay_out,
+    pad,
+    precision,
+    refuse_non_finite,
+    validated_queries,
+    validated_samples,
+    validated_weight,
+)
+from .logistic_solver import Minimum, Problem, minimise, minimise_path
+
+ClassWeight: TypeAlias = Mapping | str | None  # a weight per class, "balanced", or none
 
 _SOLVERS = ("lbfgs", "liblinear", "newton-cg", "newton-cholesky", "sag", "saga")
+
+
+class LogisticFit(NamedTuple):
+    """coef [K, D], intercept [K], iterations, and the largest violation of optimality.
+
+    A path has the axes [F, A], folds and values of C, in front of each.
+    """
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    iterations: np.ndarray
+    violation: np.ndarray
 
 
 class LinearClassifier(ClassifierMixin, BaseEstimator):
@@ -27,26 +57,26 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
     classes_: np.ndarray
     coef_: np.ndarray
     intercept_: np.ndarray
-    penalty: Any
+    penalty: str | None
     solver: str
     tol: float
     max_iter: int
     fit_intercept: bool
     intercept_scaling: float
 
-    def decision_function(self, X: Any) -> np.ndarray:
+    def decision_function(self, X: MatrixLike) -> np.ndarray:
         """Return $Xw + b$: [I] for two classes, else [I, K]."""
         check_is_fitted(self)
-        X = validated(self, X, reset=False)
+        X = dense(validated_queries(self, X))
         scores = np.asarray(X @ self.coef_.T + self.intercept_)
         return scores[:, 0] if scores.shape[1] == 1 else scores
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: MatrixLike) -> np.ndarray:
         """Return the class with the largest score."""
         scores = self.decision_function(X)
         return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)]
 
-    def predict_log_proba(self, X: Any) -> np.ndarray:
+    def predict_log_proba(self, X: MatrixLike) -> np.ndarray:
         """Return the logarithm of :meth:`predict_proba`, without underflow."""
         scores = self.decision_function(X)
         if scores.ndim == 1:
@@ -54,13 +84,16 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         shifted = scores - scores.max(1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
-    def predict_proba(self, X: Any) -> np.ndarray:
+    def predict_proba(self, X: MatrixLike) -> np.ndarray:
         """Return the probability of each class [I, K]."""
         return np.exp(self.predict_log_proba(X))
 
-    def _encode(self, X: Any, y: Any, sample_weight: Any, class_weight: Any) -> tuple[Any, np.ndarray, np.ndarray]:
+    def _encode(
+        self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None, class_weight: ClassWeight
+    ) -> tuple[Array, np.ndarray, np.ndarray]:
         """Return X, class indices and weights; sets classes_."""
-        X, y = validated(self, X, y, need_y=True, ensure_all_finite=False)
+        X, y = validated_samples(self, X, y, ensure_all_finite=False)
+        X = dense(X)
         check_classification_targets(y)
         self.classes_, indices = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -68,11 +101,9 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
                 "This solver needs samples of at least 2 classes in the data, but the data contains only one class: "
                 f"{self.classes_[0]!r}"
             )
-        weight = np.ones(len(y), X.dtype)
-        if sample_weight is not None:
-            weight = _check_sample_weight(
-                sample_weight, np.empty((len(y), 1), X.dtype), dtype=X.dtype, copy=True, ensure_non_negative=True
-            )
+        weight = validated_weight(sample_weight, X, copy=True)
+        if weight is None:
+            weight = np.ones(len(y), X.dtype)
         if class_weight is not None:
             options = {} if sample_weight is None else {"sample_weight": weight}
             per_class = compute_class_weight(class_weight, classes=self.classes_, y=y, **options)
@@ -87,42 +118,45 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         if not self.tol > 0 or not self.max_iter >= 0:
             raise ValueError(f"tol={self.tol} must be positive and max_iter={self.max_iter} not negative")
 
-    def _lay_out(self, X: Any, indices: np.ndarray) -> "Problem":
+    def _lay_out(self, X: Array, indices: np.ndarray) -> "LogisticData":
         penalised = self.solver == "liblinear" and self.fit_intercept
         if self.solver == "liblinear" and len(self.classes_) > 2:
-            raise ValueError("The 'liblinear' solver does not support multiclass classification (n_classes >= 3).")
+            raise ValueError(
+                "The 'liblinear' solver does not support multiclass classification (n_classes >= 3); y has "
+                f"{len(self.classes_)} classes. Choose another solver, such as 'lbfgs'."
+            )
         if penalised and not self.intercept_scaling > 0:
             raise ValueError(f"intercept_scaling={self.intercept_scaling} must be positive")
-        return Problem(
-            X, indices, len(self.classes_), self.fit_intercept, self.intercept_scaling if penalised else None
-        )
+        scaling = self.intercept_scaling if penalised else None
+        return LogisticData(X, indices, len(self.classes_), self.fit_intercept, scaling)
 
-    def _warn_unless_converged(self, count: int, wrong: float) -> None:
-        if not wrong <= self.tol:
+    def _warn_unless_converged(self, iterations: int, violation: float) -> None:
+        if not violation <= self.tol:
             warnings.warn(
-                f"{self.solver} failed to converge after {count} iteration(s): the gradient is {wrong:.1e}, tol is "
-                f"{self.tol:.1e}. Increase max_iter, or scale the features.",
+                f"{self.solver} failed to converge after {iterations} iteration(s): the gradient is {violation:.1e}, "
+                f"tol is {self.tol:.1e}. Increase max_iter, or scale the features.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
 
 
-class Problem:
+class LogisticData:
     """One data set laid out for the solver.
 
-    ``scaling`` makes the intercept a penalised coefficient, of one more column that holds this number everywhere.
+    With ``scaling`` the intercept is a penalised coefficient: that of one more column, which holds this number
+    everywhere.
     """
 
     def __init__(
-        self, X: Any, indices: np.ndarray, num_classes: int, fit_intercept: bool, scaling: float | None = None
+        self, X: Array, indices: np.ndarray, num_classes: int, fit_intercept: bool, scaling: float | None = None
     ) -> None:
         self.scaling, self.num_features = scaling, X.shape[1]
-        self.free = bool(fit_intercept) and scaling is None
+        self.intercept = bool(fit_intercept) and scaling is None
         if scaling is not None:
             X = np.concatenate([X, np.full((len(X), 1), scaling, X.dtype)], axis=1)
         I, D = X.shape
@@ -132,8 +166,8 @@ class Problem:
         width = self.layout.rows.tail.shape[1]
         y_IK = indices[:, None] if num_classes == 2 else indices[:, None] == np.arange(num_classes)
         self.y_IK = self.layout.arrange(y_IK.astype(self.dtype))
-        self.every = max(1, I // max(2000, 4 * D))
-        sample = X[:: self.every]
+        self.stride = max(1, I // max(2000, 4 * D))
+        sample = X[:: self.stride]
         self.sample = sample if is_on_device(X) else pad(np.asarray(sample), bucket(len(sample), 64), width)
         self.theta_KE = np.zeros((num_rows, width + 1), self.dtype)
 
@@ -146,35 +180,45 @@ class Problem:
             self.theta_KE[:, self.num_features] = intercept_K / self.scaling
 
     def _weights(self, weight_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the weights as the rows lie, and those of the sample."""
+        """Return the weights in the order of the rows, and those of the sample."""
         weight_I = weight_I.astype(self.dtype)
-        return self.layout.arrange(weight_I), pad(weight_I[:: self.every], self.sample.shape[0])
+        return self.layout.arrange(weight_I), pad(weight_I[:: self.stride], self.sample.shape[0])
 
-    def _parts(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _result(self, minimum: Minimum) -> LogisticFit:
+        theta = np.asarray(minimum.theta)
         intercept = theta[..., -1] if self.scaling is None else theta[..., self.num_features] * self.scaling
-        return np.ascontiguousarray(theta[..., : self.num_features]), intercept.copy()
+        coef = np.ascontiguousarray(theta[..., : self.num_features])
+        return LogisticFit(coef, intercept.copy(), np.asarray(minimum.iterations), np.asarray(minimum.violation))
 
-    def fit(self, weight_I: np.ndarray, C: float, l1_ratio: float, tol: float, max_iter: int, solver: str) -> Any:
-        """Return (coef [K, D], intercept [K], iterations, violation)."""
+    def fit(
+        self, weight_I: np.ndarray, C: float, l1_ratio: float, tol: float, max_iter: int, solver: str
+    ) -> LogisticFit:
+        """Minimise eq. 1 of the solver for one C."""
         weight_I, sample_weight_S = self._weights(weight_I)
-        theta_KE, count, wrong = minimise(
-            self.layout.rows, self.y_IK, weight_I, self.sample, sample_weight_S, self.theta_KE,
-            self.dtype.type(C), self.dtype.type(l1_ratio), self.dtype.type(tol), np.int32(max_iter),
-            free=self.free, method=self._method(solver, l1_ratio),
+        parts = self.y_IK, weight_I, self.sample, sample_weight_S
+        problem = Problem(self.layout.rows, *map(jnp.asarray, parts))
+        number = self.dtype.type
+        return self._result(
+            minimise(
+                problem, self.theta_KE, number(C), number(l1_ratio), number(tol), np.int32(max_iter),
+                intercept=self.intercept, method=self._method(solver, l1_ratio),
+            )
         )  # fmt: skip
-        return *self._parts(np.asarray(theta_KE)), int(count), float(wrong)
 
     def fit_path(
         self, weight_FI: np.ndarray, C_A: np.ndarray, l1_ratio: float, tol: float, max_iter: int, solver: str
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return (coef [F, A, K, D], intercept [F, A, K], iterations and violations [F, A]) of all folds and all C."""
-        every_weight = [self._weights(weight_I) for weight_I in weight_FI]
-        theta, count, wrong = minimise_path(
-            self.layout.rows, self.y_IK, np.stack([w for w, _ in every_weight]), self.sample,
-            np.stack([s for _, s in every_weight]), self.theta_KE, C_A.astype(self.dtype), self.dtype.type(l1_ratio),
-            self.dtype.type(tol), np.int32(max_iter), free=self.free, method=self._method(solver, l1_ratio),
+    ) -> LogisticFit:
+        """Minimise it for all folds, which are rows of weights, and all C, each started from the one before."""
+        weight_FI, sample_weight_FS = map(np.stack, zip(*map(self._weights, weight_FI)))
+        parts = self.y_IK, weight_FI, self.sample, sample_weight_FS
+        problem = Problem(self.layout.rows, *map(jnp.asarray, parts))
+        number = self.dtype.type
+        return self._result(
+            minimise_path(
+                problem, self.theta_KE, C_A.astype(self.dtype), number(l1_ratio), number(tol), np.int32(max_iter),
+                intercept=self.intercept, method=self._method(solver, l1_ratio),
+            )
         )  # fmt: skip
-        return *self._parts(np.asarray(theta)), np.asarray(count), np.asarray(wrong)
 
     def _method(self, solver: str, l1_ratio: float) -> str:
         if l1_ratio:
@@ -183,16 +227,21 @@ class Problem:
 
 
 class LogisticRegression(LinearClassifier):
-    """Logistic regression: eq. 1 of :mod:`.logistic_solver` with $\\rho$ = ``l1_ratio``.
+    r"""Logistic regression: eq. 1 of :mod:`.logistic_solver` with $\rho$ = ``l1_ratio``, as in scikit-learn.
 
-    Parameters and attributes are those of scikit-learn's class of this name, whose objective it minimises.
-    ``solver="newton-cholesky"`` takes Newton steps, an ``l1_ratio`` above 0 proximal Newton steps, everything else is
-    L-BFGS; ``"liblinear"`` penalises the intercept, as that library does.
+    Parameters and attributes are those of
+    https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.LogisticRegression.html, with these
+    differences:
+
+    solver: "newton-cholesky" takes Newton steps, "liblinear" penalises the intercept as that library does; the other
+        names all stand for L-BFGS. An ``l1_ratio`` above 0 takes proximal Newton steps, whatever the solver.
+    tol: bounds the gradient of the mean loss; the objective must also be estimated to be within 2.5e-7 of its minimum.
+    dual, verbose, n_jobs, random_state: accepted and not used.
     """
 
     def __init__(
         self,
-        penalty: Any = "deprecated",
+        penalty: str | None = "deprecated",
         *,
         C: float = 1.0,
         l1_ratio: float = 0.0,
@@ -200,8 +249,8 @@ class LogisticRegression(LinearClassifier):
         tol: float = 1e-4,
         fit_intercept: bool = True,
         intercept_scaling: float = 1,
-        class_weight: Any = None,
-        random_state: Any = None,
+        class_weight: ClassWeight = None,
+        random_state: int | np.random.RandomState | None = None,
         solver: str = "lbfgs",
         max_iter: int = 100,
         verbose: int = 0,
@@ -237,7 +286,7 @@ class LogisticRegression(LinearClassifier):
             raise ValueError(f"l1_ratio={self.l1_ratio} must lie between 0 and 1")
         return C, l1_ratio
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "LogisticRegression":
+    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "LogisticRegression":
         """Fit to X [I, D] and labels y [I]."""
         C, l1_ratio = self._penalty()
         X, indices, weight = self._encode(X, y, sample_weight, self.class_weight)
@@ -245,10 +294,10 @@ class LogisticRegression(LinearClassifier):
             data = self._lay_out(X, indices)
             if self.warm_start and hasattr(self, "coef_"):
                 data.start(self.coef_, self.intercept_)
-            coef, intercept, count, wrong = data.fit(weight, C, l1_ratio, self.tol, self.max_iter, self.solver)
-        if not (np.isfinite(wrong) and np.isfinite(coef).all()):
-            refuse_non_finite(self, X)
-        self._warn_unless_converged(count, wrong)
-        self.coef_, self.intercept_ = coef, intercept
-        self.n_iter_ = np.array([max(count, 1)], dtype=np.int32)
+            found = data.fit(weight, C, l1_ratio, self.tol, self.max_iter, self.solver)
+        if not (np.isfinite(found.violation) and np.isfinite(found.coef).all()):
+            refuse_non_finite(X, type(self).__name__)
+        self._warn_unless_converged(int(found.iterations), float(found.violation))
+        self.coef_, self.intercept_ = found.coef, found.intercept
+        self.n_iter_ = np.array([max(int(found.iterations), 1)], dtype=np.int32)
         return self

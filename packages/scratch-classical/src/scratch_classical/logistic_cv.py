@@ -1,42 +1,50 @@
 """Logistic regression with its penalty chosen by cross-validation: all folds and all penalties in one call."""
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import check_cv
 
-from .arrays import precision, refuse_non_finite
-from .logistic import LinearClassifier, LogisticRegression
+from .arrays import CrossValidator, MatrixLike, precision, refuse_non_finite
+from .folds import Folds
+from .logistic import ClassWeight, LinearClassifier, LogisticFit, LogisticRegression
 
 
 class LogisticRegressionCV(LinearClassifier):
     """Logistic regression with C (and ``l1_ratio``) chosen by cross-validation.
 
-    Each fold's C run from small to large, every fit starting from the one before. Parameters and attributes are
-    those of scikit-learn's class; ``use_legacy_attributes=False`` gives arrays where the older form has dictionaries.
+    In each fold C runs from small to large, and every fit starts from the one before it. Parameters and attributes are
+    those of https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.LogisticRegressionCV.html, with
+    these differences:
+
+    use_legacy_attributes: False gives arrays; every other value gives the older form, in which they are dictionaries.
+    scoring: "warn", the default, and None are "accuracy".
+    l1_ratios: "warn", the default, and None are 0.
+    solver, tol, dual, verbose, n_jobs, random_state: as :class:`LogisticRegression` says.
     """
 
     def __init__(
         self,
         *,
-        Cs: Any = 10,
-        l1_ratios: Any = "warn",
+        Cs: ArrayLike = 10,
+        l1_ratios: ArrayLike | None = "warn",
         fit_intercept: bool = True,
-        cv: Any = None,
+        cv: CrossValidator = None,
         dual: bool = False,
-        penalty: Any = "deprecated",
-        scoring: Any = "warn",
+        penalty: str | None = "deprecated",
+        scoring: str | Callable[..., float] | None = "warn",
         solver: str = "lbfgs",
         tol: float = 1e-4,
         max_iter: int = 100,
-        class_weight: Any = None,
+        class_weight: ClassWeight = None,
         n_jobs: int | None = None,
         verbose: int = 0,
         refit: bool = True,
         intercept_scaling: float = 1.0,
-        random_state: Any = None,
-        use_legacy_attributes: Any = "warn",
+        random_state: int | np.random.RandomState | None = None,
+        use_legacy_attributes: bool | str = "warn",
     ) -> None:
         self.Cs = Cs
         self.l1_ratios = l1_ratios
@@ -56,12 +64,12 @@ class LogisticRegressionCV(LinearClassifier):
         self.random_state = random_state
         self.use_legacy_attributes = use_legacy_attributes
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "LogisticRegressionCV":
+    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "LogisticRegressionCV":
         """Choose C by cross-validation, then fit to all of X [I, D] and labels y [I]."""
         self._check_solver()
         X, indices, weight = self._encode(X, y, sample_weight, self.class_weight)
         X = np.asarray(X)
-        refuse_non_finite(self, X)
+        refuse_non_finite(X, type(self).__name__)
         labels = self.classes_[indices]
         unset = self.l1_ratios is None or isinstance(self.l1_ratios, str)
         ratios_L = np.atleast_1d(0.0 if unset else self.l1_ratios).astype(float)
@@ -69,57 +77,68 @@ class LogisticRegressionCV(LinearClassifier):
             ratios_L = np.ones(1)
         if not ((ratios_L >= 0) & (ratios_L <= 1)).all():
             raise ValueError(f"l1_ratios={self.l1_ratios} must lie between 0 and 1")
-        Cs = np.logspace(-4, 4, int(self.Cs)) if np.ndim(self.Cs) == 0 else np.asarray(self.Cs, float)
+        Cs = np.asarray(self.Cs, float)
+        if Cs.ndim == 0:
+            Cs = np.logspace(-4, 4, int(Cs))
         ascending = np.argsort(Cs)
         folds = list(check_cv(self.cv, labels, classifier=True).split(X, labels))
         weight_FI = np.stack([weight * np.bincount(train, minlength=len(X)) for train, _ in folds])
         options = self.tol, self.max_iter, self.solver
         with precision(X.dtype):
             data = self._lay_out(X, indices)
-            found = [data.fit_path(weight_FI, Cs[ascending], ratio, *options) for ratio in ratios_L]
+            paths = [data.fit_path(weight_FI, Cs[ascending], ratio, *options) for ratio in ratios_L]
             # [F, L, A, ...] with A in the order of Cs
-            coefs, intercepts, counts, wrong = (np.stack(v, axis=1)[:, :, np.argsort(ascending)] for v in zip(*found))
-            scores = self._fold_scores(X, labels, folds, coefs, intercepts, sample_weight)
+            fits = LogisticFit(*(np.stack(v, axis=1)[:, :, np.argsort(ascending)] for v in zip(*paths)))
+            coefs, intercepts, counts, violation = fits
+            scores = self._fold_scores(X, labels, folds, fits, sample_weight)
             if self.refit:
                 l, a = np.unravel_index(np.argmax(scores.mean(0)), scores.shape[1:])
                 C, ratio = Cs[a], ratios_L[l]
                 data.start(coefs[:, l, a].mean(0), intercepts[:, l, a].mean(0))
-                self.coef_, self.intercept_, _, last = data.fit(weight, C, ratio, *options)
-                wrong = np.append(wrong, last)
+                refit = data.fit(weight, C, ratio, *options)
+                self.coef_, self.intercept_ = refit.coef, refit.intercept
+                violation = np.append(violation, refit.violation)
             else:
                 best = [np.unravel_index(np.argmax(s), s.shape) for s in scores]
                 C, ratio = np.mean([Cs[a] for _, a in best]), np.mean([ratios_L[l] for l, _ in best])
                 self.coef_ = np.mean([coefs[f, l, a] for f, (l, a) in enumerate(best)], axis=0)
                 self.intercept_ = np.mean([intercepts[f, l, a] for f, (l, a) in enumerate(best)], axis=0)
-        self._warn_unless_converged(int(counts.max()), float(wrong.max()))
-        paths = np.concatenate([coefs, intercepts[..., None]], axis=-1) if self.fit_intercept else coefs
-        self._store(Cs, ratios_L, C, ratio, paths.astype(np.float64), scores, np.maximum(counts, 1))
+        self._warn_unless_converged(int(counts.max()), float(violation.max()))
+        thetas = np.concatenate([coefs, intercepts[..., None]], axis=-1) if self.fit_intercept else coefs
+        self._store(Cs, ratios_L, float(C), float(ratio), thetas.astype(np.float64), scores, np.maximum(counts, 1))
         return self
 
     def _fold_scores(
-        self, X: np.ndarray, labels: np.ndarray, folds: Any, coefs: np.ndarray, intercepts: np.ndarray, weight: Any
+        self, X: np.ndarray, labels: np.ndarray, folds: Folds, fits: LogisticFit, weight: ArrayLike | None
     ) -> np.ndarray:
-        """Return the score of every fold's models [F, L, A] on the samples that it left out."""
+        """Return the score of every fold's models [F, L, A] on the samples that the fold left out."""
         scorer = get_scorer("accuracy" if self.scoring is None or self.scoring == "warn" else self.scoring)
-        scores = np.zeros(coefs.shape[:3])
+        scores = np.zeros(fits.coef.shape[:3])
         model = LogisticRegression()
         model.classes_, model.n_features_in_ = self.classes_, X.shape[1]
         for place in np.ndindex(*scores.shape):
             test = folds[place[0]][1]
-            model.coef_, model.intercept_ = coefs[place], intercepts[place]
+            model.coef_, model.intercept_ = fits.coef[place], fits.intercept[place]
             options = {} if weight is None else {"sample_weight": np.asarray(weight)[test]}
             scores[place] = scorer(model, X[test], labels[test], **options)
         return scores
 
     def _store(
-        self, Cs: Any, ratios_L: Any, C: float, ratio: float, paths: np.ndarray, scores: np.ndarray, counts: np.ndarray
+        self,
+        Cs: np.ndarray,
+        ratios_L: np.ndarray,
+        C: float,
+        ratio: float,
+        paths: np.ndarray,
+        scores: np.ndarray,
+        counts: np.ndarray,
     ) -> None:
-        """Set the attributes in the newer or the older form."""
+        """Set the attributes of the cross-validation, in the newer or the older form."""
         self.Cs_ = Cs
         listed = not isinstance(self.l1_ratios, str) and self.l1_ratios is not None
         if self.use_legacy_attributes is False:
             self.l1_ratios_ = ratios_L
-            self.C_, self.l1_ratio_, self.n_iter_ = float(C), float(ratio), counts
+            self.C_, self.l1_ratio_, self.n_iter_ = C, ratio, counts
             self.coefs_paths_, self.scores_ = paths, scores
             return
         K = paths.shape[3]

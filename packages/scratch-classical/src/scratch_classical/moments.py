@@ -1,15 +1,16 @@
-"""Second moments of a regression problem: all that ridge, lasso and their cross-validation need of the data.
+r"""Second moments of a regression problem: ridge, lasso and their cross-validation need nothing else of the data.
 
-Around any shift $(s, t)$, with weights $\\omega_i$ and $n = \\sum_i \\omega_i$,
+Around any shift $(s, t)$, with weights $\omega_i$ and $n = \sum_i \omega_i$,
 
-$$ G = \\sum_i \\omega_i (x_i - s)(x_i - s)^\\top, \\quad B = \\sum_i \\omega_i (x_i - s)(y_i - t)^\\top, \\quad
-   u = \\sum_i \\omega_i (x_i - s), \\quad v = \\sum_i \\omega_i (y_i - t) \\tag{1} $$
+$$ G = \sum_i \omega_i (x_i - s)(x_i - s)^\top, \quad B = \sum_i \omega_i (x_i - s)(y_i - t)^\top, \quad
+   u = \sum_i \omega_i (x_i - s), \quad v = \sum_i \omega_i (y_i - t) \tag{1} $$
 
-are sums over samples, so a training fold is the total minus the fold held out. Centring is then algebra,
+are sums over samples, so those of a training fold are the total minus those of the fold held out. Centring is then
+algebra,
 
-$$ G_c = G - u u^\\top / n, \\qquad B_c = B - u v^\\top / n, \\qquad \\bar x = s + u / n \\tag{2} $$
+$$ G_c = G - u u^\top / n, \qquad B_c = B - u v^\top / n, \qquad \bar x = s + u / n \tag{2} $$
 
-which loses no digits when the shift is a typical row. It is exact for a constant column: that column is zero.
+which loses no digits when the shift is a typical row. It is exact for a constant column, which becomes zero.
 
 Shapes: I samples, D features, K outputs.
 """
@@ -17,42 +18,59 @@ Shapes: I samples, D features, K outputs.
 import itertools
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from scipy import sparse
 
-from .arrays import Layout, Rows, as_rows, bucket, is_on_device, pad
+from .arrays import Array, Layout, Rows, SparseMatrix, as_rows, bucket, is_on_device, pad
+
+
+class Samples(NamedTuple):
+    """A regression problem laid out for :func:`sums`: X, y [I, K], weights [I], and the shift s [D] and t [K] of eq. 1.
+
+    Samples that are only padding have weight zero.
+    """
+
+    rows: Rows
+    y_IK: jax.Array
+    weight_I: jax.Array
+    shift_x: jax.Array
+    shift_y: jax.Array
 
 
 class Sums(NamedTuple):
-    """Eq. 1, with the shift it is taken around. Two of the same shift may be added and subtracted."""
+    """Eq. 1: gram G [D, D], cross B [D, K], target [K] (squares of y - t), x = u [D], y = v [K], weight = n.
 
-    gram: Any
-    cross: Any
-    target: Any
-    x: Any
-    y: Any
-    weight: Any
+    Those of folds are numpy arrays. Two that were taken around the same shift may be added and subtracted.
+    """
+
+    gram: Array
+    cross: Array
+    target: Array
+    x: Array
+    y: Array
+    weight: Array
 
 
 class Moments(NamedTuple):
     """Eq. 2: centred gram [D, D], cross [D, K], target [K] = sum of squares of y; the means and the total weight."""
 
-    gram: Any
-    cross: Any
-    target: Any
-    mean_x: Any
-    mean_y: Any
-    weight: Any
+    gram: jax.Array
+    cross: jax.Array
+    target: jax.Array
+    mean_x: jax.Array
+    mean_y: jax.Array
+    weight: jax.Array
 
 
 def gram_of(columns: list[jax.Array]) -> tuple[jax.Array, ...]:
-    """Return the block rows, from the diagonal to the left, of $Z^\\top Z$ for Z given as groups of columns."""
-    # The barriers make each group, and its transpose, an array of its own: a product of slices would copy them for
-    # every use, and in a loop XLA may multiply naively when the left side is not laid out by rows.
+    r"""Return the block rows, from the diagonal to the left, of $Z^\top Z$ for Z given as groups of columns."""
+    # The barriers make each group, and its transpose, an array of its own. Without them a product of slices copies the
+    # slices for every use, and in a loop XLA may multiply naively when the left side is not laid out by rows.
     columns = [jax.lax.optimization_barrier(c) for c in columns]
     transposed = [jax.lax.optimization_barrier(c.T) for c in columns]
     return tuple(left @ right for i, left in enumerate(transposed) for right in columns[: i + 1])
@@ -65,20 +83,21 @@ def assembled(blocks: tuple[jax.Array, ...]) -> jax.Array:
     return jnp.block([[rows[i][j] if j <= i else rows[j][i].T for j in range(parts)] for i in range(parts)])
 
 
-def sums(rows: Rows, y_IK: Any, weight_I: Any, shift_x: Any, shift_y: Any) -> Sums:
-    """Return eq. 1 in one pass over the rows, as the Gram matrix of $Z = \\sqrt\\omega\\,[X - s, y - t, 1]$.
+def sums(samples: Samples) -> Sums:
+    r"""Return eq. 1 in one pass over the rows, as the Gram matrix of $Z = \sqrt\omega\,[X - s, y - t, 1]$.
 
-    Half of a symmetric product is multiplied, in groups of columns whose width suits vector registers. An array that
-    is one block is multiplied whole, and by the weights themselves, whose root has no derivative at zero.
+    Only half of a symmetric product is computed, in groups of columns whose width suits vector registers. An array
+    that is one block is multiplied whole, and by the weights themselves, because a root has no derivative at zero.
     """
+    rows, y_IK, weight_I, shift_x, shift_y = samples
     D = shift_x.shape[0]
     width = 48 * -(-D // 288)  # at most seven groups; 48 is the tile that XLA multiplies fastest
     edges = [*range(0, D, width), D]
 
-    def augmented(X_RD: Any, y_RK: Any) -> tuple[Any, Any]:
+    def augmented(X_RD: jax.Array, y_RK: jax.Array) -> tuple[jax.Array, jax.Array]:
         return X_RD - shift_x, jnp.concatenate([y_RK - shift_y, jnp.ones_like(y_RK[:, :1])], axis=1)
 
-    def part(X_RD: Any, y_RK: Any, weight_R: Any) -> tuple[jax.Array, ...]:
+    def part(X_RD: jax.Array, y_RK: jax.Array, weight_R: jax.Array) -> tuple[jax.Array, ...]:
         Z_RD, V_RL = augmented(X_RD, y_RK)
         columns = [Z_RD[:, low:high] for low, high in itertools.pairwise(edges)]
         columns[-1] = jnp.concatenate([columns[-1], V_RL], axis=1)
@@ -101,61 +120,63 @@ def sums(rows: Rows, y_IK: Any, weight_I: Any, shift_x: Any, shift_y: Any) -> Su
     )
 
 
-def centered(s: Sums, shift_x: Any, shift_y: Any, fit_intercept: bool = True) -> Moments:
-    """Return eq. 2; without an intercept the shift must be zero and nothing is subtracted."""
+def centered(s: Sums, shift_x: jax.Array, shift_y: jax.Array, fit_intercept: bool = True) -> Moments:
+    """Return eq. 2; without an intercept the shift must be zero, and nothing is subtracted."""
+    gram, cross, target, x, y, weight = map(jnp.asarray, s)
     if not fit_intercept:
-        return Moments(s.gram, s.cross, s.target, jnp.zeros_like(s.x), jnp.zeros_like(s.y), s.weight)
-    x, y = s.x / s.weight, s.y / s.weight
+        return Moments(gram, cross, target, jnp.zeros_like(x), jnp.zeros_like(y), weight)
+    mean_x, mean_y = x / weight, y / weight
     return Moments(
-        s.gram - jnp.outer(s.x, x),
-        s.cross - jnp.outer(s.x, y),
-        s.target - s.y * y,
-        shift_x + x,
-        shift_y + y,
-        s.weight,
+        gram - jnp.outer(x, mean_x),
+        cross - jnp.outer(x, mean_y),
+        target - y * mean_y,
+        shift_x + mean_x,
+        shift_y + mean_y,
+        weight,
     )
 
 
-def moments(X: Any, y_IK: Any, sample_weight: Any = None, fit_intercept: bool = True) -> Moments:
-    """Return the centred moments of arrays: the differentiable form, used by the pure solvers."""
+def moments(
+    X: jax.Array, y_IK: jax.Array, sample_weight: ArrayLike | None = None, fit_intercept: bool = True
+) -> Moments:
+    """Return the centred moments of plain arrays. The pure solvers use this form, which is differentiable."""
     weight_I = jnp.ones(X.shape[0], X.dtype) if sample_weight is None else jnp.asarray(sample_weight, X.dtype)
     shift_x, shift_y = jnp.zeros(X.shape[1], X.dtype), jnp.zeros(y_IK.shape[1], X.dtype)
     if fit_intercept:
         shift_x, shift_y = (weight_I @ X) / weight_I.sum(), (weight_I @ y_IK) / weight_I.sum()
-    return centered(sums(as_rows(X), y_IK, weight_I, shift_x, shift_y), shift_x, shift_y, fit_intercept)
+    s = sums(Samples(as_rows(X), y_IK, weight_I, shift_x, shift_y))
+    return centered(s, shift_x, shift_y, fit_intercept)
 
 
 @partial(jax.jit, static_argnames="fit_intercept")
-def moments_of_rows(
-    rows: Rows, y_IK: Any, weight_I: Any, shift_x: Any, shift_y: Any, fit_intercept: bool = True
-) -> Moments:
-    """Return the centred moments of what :func:`problem` prepared, in one pass over the rows."""
-    return centered(sums(rows, y_IK, weight_I, shift_x, shift_y), shift_x, shift_y, fit_intercept)
+def moments_of(samples: Samples, fit_intercept: bool = True) -> Moments:
+    """Return the centred moments of ``samples`` in one pass over the rows."""
+    return centered(sums(samples), samples.shift_x, samples.shift_y, fit_intercept)
 
 
-def sparse_moments(X: Any, y: np.ndarray, sample_weight: Any, fit_intercept: bool) -> Moments:
-    """Return the centred moments of a scipy sparse X, the features padded to their bucket.
+def sparse_moments(X: SparseMatrix, y: np.ndarray, sample_weight: np.ndarray | None, fit_intercept: bool) -> Moments:
+    """Return the centred moments of a scipy sparse X, with the features padded to their :func:`bucket`.
 
-    Nothing as large as a dense X is made: the products are sparse, in float64 and around zero, the typical value; a
-    column without implicit zeros is summed around its typical value instead, so that its mean may be large. A column
-    whose variance is within rounding of nothing counts as constant.
+    No array as large as a dense X is made. The products are sparse and in float64, taken around zero, the most common
+    value. A column without implicit zeros is taken around a typical value of its own instead, so that its mean may be
+    large. A column whose variance is no larger than rounding counts as constant.
     """
     dtype, num_features = X.dtype, X.shape[1]
     y_IK = np.asarray(y, np.float64).reshape(len(y), -1)
     weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
     shift_y = typical_target(y_IK, fit_intercept)
-    X = X.tocsr().astype(np.float64)
+    packed = X.tocsr().astype(np.float64)
     shift_x = np.zeros(num_features)
-    if fit_intercept and (np.bincount(X.indices, minlength=num_features) >= len(y)).any():
-        X.sum_duplicates()
-        full = np.bincount(X.indices, minlength=num_features) == len(y)
-        some = X[:: max(1, len(y) // 9)][:9].toarray()
+    if fit_intercept and (np.bincount(packed.indices, minlength=num_features) >= len(y)).any():
+        packed.sum_duplicates()
+        full = np.bincount(packed.indices, minlength=num_features) == len(y)
+        some = packed[:: max(1, len(y) // 9)][:9].toarray()
         shift_x = np.where(full, typical_row(some, fit_intercept), 0)
-        X.data -= shift_x[X.indices]
-    weighted = sparse.diags_array(weight) @ X
+        packed.data -= shift_x[packed.indices]
+    weighted = sparse.diags_array(weight) @ packed
     V_IK = y_IK - shift_y
     W_IK = V_IK * weight[:, None]
-    gram, cross, total_x = (weighted.T @ X).toarray(), X.T @ W_IK, weighted.T @ np.ones(len(y))
+    gram, cross, total_x = (weighted.T @ packed).toarray(), packed.T @ W_IK, weighted.T @ np.ones(len(y))
     square, total = np.diagonal(gram).copy(), weight.sum()
     mean_x, mean_y = np.zeros(num_features), np.zeros(y_IK.shape[1])
     if fit_intercept:
@@ -167,35 +188,37 @@ def sparse_moments(X: Any, y: np.ndarray, sample_weight: Any, fit_intercept: boo
         mean_x = shift_x + mean_x
     target = (W_IK * V_IK).sum(0) - total * mean_y**2
     padded = bucket(num_features)
-    gram, mean_x = pad(gram.astype(dtype), padded, padded), pad(mean_x.astype(dtype), padded)
-    cross = pad(cross.astype(dtype), padded, cross.shape[1])
-    return Moments(gram, cross, target.astype(dtype), mean_x, (shift_y + mean_y).astype(dtype), dtype.type(total))
+    parts = (
+        pad(gram, padded, padded), pad(cross, padded, cross.shape[1]), target, pad(mean_x, padded), shift_y + mean_y,
+        total,
+    )  # fmt: skip
+    return Moments(*(jnp.asarray(part, dtype) for part in parts))
 
 
-def typical_row(X: Any, fit_intercept: bool) -> Any:
-    """Return the median of nine rows of X, a good shift: its entries occur in X, so constant columns vanish."""
+def typical_row(X: Array, fit_intercept: bool) -> Array:
+    """Return the median of nine rows of X as the shift [D]. Its entries occur in X, so constant columns become zero."""
     if not fit_intercept:
         return np.zeros(X.shape[1], X.dtype)
     picked = X[:: max(1, X.shape[0] // 9)][:9]
     picked = picked[: len(picked) - 1 + len(picked) % 2]  # an odd number of rows: the median is one of the values
     if is_on_device(X):
-        return jnp.median(picked, axis=0).astype(X.dtype)
+        return jnp.median(jnp.asarray(picked), axis=0).astype(X.dtype)
     with np.errstate(invalid="ignore"):
         return np.sort(picked, axis=0)[len(picked) // 2]
 
 
 def typical_target(y_IK: np.ndarray, fit_intercept: bool) -> np.ndarray:
-    """Return the median of about a hundred targets, a good shift for them."""
+    """Return the median of about a hundred targets as their shift [K]."""
     if not fit_intercept:
         return np.zeros(y_IK.shape[1], y_IK.dtype)
     return np.median(y_IK[:: max(1, len(y_IK) // 99)], axis=0).astype(y_IK.dtype)
 
 
-def problem(layout: Layout, X: Any, y: np.ndarray, sample_weight: Any, fit_intercept: bool) -> tuple[Any, ...]:
-    """Return (rows, y_IK, weight_I, shift_x, shift_y) padded alike, ready for :func:`sums`."""
+def arranged(layout: Layout, X: Array, y: np.ndarray, sample_weight: np.ndarray | None, fit_intercept: bool) -> Samples:
+    """Return the samples with targets and weights in the order of ``layout``, which holds the rows of X."""
     y_IK = np.asarray(y, X.dtype).reshape(len(y), -1)
     weight = np.ones(len(y), X.dtype) if sample_weight is None else np.asarray(sample_weight, X.dtype)
     shift_x, shift_y = typical_row(X, fit_intercept), typical_target(y_IK, fit_intercept)
-    if not is_on_device(X):
+    if isinstance(shift_x, np.ndarray):
         shift_x = pad(shift_x, layout.rows.tail.shape[1])
-    return layout.rows, layout.arrange(y_IK), layout.arrange(weight), shift_x, shift_y
+    return Samples(layout.rows, *map(jnp.asarray, (layout.arrange(y_IK), layout.arrange(weight), shift_x, shift_y)))

@@ -1,23 +1,27 @@
-"""Classification and regression by the k nearest neighbours, behind scikit-learn's interface.
+r"""Classification and regression by the k nearest neighbours, behind scikit-learn's interface.
 
 With $N_k(q)$ the neighbours that :mod:`.neighbor_search` finds and $v_i = 1$ or $v_i = 1/d_i$,
 
-$$ p(c \\mid q) = \\frac{\\sum_{i \\in N_k(q)} v_i [y_i = c]}{\\sum_{i \\in N_k(q)} v_i}, \\qquad
-   \\hat y(q) = \\frac{\\sum_{i \\in N_k(q)} v_i y_i}{\\sum_{i \\in N_k(q)} v_i} \\tag{1} $$
+$$ p(c \mid q) = \frac{\sum_{i \in N_k(q)} v_i [y_i = c]}{\sum_{i \in N_k(q)} v_i}, \qquad
+   \hat y(q) = \frac{\sum_{i \in N_k(q)} v_i y_i}{\sum_{i \in N_k(q)} v_i} \tag{1} $$
 
 Shapes: I samples, Q queries, D features, K neighbours.
 """
 
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
+from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
+from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from .arrays import is_on_device, validated
+from .arrays import Array, MatrixLike, dense, is_on_device, validated_queries, validated_samples
 from .neighbor_search import Index
 
 _METRICS = {"euclidean": 2.0, "l2": 2.0, "manhattan": 1.0, "cityblock": 1.0, "l1": 1.0, "chebyshev": np.inf,
@@ -31,11 +35,11 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
         self,
         n_neighbors: int = 5,
         *,
-        weights: Any = "uniform",
+        weights: str | Callable[[np.ndarray], ArrayLike] | None = "uniform",
         algorithm: str = "auto",
         leaf_size: int = 30,
         p: float = 2,
-        metric: Any = "minkowski",
+        metric: str = "minkowski",
         metric_params: dict[str, Any] | None = None,
         n_jobs: int | None = None,
     ) -> None:
@@ -48,7 +52,7 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
         self.metric_params = metric_params
         self.n_jobs = n_jobs
 
-    def _fit_points(self, X: Any) -> None:
+    def _fit_points(self, X: Array) -> None:
         """Check the parameters and build the index."""
         if not isinstance(self.n_neighbors, Integral):
             raise TypeError(f"n_neighbors does not take {type(self.n_neighbors)} value, enter integer value")
@@ -78,7 +82,7 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
         self._fit_X = X
         points = X
         if self.effective_metric_ == "cosine":
-            # A row of zeros is at right angles to everything: it stands on an axis of its own.
+            # A row of zeros is at right angles to every other row: an axis of its own makes it so.
             zero = (X * X).sum(1, keepdims=True) == 0
             stack = jnp.concatenate if is_on_device(X) else np.concatenate
             points = stack([_normalised(X), zero.astype(X.dtype)], axis=1)
@@ -92,11 +96,17 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
             self._fit_points(self._fit_X)
         return self._index
 
-    def kneighbors(self, X: Any = None, n_neighbors: int | None = None, return_distance: bool = True) -> Any:
-        """Return (distances [Q, K], indices [Q, K]) of the nearest samples, or only the indices.
+    def kneighbors(
+        self, X: MatrixLike | None = None, n_neighbors: int | None = None, return_distance: bool = True
+    ) -> tuple[np.ndarray, np.ndarray] | np.ndarray:
+        """Return (distances [Q, K], indices [Q, K]) of the nearest samples, or without ``return_distance`` the indices.
 
-        Without X the queries are the samples themselves, none of which is its own neighbour.
+        Without X the queries are the samples themselves, and no sample is its own neighbour.
         """
+        distances, indices = self._search(X, n_neighbors)
+        return (distances, indices) if return_distance else indices
+
+    def _search(self, X: MatrixLike | None, n_neighbors: int | None) -> tuple[np.ndarray, np.ndarray]:
         check_is_fitted(self)
         count = self.n_neighbors if n_neighbors is None else n_neighbors
         if not isinstance(count, Integral):
@@ -104,8 +114,7 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
         if count <= 0:
             raise ValueError(f"Expected n_neighbors > 0. Got {count}")
         own = X is None
-        queries = self._fit_X if own else validated(self, X, reset=False)
-        queries = np.asarray(queries)
+        queries = np.asarray(self._fit_X if own else dense(validated_queries(self, X)))
         wanted = count + own
         if wanted > self.n_samples_fit_:
             inequality = "n_neighbors < n_samples_fit" if own else "n_neighbors <= n_samples_fit"
@@ -122,25 +131,25 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
             distances[~queries.any(1)] = 1
         if own:
             itself = indices == np.arange(len(queries))[:, None]
-            itself[~itself.any(1), -1] = True  # hidden behind duplicates: drop the last
+            itself[~itself.any(1), -1] = True  # it is not among its own duplicates: drop the last of them
             distances = distances[~itself].reshape(len(queries), count)
             indices = indices[~itself].reshape(len(queries), count)
-        return (distances, indices) if return_distance else indices
+        return distances, indices
 
-    def kneighbors_graph(self, X: Any = None, n_neighbors: int | None = None, mode: str = "connectivity") -> Any:
-        """Return the sparse matrix of neighbours: ones, or distances with mode "distance"."""
-        from scipy import sparse  # scikit-learn and JAX both stand on it
-
+    def kneighbors_graph(
+        self, X: MatrixLike | None = None, n_neighbors: int | None = None, mode: str = "connectivity"
+    ) -> sparse.csr_matrix:
+        """Return the sparse matrix of neighbours [Q, I]: ones, or distances with mode "distance"."""
         if mode not in ("connectivity", "distance"):
             raise ValueError(f"mode={mode!r} must be 'connectivity' or 'distance'")
-        distances, indices = self.kneighbors(X, n_neighbors)
+        distances, indices = self._search(X, n_neighbors)
         Q, K = indices.shape
         data = np.ones(Q * K) if mode == "connectivity" else distances.ravel()
         return sparse.csr_matrix((data, indices.ravel(), np.arange(0, Q * K + 1, K)), shape=(Q, self.n_samples_fit_))
 
-    def _neighbours(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _weighted_neighbors(self, X: MatrixLike | None) -> tuple[np.ndarray, np.ndarray]:
         """Return (weights [Q, K] of eq. 1, indices [Q, K])."""
-        distances, indices = self.kneighbors(X)
+        distances, indices = self._search(X, None)
         if self.weights in (None, "uniform"):
             return np.ones(distances.shape), indices
         if callable(self.weights):
@@ -152,83 +161,99 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
         weight_QK[rows] = exact[rows]
         return weight_QK, indices
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
 
 
-def _normalised(X: Any) -> Any:
-    """Return the rows of X over their lengths; rows of zeros stay."""
+def _normalised(X: Array) -> Array:
+    """Return the rows of X divided by their lengths; rows of zeros stay as they are."""
     norm = (X * X).sum(1, keepdims=True) ** 0.5
     return X / (norm + (norm == 0))
 
 
 class KNeighborsClassifier(ClassifierMixin, _NeighborsBase):
-    """Classification by the k nearest neighbours. Parameters and attributes are those of scikit-learn's class.
+    """Classification by the k nearest neighbours, as in sklearn.neighbors.KNeighborsClassifier.
 
-    The search is always exact and always by blocks: ``algorithm`` and ``leaf_size`` are accepted and unused.
+    Parameters and attributes are those of
+    https://scikit-learn.org/stable/modules/generated/sklearn.neighbors.KNeighborsClassifier.html, with these
+    differences:
+
+    algorithm, leaf_size, n_jobs: accepted and not used; the search is always exact and always by blocks.
+    metric: one of the names euclidean (l2), manhattan (l1, cityblock), chebyshev (infinity), minkowski and cosine.
     """
 
-    classes_: Any
+    classes_: np.ndarray | list[np.ndarray]
 
-    def fit(self, X: Any, y: Any) -> "KNeighborsClassifier":
-        """Keep X [I, D] and labels y [I] or [I, outputs]."""
-        X, y = validated(self, X, y, need_y=True, multi_output=True)
+    def fit(self, X: MatrixLike, y: ArrayLike) -> "KNeighborsClassifier":
+        """Store X [I, D] and labels y [I] or [I, outputs]."""
+        X, y = validated_samples(self, X, y, multi_output=True)
         check_classification_targets(y)
         self.outputs_2d_ = y.ndim > 1 and y.shape[1] > 1
         columns = y.reshape(len(y), -1)
         encoded = [np.unique(columns[:, k], return_inverse=True) for k in range(columns.shape[1])]
         self._y = np.stack([indices for _, indices in encoded], axis=1)
         self.classes_ = [classes for classes, _ in encoded] if self.outputs_2d_ else encoded[0][0]
-        self._fit_points(X)
+        self._fit_points(dense(X))
         return self
 
-    def predict_proba(self, X: Any) -> Any:
-        """Return the probability of each class [Q, classes] (eq. 1); a list of those for several outputs."""
+    def predict_proba(self, X: MatrixLike | None) -> np.ndarray | list[np.ndarray]:
+        """Return the probability of each class [Q, classes] (eq. 1), or for several outputs a list of them."""
+        probabilities = self._probabilities(X)
+        return probabilities if self.outputs_2d_ else probabilities[0]
+
+    def _probabilities(self, X: MatrixLike | None) -> list[np.ndarray]:
+        """Return the probabilities of every output."""
         check_is_fitted(self)
-        weight_QK, indices = self._neighbours(X)
-        everything = []
-        for k, classes in enumerate(self.classes_ if self.outputs_2d_ else [self.classes_]):
+        weight_QK, indices = self._weighted_neighbors(X)
+        probabilities = []
+        for k, classes in enumerate(self._classes_of_outputs()):
             labels_QK = self._y[indices, k]
             votes = np.zeros((len(indices), len(classes)))
             for column in range(indices.shape[1]):
                 votes[np.arange(len(indices)), labels_QK[:, column]] += weight_QK[:, column]
             total = votes.sum(1, keepdims=True)
-            everything.append(votes / np.where(total == 0, 1, total))
-        return everything if self.outputs_2d_ else everything[0]
+            probabilities.append(votes / np.where(total == 0, 1, total))
+        return probabilities
 
-    def predict(self, X: Any) -> np.ndarray:
+    def _classes_of_outputs(self) -> list[np.ndarray]:
+        return self.classes_ if isinstance(self.classes_, list) else [self.classes_]
+
+    def predict(self, X: MatrixLike | None) -> np.ndarray:
         """Return the class with the largest probability, the first among equals."""
         check_is_fitted(self)
-        probabilities = self.predict_proba(X)
-        if self.outputs_2d_:
-            return np.stack([c[p.argmax(1)] for c, p in zip(self.classes_, probabilities)], axis=1)
-        return self.classes_[probabilities.argmax(1)]
+        predicted = [c[p.argmax(1)] for c, p in zip(self._classes_of_outputs(), self._probabilities(X))]
+        return np.stack(predicted, axis=1) if self.outputs_2d_ else predicted[0]
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
 
 
 class KNeighborsRegressor(RegressorMixin, _NeighborsBase):
-    """Regression by the k nearest neighbours. Parameters and attributes are those of scikit-learn's class.
+    """Regression by the k nearest neighbours, as in sklearn.neighbors.KNeighborsRegressor.
 
-    The search is always exact and always by blocks: ``algorithm`` and ``leaf_size`` are accepted and unused.
+    Parameters and attributes are those of
+    https://scikit-learn.org/stable/modules/generated/sklearn.neighbors.KNeighborsRegressor.html, with these
+    differences:
+
+    algorithm, leaf_size, n_jobs: accepted and not used; the search is always exact and always by blocks.
+    metric: one of the names euclidean (l2), manhattan (l1, cityblock), chebyshev (infinity), minkowski and cosine.
     """
 
-    def fit(self, X: Any, y: Any) -> "KNeighborsRegressor":
-        """Keep X [I, D] and targets y [I] or [I, outputs]."""
-        X, y = validated(self, X, y, need_y=True, multi_output=True, y_numeric=True)
+    def fit(self, X: MatrixLike, y: ArrayLike) -> "KNeighborsRegressor":
+        """Store X [I, D] and targets y [I] or [I, outputs]."""
+        X, y = validated_samples(self, X, y, multi_output=True, y_numeric=True)
         self._y = y
-        self._fit_points(X)
+        self._fit_points(dense(X))
         return self
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: MatrixLike | None) -> np.ndarray:
         """Return the weighted mean of the neighbours' targets (eq. 1)."""
         check_is_fitted(self)
-        weight_QK, indices = self._neighbours(X)
+        weight_QK, indices = self._weighted_neighbors(X)
         y_IL = self._y.reshape(len(self._y), -1)
         total = np.einsum("qk,qkl->ql", weight_QK, y_IL[indices].astype(np.float64))
         predicted = total / weight_QK.sum(1, keepdims=True)

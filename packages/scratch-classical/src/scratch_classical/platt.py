@@ -6,19 +6,28 @@ and one distribution over the classes from the probabilities of all pairs (Wu, L
 Shapes: I and J samples, K classes.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 
-def fit_sigmoid(scores_I: np.ndarray, positive_I: np.ndarray) -> tuple[float, float]:
-    """Return (A, B) of $p = 1 / (1 + e^{A s + B})$ by Newton's method (Lin, Lin and Weng 2007, on Platt 2000)."""
-    ahead, behind = positive_I.sum(), (~positive_I).sum()
-    target = np.where(positive_I, (ahead + 1) / (ahead + 2), 1 / (behind + 2))
+class Sigmoid(NamedTuple):
+    """The parameters of $p = 1 / (1 + e^{A s + B})$."""
+
+    A: float
+    B: float
+
+
+def fit_sigmoid(scores_I: np.ndarray, positive_I: np.ndarray) -> Sigmoid:
+    """Fit the probability of the positive class by Newton's method (Lin, Lin and Weng 2007, on Platt 2000)."""
+    num_positive, num_negative = positive_I.sum(), (~positive_I).sum()
+    target = np.where(positive_I, (num_positive + 1) / (num_positive + 2), 1 / (num_negative + 2))
 
     def loss(a: float, b: float) -> float:
         z = a * scores_I + b
         return float((target * z + np.logaddexp(0, -z)).sum())
 
-    a, b = 0.0, float(np.log((behind + 1) / (ahead + 1)))
+    a, b = 0.0, float(np.log((num_negative + 1) / (num_positive + 1)))
     value = loss(a, b)
     for _ in range(100):
         p = 1 / (1 + np.exp(np.clip(a * scores_I + b, -500, 500)))
@@ -34,13 +43,13 @@ def fit_sigmoid(scores_I: np.ndarray, positive_I: np.ndarray) -> tuple[float, fl
         if t <= 1e-10:
             break
         a, b, value = a + t * step[0], b + t * step[1], tried
-    return float(a), float(b)
+    return Sigmoid(float(a), float(b))
 
 
 def couple(pairwise_JKK: np.ndarray) -> np.ndarray:
-    """Return class probabilities [J, K] from r_kl = P(k | k or l) (Wu, Lin and Weng 2004, second method).
+    r"""Return class probabilities [J, K] from r_kl = P(k | k or l) (Wu, Lin and Weng 2004, second method).
 
-    They minimise $\\sum_{k \\ne l} (r_{lk} p_k - r_{kl} p_l)^2$ with $\\sum_k p_k = 1$, a linear system.
+    The probabilities minimise $\sum_{k \ne l} (r_{lk} p_k - r_{kl} p_l)^2$ with $\sum_k p_k = 1$, a linear system.
     """
     J, K, _ = pairwise_JKK.shape
     Q = -np.swapaxes(pairwise_JKK, 1, 2) * pairwise_JKK

@@ -3,34 +3,45 @@
 Each function draws on the axes it is given, or on new ones, and returns them.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.base import clone
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, clone
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
+
+from .arrays import CrossValidator
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BLUE, RED, GREY = "#2a78d6", "#d1495b", "#5f6368"
 
 
-def _axes(ax: Any) -> Any:
-    """Return the axes given, or new ones without the frame's upper and right line."""
+def _axes(ax: "Axes | None") -> "Axes":
+    """Return the given axes, or new ones without the upper and right line of the frame."""
     if ax is not None:
         return ax
     try:
         from matplotlib import pyplot
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plotting needs matplotlib: install scratch-classical[plot]") from error
+        raise ModuleNotFoundError(
+            "scratch_classical.plot needs matplotlib, which is not installed: pip install 'scratch-classical[plot]'"
+        ) from error
     ax = pyplot.subplots(figsize=(5.5, 4), layout="constrained")[1]
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
-def plot_decision_boundary(model: Any, X: Any, y: Any, ax: Any = None, resolution: int = 300) -> Any:
+def plot_decision_boundary(
+    model: Any, X: ArrayLike, y: ArrayLike, ax: "Axes | None" = None, resolution: int = 300
+) -> "Axes":
     """Draw the regions of a fitted classifier over two features, with the samples X [I, 2] and their labels y [I].
 
-    Where the model has one decision function the lines at -1, 0 and 1 are drawn: for a support vector machine the
-    margins and the boundary. Its support vectors are ringed, if X holds the samples that it was fitted to.
+    If the model has one decision function, its lines at -1, 0 and 1 are drawn. For a support vector machine these are
+    the margins and the boundary. Support vectors get a ring, which is right if X are the samples of the fit.
     """
     from matplotlib.colors import ListedColormap
 
@@ -40,7 +51,9 @@ def plot_decision_boundary(model: Any, X: Any, y: Any, ax: Any = None, resolutio
         raise ValueError(f"plot_decision_boundary draws two features, X has {X.shape[1]}: choose two of its columns")
     classes = np.asarray(model.classes_)
     if not np.isin(labels, classes).all():
-        raise ValueError(f"y holds {np.unique(labels)}, but the model was fitted to the classes {classes}")
+        raise ValueError(
+            f"y holds {np.unique(labels)}, but the model was fitted to the classes {classes}: pass labels of these"
+        )
     low, high = X.min(0), X.max(0)
     room = 0.08 * (high - low + (high == low))
     axis_x, axis_y = (np.linspace(low[d] - room[d], high[d] + room[d], resolution) for d in range(2))
@@ -69,10 +82,16 @@ def plot_decision_boundary(model: Any, X: Any, y: Any, ax: Any = None, resolutio
     return ax
 
 
-def plot_regularization_path(alphas: Any, coefs: Any, ax: Any = None, names: Any = None, chosen: Any = None) -> Any:
-    """Draw every coefficient against alpha: ``alphas`` [A] and ``coefs`` [D, A] as ``lasso_path`` returns them.
+def plot_regularization_path(
+    alphas: ArrayLike,
+    coefs: ArrayLike,
+    ax: "Axes | None" = None,
+    names: Sequence[str] | None = None,
+    chosen: float | None = None,
+) -> "Axes":
+    """Draw every coefficient against alpha, from ``alphas`` [A] and ``coefs`` [D, A] as ``lasso_path`` returns them.
 
-    ``chosen`` is an alpha to mark; ``names`` [D] label the lines, which are otherwise unlabelled.
+    ``chosen`` is an alpha to mark; ``names`` [D] are the labels of the lines, which have none without it.
     """
     ax = _axes(ax)
     alphas, coefs = np.asarray(alphas), np.asarray(coefs)
@@ -86,12 +105,10 @@ def plot_regularization_path(alphas: Any, coefs: Any, ax: Any = None, names: Any
     ax.set_xscale("log")
     ax.invert_xaxis()
     if names is not None or chosen is not None:
-        # Beside the lines and in the order of their ends.
+        # The legend stands beside the lines, in the order in which they end.
         handles, labels = ax.get_legend_handles_labels()
-        ends = [
-            np.inf if label.startswith("chosen") else handle.get_ydata()[-1] for handle, label in zip(handles, labels)
-        ]
-        order = np.argsort(ends)[::-1]
+        ends = {line.get_label(): np.asarray(line.get_ydata())[-1] for line in ax.get_lines()}
+        order = np.argsort([np.inf if label.startswith("chosen") else ends[label] for label in labels])[::-1]
         handles, labels = [handles[k] for k in order], [labels[k] for k in order]
         ax.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
     ax.set(xlabel=r"$\alpha$ (stronger penalty to the left)", ylabel="coefficient", title="Regularisation path")
@@ -99,14 +116,14 @@ def plot_regularization_path(alphas: Any, coefs: Any, ax: Any = None, names: Any
 
 
 def plot_learning_curve(
-    model: Any,
-    X: Any,
-    y: Any,
-    sizes: Any = (0.1, 0.25, 0.5, 0.75, 1.0),
-    cv: Any = 5,
-    scoring: Any = None,
-    ax: Any = None,
-) -> Any:
+    model: BaseEstimator,
+    X: ArrayLike,
+    y: ArrayLike,
+    sizes: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 1.0),
+    cv: CrossValidator = 5,
+    scoring: str | Callable[..., float] | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
     """Fit ``model`` to growing shares of the training folds and draw the mean score on them and on the test folds.
 
     The bands are one standard deviation over the folds.

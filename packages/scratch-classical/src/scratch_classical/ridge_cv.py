@@ -1,51 +1,54 @@
-"""Ridge regression with alpha chosen by leave-one-out or by folds, without refitting.
+r"""Ridge regression with alpha chosen by leave-one-out or by folds, without refitting.
 
-Leave-one-out errors need no refits: with the hat matrix $H$ (that of the intercept included),
+Leave-one-out errors need no refits. With the hat matrix $H$, which includes the intercept,
 
-$$ y_i - \\hat y_i^{(-i)} = \\frac{y_i - \\hat y_i}{1 - H_{ii}} \\tag{1} $$
+$$ y_i - \hat y_i^{(-i)} = \frac{y_i - \hat y_i}{1 - H_{ii}} \tag{1} $$
 
-With no fewer features than samples $1 - H_{ii}$ would be a difference of two nearly equal numbers. There, for centred
-rows $Z$ and targets $v$ times the roots of their weights,
+With no fewer features than samples $1 - H_{ii}$ would be a difference of two nearly equal numbers. For centred rows $Z$
+and targets $v$, multiplied by the roots of their weights, the errors are then
 
-$$ \\sqrt{\\omega_i} (y_i - \\hat y_i^{(-i)}) = \\frac{(Mv)_i}{M_{ii}}, \\qquad
-   M = (Z Z^\\top + \\alpha I)^{-1} - \\frac{u u^\\top}{\\alpha}, \\qquad u_i = \\sqrt{\\omega_i / n} \\tag{3} $$
+$$ \sqrt{\omega_i} (y_i - \hat y_i^{(-i)}) = \frac{(Mv)_i}{M_{ii}}, \qquad
+   M = (Z Z^\top + \alpha I)^{-1} - \frac{u u^\top}{\alpha}, \qquad u_i = \sqrt{\omega_i / n} \tag{2} $$
 
-computed in float64 ($u$ only with an intercept). With folds, the moments $G, B$ of each training fold
-(:mod:`.folds`) give the solution for every alpha from one decomposition $G = V \\Lambda V^\\top$,
+computed in float64 (without an intercept $u = 0$). With folds, the moments $G, B$ of each training fold
+(:mod:`.folds`) give the solution for every alpha from one decomposition $G = V \Lambda V^\top$,
 
-$$ w_\\alpha = V (\\Lambda + \\alpha I)^{-1} V^\\top B \\tag{2} $$
+$$ w_\alpha = V (\Lambda + \alpha I)^{-1} V^\top B \tag{3} $$
 
 and all folds are solved in one call. With more features than samples the rows are first written in an orthonormal
-basis of their span, which changes neither $\\|w\\|$ nor any prediction.
+basis of their span, which changes neither $\|w\|$ nor any prediction.
 
 Shapes: I samples, D features, K outputs, A values of alpha, F folds.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
 
-from .arrays import Rows, lay_out, pad, precision, refuse_non_finite
+from .arrays import Array, CrossValidator, MatrixLike, dense, lay_out, precision, refuse_non_finite
 from .base import LinearPredictor
 from .folds import fold_sums
 from .least_squares import fit_moments, fit_squares
-from .moments import Moments, Sums, centered, problem, typical_row, typical_target
+from .moments import Moments, Samples, Sums, arranged, centered
 
 
 @partial(jax.jit, static_argnames="fit_intercept")
-def _fold_paths(trains: Sums, shift_x: Any, shift_y: Any, alphas_A: Any, fit_intercept: bool) -> tuple[Any, Any]:
-    """Return eq. 2 for every fold and alpha: coef [F, A, K, D] and intercept [F, A, K]."""
+def _fold_paths(
+    trains: Sums, shift_x: jax.Array, shift_y: jax.Array, alphas_A: jax.Array, fit_intercept: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Return eq. 3 for every fold and alpha: coef [F, A, K, D] and intercept [F, A, K]."""
 
     def one(train: Sums) -> tuple[jax.Array, jax.Array]:
         m = centered(train, shift_x, shift_y, fit_intercept)
         values_D, vectors_DD = jnp.linalg.eigh(m.gram)
-        # Without a penalty directions within rounding of nothing are dropped, which gives the shortest minimiser.
+        # Without a penalty, directions no larger than rounding are dropped, which gives the shortest minimiser.
         noise = len(values_D) * jnp.finfo(values_D.dtype).eps * values_D[-1]
         kept_AD = (alphas_A[:, None] > 0) | (values_D > noise)
         inverse_AD = jnp.where(kept_AD, 1 / jnp.where(kept_AD, jnp.clip(values_D, 0) + alphas_A[:, None], 1), 0)
@@ -56,34 +59,37 @@ def _fold_paths(trains: Sums, shift_x: Any, shift_y: Any, alphas_A: Any, fit_int
 
 
 def _coordinates(X: np.ndarray, fit_intercept: bool) -> np.ndarray:
-    """Return the rows of X in an orthonormal basis of their span, around the first row if there is an intercept."""
+    """Return the rows of X in an orthonormal basis of their span; with an intercept relative to the first row."""
     moved = X - X[0] if fit_intercept else X
     basis, _ = jnp.linalg.qr(moved.T)
     return np.asarray(moved @ basis)
 
 
 @partial(jax.jit, static_argnames="fit_intercept")
-def _leave_one_out_tall(rows: Rows, y_IK: Any, weight_I: Any, m: Moments, alphas_A: Any, fit_intercept: bool) -> Any:
+def _leave_one_out_tall(samples: Samples, m: Moments, alphas_A: jax.Array, fit_intercept: bool) -> jax.Array:
     """Return the errors of eq. 1 [I, K, A] through the eigenvectors of the moments."""
     values_D, vectors_DD = jnp.linalg.eigh(m.gram)
     values_D = jnp.clip(values_D, 0)
     inverse_DA = 1 / (values_D[:, None] + alphas_A)
     rotated_DK = vectors_DD.T @ m.cross
 
-    def errors(X_RD: Any, y_RK: Any, weight_R: Any) -> jax.Array:
+    def errors(X_RD: jax.Array, y_RK: jax.Array, weight_R: jax.Array) -> jax.Array:
         Z_RD = (X_RD - m.mean_x) @ vectors_DD
         hat_RA = weight_R[:, None] * (Z_RD**2 @ inverse_DA + (1 / m.weight if fit_intercept else 0.0))
         predicted_RKA = jnp.einsum("RD,DK,DA->RKA", Z_RD, rotated_DK, inverse_DA)
         return (y_RK - m.mean_y)[:, :, None] / (1 - hat_RA)[:, None] - predicted_RKA / (1 - hat_RA)[:, None]
 
-    return rows.each(errors, y_IK, weight_I)
+    return samples.rows.each(errors, samples.y_IK, samples.weight_I)
 
 
 @partial(jax.jit, static_argnames="fit_intercept")
-def _leave_one_out_wide(
-    X: Any, y_IK: Any, weight_I: Any, shift_x: Any, alphas_A: Any, fit_intercept: bool
-) -> tuple[jax.Array, jax.Array]:
-    """Return (the errors of eq. 3 [I, K, A], finite?) through the eigenvectors of $Z Z^\\top$."""
+def _leave_one_out_wide(samples: Samples, alphas_A: jax.Array, fit_intercept: bool) -> tuple[jax.Array, jax.Array]:
+    r"""Return (the errors of eq. 2 [I, K, A], whether the data are finite), with all samples in the tail.
+
+    The inverses come from the eigenvectors of $Z Z^\top$.
+    """
+    rows, y_IK, weight_I, shift_x, _ = samples
+    X = rows.tail
     root_I = jnp.sqrt(weight_I)
     mean_x, mean_y = 0 * shift_x, jnp.zeros(y_IK.shape[1], y_IK.dtype)
     if fit_intercept:
@@ -91,8 +97,8 @@ def _leave_one_out_wide(
         mean_y = weight_I @ y_IK / weight_I.sum()
     Z_ID, V_IK = (X - mean_x) * root_I[:, None], (y_IK - mean_y) * root_I[:, None]
     gram_II = Z_ID @ Z_ID.T
-    # Z'u = 0 for the direction u of the intercept. It gets an eigenvalue of ordinary size, and its part is taken out
-    # again: left at zero, its rounding would be divided by alpha.
+    # Z'u = 0 for the direction u of the intercept. If its eigenvalue stayed zero, its rounding would be divided by
+    # alpha. It therefore gets an eigenvalue of ordinary size, and its part is subtracted afterwards.
     u_I = root_I / jnp.linalg.norm(root_I) if fit_intercept else 0 * root_I
     ordinary = jnp.trace(gram_II) / (weight_I > 0).sum()
     values_M, U_IM = jnp.linalg.eigh(gram_II + ordinary * jnp.outer(u_I, u_I))
@@ -107,16 +113,20 @@ def _leave_one_out_wide(
 class RidgeCV(LinearPredictor):
     """Ridge regression with alpha chosen by leave-one-out errors (eq. 1), or by the folds of ``cv``.
 
-    Parameters and attributes are those of scikit-learn's class of this name.
+    Parameters and attributes are those of
+    https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.RidgeCV.html, with these differences:
+
+    gcv_mode: accepted and not used; the form of the errors depends on the shape of X alone.
+    cv: all folds and alphas are solved in one call, from sums over the folds, and not by a grid search.
     """
 
     def __init__(
         self,
-        alphas: Any = (0.1, 1.0, 10.0),
+        alphas: ArrayLike = (0.1, 1.0, 10.0),
         *,
         fit_intercept: bool = True,
-        scoring: Any = None,
-        cv: Any = None,
+        scoring: str | Callable[..., float] | None = None,
+        cv: CrossValidator = None,
         gcv_mode: str | None = None,
         store_cv_results: bool = False,
         alpha_per_target: bool = False,
@@ -129,7 +139,7 @@ class RidgeCV(LinearPredictor):
         self.store_cv_results = store_cv_results
         self.alpha_per_target = alpha_per_target
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "RidgeCV":
+    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "RidgeCV":
         """Choose alpha and fit to all of X [I, D] and y [I] or [I, K]."""
         if self.cv is not None and (self.store_cv_results or self.alpha_per_target):
             raise ValueError("cv!=None and store_cv_results=True or alpha_per_target=True are incompatible")
@@ -137,36 +147,43 @@ class RidgeCV(LinearPredictor):
         if np.any(alphas < 0 if self.cv is not None else alphas <= 0):
             raise ValueError(f"alphas={self.alphas} must be positive; with cv they may be zero")
         X, y, sample_weight = self._validated_fit(X, y, sample_weight)
+        X = dense(X)
         if self.cv is None:
             scores_KA = self._leave_one_out_scores(X, y, sample_weight, alphas)
         else:
-            scores_KA = self._fold_scores(X, y, sample_weight, alphas)[None]
+            scores_KA = self._fold_scores(np.asarray(X), y, sample_weight, alphas)[None]
         if not self.alpha_per_target:
             scores_KA = scores_KA.mean(0, keepdims=True)
         best = scores_KA.argmax(1)
         self.alpha_ = alphas[best] if self.alpha_per_target and y.ndim > 1 else alphas[best[0]]
         chosen = scores_KA.max(1)
         self.best_score_ = chosen if self.alpha_per_target and y.ndim > 1 else chosen[0]
-        fit_squares(self, X, y, sample_weight, self.alpha_)
+        found = fit_squares(
+            X, y, sample_weight, self.alpha_,
+            fit_intercept=bool(self.fit_intercept), estimator_name=type(self).__name__,
+        )  # fmt: skip
+        self.coef_, self.intercept_ = found.coef, found.intercept
         return self
 
-    def _leave_one_out_scores(self, X: Any, y: np.ndarray, sample_weight: Any, alphas: np.ndarray) -> np.ndarray:
+    def _leave_one_out_scores(
+        self, X: Array, y: np.ndarray, sample_weight: np.ndarray | None, alphas: np.ndarray
+    ) -> np.ndarray:
+        """Return the score of every output and alpha [K, A]; sets cv_results_ if ``store_cv_results``."""
         I, D = X.shape
         wide, fit_intercept = D + 1 >= I, bool(self.fit_intercept)
         with precision(np.float64 if wide else X.dtype):
             if wide:
                 X = X.astype(np.float64)
             layout = lay_out(X, whole=wide)
-            data = problem(layout, X, y, sample_weight, fit_intercept)
+            samples = arranged(layout, X, y, sample_weight, fit_intercept)
             alphas = alphas.astype(X.dtype)
             if wide:
-                rows, *others, _ = data
-                errors, finite = _leave_one_out_wide(rows.tail, *others, alphas, fit_intercept=fit_intercept)
+                errors, finite = _leave_one_out_wide(samples, alphas, fit_intercept=fit_intercept)
             else:
-                *_, finite, m = fit_moments(*data, np.asarray(1, X.dtype), fit_intercept=fit_intercept)
-                errors = _leave_one_out_tall(*data[:3], m, alphas, fit_intercept=fit_intercept)
+                solution, m = fit_moments(samples, np.asarray(1, X.dtype), fit_intercept=fit_intercept)
+                errors, finite = _leave_one_out_tall(samples, m, alphas, fit_intercept=fit_intercept), solution.finite
             if not finite:
-                refuse_non_finite(self, X)
+                refuse_non_finite(X, type(self).__name__)
             errors_IKA = layout.restore(np.asarray(errors))
         y_IK = y.reshape(len(y), -1)
         if self.scoring is None:
@@ -186,8 +203,10 @@ class RidgeCV(LinearPredictor):
             self.cv_results_ = stored[:, 0] if y.ndim == 1 else stored
         return scores_KA
 
-    def _fold_scores(self, X: np.ndarray, y: np.ndarray, sample_weight: Any, alphas: np.ndarray) -> np.ndarray:
-        """Return the mean score of every alpha over the folds, every fold and alpha solved in one call."""
+    def _fold_scores(
+        self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None, alphas: np.ndarray
+    ) -> np.ndarray:
+        """Return the mean score of every alpha over the folds; one call solves every fold and alpha."""
         scorer = check_scoring(_Identity(), scoring=self.scoring)
         folds = list(check_cv(self.cv).split(X, y))
         fit_intercept, dtype = bool(self.fit_intercept), X.dtype
@@ -195,13 +214,11 @@ class RidgeCV(LinearPredictor):
         with precision(dtype):
             if X.shape[1] > X.shape[0]:
                 X = _coordinates(X, fit_intercept)
-            shift_x, shift_y = typical_row(X, fit_intercept), typical_target(y_IK, fit_intercept)
-            total, trains, _ = fold_sums(X, y_IK, sample_weight, folds, shift_x, shift_y)
-            if not np.isfinite(np.diagonal(total.gram)).all():
-                refuse_non_finite(self, X)
-            stacked = Sums(*(np.stack(parts) for parts in zip(*trains)))
-            shift_x = pad(shift_x, total.gram.shape[0])
-            solved = _fold_paths(stacked, shift_x, shift_y, alphas.astype(dtype), fit_intercept=fit_intercept)
+            sums = fold_sums(X, y_IK, sample_weight, folds, fit_intercept)
+            if not np.isfinite(np.diagonal(sums.total.gram)).all():
+                refuse_non_finite(X, type(self).__name__)
+            stacked = Sums(*(np.stack(parts) for parts in zip(*sums.trains)))
+            solved = _fold_paths(stacked, sums.shift_x, sums.shift_y, alphas.astype(dtype), fit_intercept=fit_intercept)
         scores_A = np.zeros(len(alphas))
         for (_, test), coef_AKD, intercept_AK in zip(folds, *(np.asarray(v) for v in solved)):
             weights = {} if sample_weight is None else {"sample_weight": sample_weight[test]}
@@ -212,10 +229,10 @@ class RidgeCV(LinearPredictor):
 
 
 class _Identity(RegressorMixin, BaseEstimator):
-    """A regressor that predicts its input, so that a scorer can score leave-one-out predictions."""
+    """A regressor that predicts its input, so that a scorer can score predictions made elsewhere."""
 
-    def fit(self, X: Any, y: Any) -> "_Identity":
+    def fit(self, X: np.ndarray, y: np.ndarray) -> "_Identity":
         return self
 
-    def predict(self, X: Any) -> Any:
+    def predict(self, X: np.ndarray) -> np.ndarray:
         return X
