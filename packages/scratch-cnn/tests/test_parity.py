@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-from scratch_core.testing import check_round_trip
-from scratch_core.vision.testing import check_image_classifier
+from scratch_core.testing import check_image_classifier, check_round_trip
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.name for path in GOLDEN.iterdir())

@@ -7,71 +7,41 @@ import numpy as np
 import pytest
 from flax import nnx
 from scratch_core.errors import ConfigError
-from scratch_core.models import count_parameters
-from scratch_core.testing import check_meshes, jitted, overfit_one_batch, random_batch
-from scratch_core.vision.testing import (
-    check_bfloat16,
-    check_dropout,
-    check_images_are_independent,
-    check_new_head_on_a_frozen_trunk,
-    noise,
-)
+from scratch_core.testing import ImageClassificationContract, check_dropout, jitted, noise
 from scratch_swin import SPEC, Swin, SwinConfig
-from scratch_swin.model import distance_index, from_windows, log_distances, shift_mask, shift_regions, to_windows
+from scratch_swin.windows import distance_index, from_windows, log_distances, shift_mask, shift_regions, to_windows
 
 TINY = dataclasses.replace(SwinConfig.tiny(), depths=(2, 1))
 
 
 @pytest.fixture(scope="module")
 def model():
-    return Swin(TINY, rngs=nnx.Rngs(0))
+    model = Swin(TINY, rngs=nnx.Rngs(0))
+    model.eval()
+    return model
 
 
-def test_images_are_independent(model):
-    check_images_are_independent(model)
-
-
-def test_a_new_head_on_a_frozen_trunk(tmp_path):
-    check_new_head_on_a_frozen_trunk(Swin(TINY, rngs=nnx.Rngs(0)), tmp_path)
-
-
-def test_bfloat16():
-    check_bfloat16(Swin, TINY)
+class TestSwin(ImageClassificationContract):
+    model_class = Swin
+    config = TINY
+    decayed = (
+        "classifier.kernel",
+        "patches.kernel",
+        "stages.*.blocks.*.attention.distance_bias.kernel",
+        "stages.*.blocks.*.attention.distance_hidden.kernel",
+        "stages.*.blocks.*.attention.key.kernel",
+        "stages.*.blocks.*.attention.out.kernel",
+        "stages.*.blocks.*.attention.query.kernel",
+        "stages.*.blocks.*.attention.value.kernel",
+        "stages.*.blocks.*.feed_forward.down.kernel",
+        "stages.*.blocks.*.feed_forward.up.kernel",
+        "stages.*.merge.reduction.kernel",
+    )
 
 
 @pytest.mark.parametrize("rate", ["dropout", "attention_dropout", "drop_path"])
 def test_dropout_is_seeded_and_off_in_evaluation(rate):
     check_dropout(Swin, dataclasses.replace(TINY, **{rate: 0.5}), TINY)
-
-
-def test_overfits_one_batch():
-    overfit_one_batch(Swin(TINY, rngs=nnx.Rngs(0)), *random_batch(SPEC, TINY))
-
-
-def test_meshes_give_the_losses_of_one_device():
-    check_meshes("swin")
-
-
-@pytest.mark.parametrize(
-    ("preset", "parameters"),
-    [
-        ("t_w8", 28_347_154),
-        ("t_w16", 28_347_154),
-        ("s_w8", 49_728_418),
-        ("b_w8", 87_918_816),
-        ("l_w12to16", 196_739_932),
-    ],
-)
-def test_presets_have_the_published_number_of_parameters(preset, parameters):
-    assert count_parameters(Swin, SPEC.config(preset)) == parameters
-
-
-@pytest.mark.parametrize("preset", SPEC.presets)
-def test_config_survives_a_round_trip(preset):
-    config = SPEC.config(preset)
-    again = SwinConfig.from_hf(config.to_hf())
-    assert dataclasses.replace(again, labels=()) == config
-    assert SwinConfig.from_hf(again.to_hf()) == again
 
 
 def test_published_windows():

@@ -26,8 +26,8 @@ from flax import nnx
 
 from scratch_core.errors import ConfigError
 from scratch_core.layers.cache import KeyValueCache
+from scratch_core.layers.linear import Linear
 from scratch_core.layers.masks import causal_mask
-from scratch_core.layers.products import dot_rows
 from scratch_core.layers.rope import Rope
 
 BLOCKED = -1e30  # finite, so that a row with nothing to read has a softmax too
@@ -83,11 +83,11 @@ class MultiHeadAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         H = head_dim or _head_dim(d_model, num_heads)
-        project = partial(nnx.LinearGeneral, use_bias=use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
+        project = partial(Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.query = project(d_model, (num_heads, H))
         self.key = project(d_memory or d_model, (num_heads, H))
         self.value = project(d_memory or d_model, (num_heads, H))
-        self.out = project((num_heads, H), d_model, axis=(-2, -1))
+        self.out = project((num_heads, H), d_model)
 
     def __call__(
         self, x_BTD: jax.Array, memory_BSE: jax.Array | None = None, mask: jax.Array | None = None
@@ -116,11 +116,11 @@ class MultiQueryAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         H = head_dim or _head_dim(d_model, num_heads)
-        project = partial(nnx.LinearGeneral, use_bias=use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
+        project = partial(Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.query = project(d_model, (num_heads, H))
         self.key = project(d_memory or d_model, H)
         self.value = project(d_memory or d_model, H)
-        self.out = project((num_heads, H), d_model, axis=(-2, -1))
+        self.out = project((num_heads, H), d_model)
 
     def __call__(
         self, x_BTD: jax.Array, memory_BSE: jax.Array | None = None, mask: jax.Array | None = None
@@ -162,11 +162,11 @@ class GroupedQueryAttention(nnx.Module):
     ):
         if num_heads % num_kv_heads:
             raise ConfigError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
-        project = partial(nnx.LinearGeneral, use_bias=use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
+        project = partial(Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.query = project(d_model, (num_heads, head_dim))
         self.key = project(d_model, (num_kv_heads, head_dim))
         self.value = project(d_model, (num_kv_heads, head_dim))
-        self.out = project((num_heads, head_dim), d_model, axis=(-2, -1))
+        self.out = project((num_heads, head_dim), d_model)
         self.rope, self.window, self.dtype = rope, window, dtype
 
     def empty_cache(self, batch_size: int, capacity: int) -> KeyValueCache:

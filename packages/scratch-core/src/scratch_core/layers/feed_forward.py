@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scratch_core.layers.products import dot_rows
+from scratch_core.layers.linear import Linear
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -43,7 +43,7 @@ class MLP(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        linear = partial(nnx.Linear, use_bias=use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
+        linear = partial(Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.up = linear(d_model, d_ff)
         self.down = linear(d_ff, d_model)
         self.activation = activation
@@ -66,7 +66,7 @@ class GatedMLP(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        linear = partial(nnx.Linear, use_bias=use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
+        linear = partial(Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.gate = linear(d_model, d_ff)
         self.up = linear(d_model, d_ff)
         self.down = linear(d_ff, d_model)
