@@ -134,7 +134,7 @@ def against_reference(reference_python: str, rounds: int) -> None:
     import dataclasses
 
     from flax import nnx
-    from scratch_core.models import count_parameters
+    from scratch_core.testing import count_parameters
     from scratch_core.train import keep_memory
     from scratch_mamba2 import Mamba2, Mamba2Config
 

@@ -1,4 +1,4 @@
-"""What holds for any LeNet-5, whatever its weights."""
+"""What must hold of LeNet-5 for any weights: the contract of image classifiers for both versions, and the paper."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ class TestModern(ImageClassificationContract):
 
 
 def test_parameters_of_each_layer_are_those_of_the_paper():
-    """Section II.B: C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164; the output has none that are learned."""
+    """Section II.B: C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164; in the output nothing is learned."""
     model = LeNet5(PAPER, rngs=nnx.Rngs(0))
     counts = {
         name: sum(leaf.size for leaf in jax.tree.leaves(nnx.state(getattr(model, name), nnx.Param)))

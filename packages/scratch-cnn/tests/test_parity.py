@@ -1,4 +1,4 @@
-"""LeNet-5 computes what PyTorch computes: the goldens of make_golden.py, through convert.py and back."""
+"""Golden checkpoints of the PyTorch LeNet-5 in make_golden.py, through the key table and back."""
 
 from pathlib import Path
 

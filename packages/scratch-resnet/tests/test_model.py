@@ -1,4 +1,4 @@
-"""What holds for any ResNet, whatever its weights."""
+"""What must hold of ResNet for any weights: the contract of image classifiers, its layers, both layouts."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ class TestResNet(ImageClassificationContract):
         check_images_are_independent(model)
 
 
-def test_batch_statistics_join_the_images_of_a_batch_in_training(model):
+def test_in_training_the_logits_depend_on_the_whole_batch(model):
     images = noise(TINY, 4)
     together = model(images)
     assert np.abs(together[:2] - model(images[:2])).max() > 1e-3

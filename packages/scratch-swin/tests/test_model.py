@@ -1,4 +1,4 @@
-"""What holds for any Swin V2, whatever its weights."""
+"""What must hold of Swin V2 for any weights: the contract of image classifiers, its windows, dropout, rollout."""
 
 import dataclasses
 
@@ -84,8 +84,8 @@ def test_windows_and_back(rows, columns, window, shift):
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(8, 8), (12, 8), (7, 7)])
-def test_the_mask_lets_positions_read_what_was_near_before_the_roll(rows, columns):
-    """By brute force: within a window, two positions may read each other if the roll did not bring them together."""
+def test_the_mask_blocks_what_the_roll_brought_together(rows, columns):
+    """By brute force: within a window, two positions may read each other if they were neighbours before the roll."""
     window, shift = 4, 2
     Y, X = rows + -rows % window, columns + -columns % window
     places = np.stack(np.meshgrid(np.arange(Y), np.arange(X), indexing="ij"), axis=-1).astype(np.float32)
@@ -97,8 +97,8 @@ def test_the_mask_lets_positions_read_what_was_near_before_the_roll(rows, column
     assert len(np.unique(shift_regions(Y, X, window, shift))) == 9
 
 
-def test_moved_windows_join_what_windows_keep_apart():
-    """One block reaches its window alone; with a moved one after it, the neighbours too, but never round the edge."""
+def test_shifted_windows_join_what_windows_keep_apart():
+    """One block reaches its window alone; a shifted one after it reaches the neighbours, but not across the edge."""
     config = dataclasses.replace(TINY, depths=(2,), num_heads=(2,), pretrained_window_sizes=(0,))
     model = Swin(config, rngs=nnx.Rngs(0))
     x = jnp.zeros((1, 8, 8, 32)) + jnp.arange(32.0)
@@ -115,7 +115,7 @@ def test_moved_windows_join_what_windows_keep_apart():
     assert one[:4, :4].all()
     assert one.sum() == 16
     both = moved([first, second])
-    assert both[:6, :6].all()  # the moved windows that touch the first one
+    assert both[:6, :6].all()  # the shifted windows that touch the first one
     assert not both[6:].any()
     assert not both[:, 6:].any()
 
@@ -147,8 +147,8 @@ def test_the_temperature_is_clamped(model):
 
 
 @pytest.mark.parametrize("size", [(16, 16), (22, 14), (9, 31)])
-def test_rollout_passes_on_all_that_is_read(model, size):
-    """Nothing is lost but what attention gives to padding, and any size of image has its map."""
+def test_rollout_loses_nothing_but_padding(model, size):
+    """The heat sums to 1, less what attention gives to padding, for an image of any size."""
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 1)).astype(np.float32))
     heat = np.asarray(jitted(model, "saliency")(images, jnp.zeros(2, jnp.int32)))
     assert heat.shape == (2, -(-size[0] // 2), -(-size[1] // 2))
@@ -160,6 +160,6 @@ def test_rollout_passes_on_all_that_is_read(model, size):
 
 
 def test_pretrained_windows_beyond_the_stages_are_not_read():
-    """transformers writes four of them unless told otherwise, also for two stages."""
+    """transformers writes four of them by default, also for two stages."""
     config = SwinConfig.from_hf({**SwinConfig.tiny().to_hf(), "pretrained_window_sizes": [3, 2, 0, 0]})
     assert config.pretrained_window_sizes == (3, 2)

@@ -1,4 +1,4 @@
-"""What holds for any ViT, whatever its weights."""
+"""What must hold of ViT for any weights: the contract of image classifiers, positions, dropout, rollout."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ class TestViT(ImageClassificationContract):
     )
 
 
-def test_patches_are_read_through_their_positions(model):
+def test_logits_depend_on_the_order_of_patches_through_positions_alone(model):
     """Swapping two patches of the image changes the logits, and without positions it would not."""
     images = noise(TINY, 1)
     swapped = images.at[:, :4, :4].set(images[:, 8:12, 4:8]).at[:, 8:12, 4:8].set(images[:, :4, :4])
@@ -89,7 +89,7 @@ def test_a_config_that_cannot_be_built_says_why(change, message):
         ViTConfig.from_hf({**TINY.to_hf(), **change})
 
 
-def test_images_of_another_kind_are_a_clear_error(model):
+def test_images_with_other_channels_are_a_clear_error(model):
     with pytest.raises(DataError, match="channels = 1"):
         model(jnp.zeros((1, 16, 16, 3)))
 
