@@ -101,10 +101,9 @@ def _winograd(size: int, channels: int, *, forward: bool) -> Case:
     return (what, plain, winograd, operands, 1) if forward else gradients(what, plain, winograd, operands, 2)
 
 
-CASES["winograd-56"] = partial(_winograd, 56, 64, forward=True)
-CASES["winograd-14"] = partial(_winograd, 14, 256, forward=True)
-CASES["winograd-56-gradients"] = partial(_winograd, 56, 64, forward=False)
-CASES["winograd-14-gradients"] = partial(_winograd, 14, 256, forward=False)
+for _size, _channels in ((56, 64), (28, 128), (14, 256), (7, 512)):  # the stages of a ResNet
+    CASES[f"winograd-{_size}"] = partial(_winograd, _size, _channels, forward=True)
+    CASES[f"winograd-{_size}-gradients"] = partial(_winograd, _size, _channels, forward=False)
 
 
 @case

@@ -1,4 +1,4 @@
-r"""From images to patches: each square of pixels becomes one vector.
+r"""Patch embedding: each square of pixels of an image becomes one vector.
 
 Source: Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929, eq. 1, without class token and positions.
 Patches do not overlap, so the convolution with kernel and stride P is one matrix product:
