@@ -209,47 +209,58 @@ def label_logits() -> Case:
     return gradients("512 x 32,000 logits", plain, lambda z: cross_entropy(z, labels)[0], arrays((512, 32_000)), 1)
 
 
-@case
-def skipped_update() -> Case:
-    """A branch around an update that may be skipped, instead of a choice between old and new values."""
-    size = (4096, 4096)
+def skipped_update(rounds: int) -> None:
+    """Print a line as :func:`main` does, for an update that may be skipped; both forms donate what they update."""
 
     def update(parameters, momentum, gradient):
         momentum = 0.9 * momentum + gradient
         return parameters - 0.1 * momentum, momentum
 
     def plain(parameters, momentum, gradient):
-        finite = jnp.isfinite(gradient[0]).all()
-        new = update(parameters, momentum, gradient)
+        finite, new = jnp.isfinite(gradient[0]).all(), update(parameters, momentum, gradient)
         return tuple(jnp.where(finite, a, b) for a, b in zip(new, (parameters, momentum), strict=True))
 
     def ours(parameters, momentum, gradient):
         finite = jnp.isfinite(gradient[0]).all()
         return lax.cond(finite, lambda p, m: update(p, m, gradient), lambda p, m: (p, m), parameters, momentum)
 
-    return "momentum SGD of 16.8 M parameters", plain, ours, arrays(size, size, size), 1
+    def stepping(form: Form) -> Callable[[], Any]:
+        *state, gradient = arrays(*[(4096, 4096)] * 3)
+        step = jax.jit(form, donate_argnums=(0, 1))
+
+        def run() -> Any:
+            state[:] = step(*state, gradient)
+            return state
+
+        return run
+
+    report("skipped-update", "momentum SGD of 16.8 M parameters", *best([stepping(plain), stepping(ours)], 1, rounds))
 
 
 def step_of_large_arrays(keep: bool) -> None:
-    """Print the best seconds of a step with 1 GB of temporary memory, with `keep_memory` or without."""
+    """Print the best seconds of a step with a gigabyte of temporary memory, with `keep_memory` or without."""
     from scratch_core.train import keep_memory
 
     if keep and not keep_memory():
         sys.exit("this system's allocator cannot be told to keep memory")
-    x, w = arrays((8192, 1024), (1024, 8192))
+    x, w = arrays((8192, 64), (64, 8192))
     step = jax.jit(jax.grad(lambda w: jnp.sum(jnp.tanh(jnp.tanh(x @ w) @ w.T @ w))))
     print(best([partial(step, w)], 1, 5)[0])
 
 
-def keep_memory() -> None:
+def keep_memory(rounds: int) -> None:
     """Print a line as :func:`main` does; each turn is a process of its own, because threads keep their setting."""
     seconds: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(3):
+    for _ in range(min(rounds, 3)):
         for keep, times in seconds.items():
             command = [sys.executable, __file__, "--child", "keep" if keep else "return"]
             run = subprocess.run(command, capture_output=True, text=True, check=True)
             times.append(float(run.stdout.split()[-1]))
     report("keep-memory", "a step with 1 GB of temporary memory", min(seconds[False]), min(seconds[True]))
+
+
+OTHERS = {"skipped-update": skipped_update, "keep-memory": keep_memory}
+"""What needs more than two functions of the same arrays."""
 
 
 # ----------------------------------------------------------------------------------------------- measuring
@@ -276,14 +287,14 @@ def report(name: str, what: str, plain: float, ours: float) -> None:
 def main() -> None:
     """Print one line for each case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*CASES, "keep-memory"]))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(CASES | OTHERS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--child", choices=("keep", "return"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         return step_of_large_arrays(options.child == "keep")
-    if unknown := set(options.names) - {*CASES, "keep-memory"}:
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join([*CASES, 'keep-memory'])}")
+    if unknown := set(options.names) - set(CASES | OTHERS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(CASES | OTHERS)}")
 
     import flax
     import jaxlib
@@ -291,17 +302,17 @@ def main() -> None:
     print(f"jaxlib {jaxlib.__version__}, flax {flax.__version__}, {os.cpu_count()} cores, float32")
     print(f"XLA_FLAGS={os.environ.get('XLA_FLAGS', '')}\n")
     print(f"{'':22} {'':48} {'plain ms':>9} {'ours ms':>9} {'gain':>7}")
-    for name in options.names or CASES:
-        if name != "keep-memory":
-            what, plain, ours, operands, calls = CASES[name]()
-            runs = [partial(jax.jit(form), *operands) for form in (plain, ours)]
-            for one, other in zip(*(jax.tree.leaves(run()) for run in runs), strict=True):
-                one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-                if (difference := np.abs(one - other).max()) > TOLERANCE * np.abs(one).max():
-                    sys.exit(f"{name}: both forms differ by {difference}, of values up to {np.abs(one).max()}")
-            report(name, what, *best(runs, calls, options.rounds))
-    if not options.names or "keep-memory" in options.names:
-        keep_memory()
+    for name in options.names or CASES | OTHERS:
+        if name in OTHERS:
+            OTHERS[name](options.rounds)
+            continue
+        what, plain, ours, operands, calls = CASES[name]()
+        runs = [partial(jax.jit(form), *operands) for form in (plain, ours)]
+        for one, other in zip(*(jax.tree.leaves(run()) for run in runs), strict=True):
+            one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+            if (difference := np.abs(one - other).max()) > TOLERANCE * np.abs(one).max():
+                sys.exit(f"{name}: both forms differ by {difference}, of values up to {np.abs(one).max()}")
+        report(name, what, *best(runs, calls, options.rounds))
 
 
 if __name__ == "__main__":
