@@ -3,10 +3,10 @@
     uv run python shared/benchmarks/mamba2_selection.py
 
 Selective copying (Gu and Dao 2023, https://arxiv.org/abs/2312.00752, section 4.1.1): some tokens stand anywhere among
-blanks; after them come as many questions, to be answered by the tokens in their order. How far apart they stand says
-nothing, and must be ignored. Mamba-2 can: at a blank its step size is 0 and no time passes, so its state depends on
-the tokens and their order alone. Its time-invariant twin is the same model, gates, convolutions and all, whose dt, B
-and C are learned constants: every blank moves its state on, and what it answers depends on how many there were.
+blanks; after them come as many questions, to be answered by the tokens in their order. The distances between the tokens
+must be ignored. Mamba-2 learns to: at a blank its step size is 0, which leaves its state as it is, so that the state
+depends on the tokens and their order alone. Its time-invariant twin is the same model, with gates and convolutions,
+but dt, B and C are learned constants: every blank changes its state, and its answers depend on the number of blanks.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BLANK, QUESTION, FIRST_VALUE = 0, 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """``marked`` tokens of ``values`` kinds in ``length`` places, and the model that is to copy them."""
+    """``marked`` tokens of ``values`` kinds in ``length`` places, and the model that learns to copy them."""
 
     values: int = 8
     marked: int = 8
@@ -81,7 +81,7 @@ def train(
     peak: float = 5e-3,
     report: Callable[[int, float], None] = lambda step, right: None,
 ) -> float:
-    """Return the share of right answers to examples never seen, after training; ``report`` hears of every 100 steps."""
+    """Return the share of right answers to new examples after training; ``report`` is called every 100 steps."""
     graphdef, state = nnx.split(task.model(selective, seed))
     schedule = optax.warmup_cosine_decay_schedule(0.0, peak, 100, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01))

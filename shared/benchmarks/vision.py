@@ -109,7 +109,7 @@ def main() -> None:
         parser.error("name the interpreter to compare with: --reference-python PYTHON")
 
     from flax import nnx
-    from scratch_core.models import find
+    from scratch_core.registry import find
     from scratch_core.train import keep_memory
 
     keep_memory()
@@ -119,7 +119,7 @@ def main() -> None:
         preset, size = MODELS[name]
         spec = find(name)
         with tempfile.TemporaryDirectory() as folder:
-            spec.models[0](spec.config(preset), rngs=nnx.Rngs(0)).save_pretrained(folder)
+            spec.model()(spec.config(preset), rngs=nnx.Rngs(0)).save_pretrained(folder)
             with Reference(options.reference_python, __file__, folder) as reference:
                 ours = Ours(folder, size)
                 print(f"\n{name} {preset}, {BATCH} images of {size} x {size}")

@@ -2,8 +2,8 @@
 
     uv run --all-packages python shared/docs/swin_windows.py [FILE.png]
 
-Left: the windows of a block. Middle: the windows of the next block, moved by half a window; what left at the top
-and on the left has come in at the bottom and on the right. Right: who may read whom within the last moved window
+Left: the windows of a block. Middle: the windows of the next block, shifted by half a window; what left at the top
+and on the left has come in at the bottom and on the right. Right: who may read whom within the last shifted window
 (black: blocked), because the roll has brought together what is far apart in the image.
 """
 
@@ -12,7 +12,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
-from scratch_swin.model import from_windows, shift_mask, shift_regions, to_windows
+from scratch_swin.windows import from_windows, shift_mask, shift_regions, to_windows
 
 SIZE, WINDOW, SHIFT, CELL = 8, 4, 2, 32
 COLOURS = ["#e6a23c", "#409eff", "#67c23a", "#f56c6c", "#9b8cff", "#3cc8b4", "#c0a080", "#ff9ecf", "#909399"]
@@ -38,17 +38,21 @@ def main() -> None:
     width = SIZE * CELL
     picture = Image.new("RGB", (3 * width + 80, width + 64), "white")
     draw = ImageDraw.Draw(picture)
-    plain, moved, regions = window_map(0), window_map(SHIFT), shift_regions(SIZE, SIZE, WINDOW, SHIFT)
+    plain, shifted, regions = window_map(0), window_map(SHIFT), shift_regions(SIZE, SIZE, WINDOW, SHIFT)
     grid(draw, 20, "windows of one block", lambda y, x: plain[y, x], lambda y, x: plain[y, x])
     # The regions are of the rolled map: bring them back to where their positions are in the image.
     rolled = to_windows(jnp.asarray(regions)[None, :, :, None], WINDOW, 0)
     where = np.asarray(from_windows(rolled, WINDOW, SHIFT, SIZE, SIZE))[0, :, :, 0]
     grid(
-        draw, 40 + width, "moved windows (number), regions (colour)", lambda y, x: where[y, x], lambda y, x: moved[y, x]
+        draw,
+        40 + width,
+        "shifted windows (number), regions (colour)",
+        lambda y, x: where[y, x],
+        lambda y, x: shifted[y, x],
     )
     mask = shift_mask(SIZE, SIZE, WINDOW, SHIFT)[-1]
     side, left = len(mask), 60 + 2 * width
-    draw.text((left, 10), f"mask of moved window {moved.max()}: white may read", fill="black")
+    draw.text((left, 10), f"mask of shifted window {shifted.max()}: white may read", fill="black")
     step = width // side
     for t in range(side):
         for s in range(side):

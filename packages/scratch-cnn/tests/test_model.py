@@ -1,4 +1,4 @@
-"""What holds for any LeNet-5, whatever its weights."""
+"""What must hold of LeNet-5 for any weights: the contract of image classifiers for both versions, and the paper."""
 
 import dataclasses
 
@@ -7,26 +7,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from scratch_cnn import SPEC, LeNet5, LeNet5Config
+from scratch_cnn import LeNet5, LeNet5Config
 from scratch_cnn.codes import digit_codes
 from scratch_cnn.config import CONNECTIONS
 from scratch_cnn.model import scaled_tanh
 from scratch_core.errors import ConfigError, DataError
-from scratch_core.models import count_parameters
-from scratch_core.testing import check_meshes, overfit_one_batch, random_batch
-from scratch_core.vision.testing import (
-    check_bfloat16,
-    check_images_are_independent,
-    check_new_head_on_a_frozen_trunk,
-    noise,
-)
+from scratch_core.testing import ImageClassificationContract, count_parameters, jitted, noise
+from scratch_core.testing.vision import check_images_are_independent
 
 PAPER, MODERN = LeNet5Config.paper(), LeNet5Config.modern()
-both = pytest.mark.parametrize("config", [PAPER, MODERN], ids=["paper", "modern"])
+KERNELS = ("c1.kernel", "c3.kernel", "c5.kernel", "f6.kernel")
+
+
+class TestPaper(ImageClassificationContract):
+    model_class = LeNet5
+    config = PAPER
+    decayed = KERNELS
+
+    def test_images_do_not_see_each_other(self):
+        """With a linear output: distances are of the order of 100, and so is their rounding error."""
+        check_images_are_independent(LeNet5(dataclasses.replace(PAPER, output="linear"), rngs=nnx.Rngs(0)))
+
+
+class TestModern(ImageClassificationContract):
+    model_class = LeNet5
+    config = MODERN
+    decayed = ("classifier.kernel", *KERNELS)
 
 
 def test_parameters_of_each_layer_are_those_of_the_paper():
-    """Section II.B: C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164; the output has none that are learned."""
+    """Section II.B: C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164; in the output nothing is learned."""
     model = LeNet5(PAPER, rngs=nnx.Rngs(0))
     counts = {
         name: sum(leaf.size for leaf in jax.tree.leaves(nnx.state(getattr(model, name), nnx.Param)))
@@ -62,38 +72,6 @@ def test_the_output_is_the_distance_from_a_picture():
     assert apart.min() >= 4 * 6
 
 
-@both
-def test_images_are_independent(config):
-    config = dataclasses.replace(config, output="linear")  # distances are of the order of 100, and so is their noise
-    check_images_are_independent(LeNet5(config, rngs=nnx.Rngs(0)))
-
-
-@both
-def test_a_new_head_on_a_frozen_trunk(config, tmp_path):
-    check_new_head_on_a_frozen_trunk(LeNet5(config, rngs=nnx.Rngs(0)), tmp_path)
-
-
-@both
-def test_bfloat16(config):
-    check_bfloat16(LeNet5, config)
-
-
-@both
-def test_overfits_one_batch(config):
-    overfit_one_batch(LeNet5(config, rngs=nnx.Rngs(0)), *random_batch(SPEC, config))
-
-
-def test_meshes_give_the_losses_of_one_device():
-    check_meshes("cnn")
-
-
-@pytest.mark.parametrize("preset", SPEC.presets)
-def test_config_survives_a_round_trip(preset):
-    config = SPEC.config(preset)
-    again = LeNet5Config.from_hf(config.to_hf())
-    assert dataclasses.replace(again, labels=()) == config
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -115,7 +93,7 @@ def test_images_of_another_shape_are_a_clear_error(shape):
 
 def test_grad_cam_has_the_size_of_c3():
     model = LeNet5(MODERN, rngs=nnx.Rngs(0))
-    heat = np.asarray(model.saliency(noise(MODERN, 2), jnp.array([3, 4])))
+    heat = np.asarray(jitted(model, "saliency")(noise(MODERN, 2), jnp.array([3, 4])))
     assert heat.shape == (2, 10, 10)
     assert (heat >= 0).all()
     assert heat.max() > 0

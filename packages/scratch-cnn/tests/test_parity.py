@@ -1,10 +1,9 @@
-"""LeNet-5 computes what PyTorch computes: the goldens of make_golden.py, through convert.py and back."""
+"""Golden checkpoints of the PyTorch LeNet-5 in make_golden.py, through the key table and back."""
 
 from pathlib import Path
 
 import pytest
-from scratch_core.testing import check_round_trip
-from scratch_core.vision.testing import check_image_classifier
+from scratch_core.testing import check_image_classifier, check_round_trip
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.name for path in GOLDEN.iterdir())

@@ -14,6 +14,7 @@ from scratch_core.layers import (
     GroupedQueryAttention,
     KeyValueCache,
     LayerNorm,
+    Linear,
     LinearScaling,
     Llama3Scaling,
     MultiHeadAttention,
@@ -26,7 +27,7 @@ from scratch_core.layers import (
     interleaved_to_half_split,
     positions_from_mask,
 )
-from scratch_core.layers.products import dot_rows
+from scratch_core.layers.linear import dot_rows
 from scratch_core.testing import jitted
 
 B, T, D, N, H = 2, 9, 24, 4, 8
@@ -275,18 +276,42 @@ def test_feed_forward_equals_its_formula(activation, normal):
     np.testing.assert_allclose(plain(x), expected, atol=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------- products
+# ------------------------------------------------------------------------------------------------- linear
 
 
 @pytest.mark.parametrize(("shape", "kernel"), [((B, T, D), (D, N, H)), ((B, T, N, H), (N, H, D)), ((D,), (D, H))])
 def test_dot_rows_is_dot_general_and_so_is_its_gradient(shape, kernel, normal):
-    contracted = 2 if len(kernel) == 3 and kernel[-1] == D else 1
-    axes = tuple(range(len(shape) - contracted, len(shape)))
-    dimensions = ((axes, tuple(range(contracted))), ((), ()))
+    num_axes = 2 if len(kernel) == 3 and kernel[-1] == D else 1
+    axes = tuple(range(len(shape) - num_axes, len(shape)))
+    dimensions = ((axes, tuple(range(num_axes))), ((), ()))
     operands = normal(*shape), normal(*kernel)
 
     def value_and_gradients(product):
-        return jax.value_and_grad(lambda x, w: jnp.sum(jnp.sin(product(x, w, dimensions))), argnums=(0, 1))(*operands)
+        return jax.value_and_grad(lambda x, w: jnp.sum(jnp.sin(product(x, w))), argnums=(0, 1))(*operands)
 
-    for ours, theirs in zip(*map(jax.tree.leaves, map(value_and_gradients, (dot_rows, jax.lax.dot_general)))):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
+    ours = value_and_gradients(lambda x, w: dot_rows(x, w, num_axes))
+    theirs = value_and_gradients(lambda x, w: jax.lax.dot_general(x, w, dimensions))
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize(("inputs", "outputs"), [(D, H), (D, (N, H)), ((N, H), D)])
+def test_linear_starts_and_computes_like_flax(inputs, outputs, use_bias, normal):
+    """With the same random streams, so that models keep their initial values."""
+    axis = (-2, -1) if isinstance(inputs, tuple) else -1
+    ours, theirs = nnx.Rngs(3), nnx.Rngs(3)
+    layer = Linear(inputs, outputs, use_bias=use_bias, rngs=ours)
+    flax = nnx.LinearGeneral(inputs, outputs, axis=axis, use_bias=use_bias, rngs=theirs)
+    assert ours.params.count[...] == theirs.params.count[...]
+    np.testing.assert_array_equal(layer.kernel[...], flax.kernel[...])
+    if use_bias:
+        layer.bias[...] = flax.bias[...] = normal(*flax.bias.shape)
+    assert (layer.bias is None) is not use_bias
+    x = normal(B, T, *(inputs if isinstance(inputs, tuple) else (inputs,)))
+    np.testing.assert_allclose(layer(x), flax(x), atol=1e-5)
+
+
+def test_linear_computes_in_its_dtype(normal):
+    layer = Linear(D, H, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert (layer(normal(T, D)).dtype, layer.kernel.dtype) == (jnp.bfloat16, jnp.float32)

@@ -1,4 +1,4 @@
-"""What must hold of Mamba-2 whatever its weights: causality, states, padding, training, sharding, both layouts."""
+"""What must hold of Mamba-2 for any weights: the contract of decoders, states, padding, both layouts."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ class TestMamba2(CausalLMContract):
 
 
 def test_a_row_among_many_is_the_row_alone():
-    """From 256 rows on, XLA's CPU compiler gave wrong products with a state that it saw to be zeros."""
+    """With 256 rows or more, XLA's CPU compiler gave wrong products with a state that it knew to be zeros."""
     sizes = {"num_heads": 8, "head_dim": 16, "d_state": 32, "chunk_size": 24}
     forward = jitted(Mamba2(Mamba2Config(10, 64, 1, **sizes), rngs=nnx.Rngs(0)))
     ids_BT = np.random.default_rng(0).integers(0, 10, (512, 24)).astype(np.int32)
@@ -49,7 +49,7 @@ def test_a_row_among_many_is_the_row_alone():
     assert_close(forward(ids_BT), few, CACHED, "512 rows at once")
 
 
-def test_the_cache_is_as_large_whatever_was_read_or_will_be(model):
+def test_the_size_of_the_cache_is_constant(model):
     def bytes_held(cache):
         return [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(cache)]
 
@@ -59,7 +59,7 @@ def test_the_cache_is_as_large_whatever_was_read_or_will_be(model):
     assert bytes_held(after) == bytes_held(empty)
 
 
-def test_a_saved_state_goes_on_where_it_was(model, tmp_path):
+def test_decoding_resumes_from_a_saved_state(model, tmp_path):
     ids = np.random.default_rng(0).integers(0, 264, (2, 20)).astype(np.int32)
     decode = jitted(model, "decode")
     _, cache = decode(ids[:, :13], model.init_cache(2))
@@ -82,7 +82,7 @@ def test_padding_may_stand_anywhere_and_hold_anything(model):
         logits = np.asarray(forward(each, mask))
         assert_close(logits[0, mask[0] == 1], alone, CACHED, "row with holes")
         assert np.isfinite(logits).all()
-    # A row of padding alone leaves its state as it was, in a chunk and in a step.
+    # A row of padding alone leaves its state unchanged, in a chunk and in a step.
     _, before = decode(ids, model.init_cache(2))
     for length in (12, 1):
         _, after = decode(other[:, :length], before, mask[:, :length])
@@ -90,8 +90,8 @@ def test_padding_may_stand_anywhere_and_hold_anything(model):
             np.testing.assert_array_equal(a[1], b[1])
 
 
-def test_heads_and_groups_are_their_own():
-    """Group 1 of the operator reads its own B and C: changing those of group 0 leaves its heads as they were."""
+def test_groups_are_independent():
+    """The heads of group 1 read the B and C of group 1: changing those of group 0 does not change them."""
     from scratch_mamba2 import ssd
 
     rng = np.random.default_rng(0)
@@ -114,7 +114,7 @@ def test_step_sizes_are_clipped():
     channels = SMALL.d_inner + 2 * SMALL.num_groups * SMALL.d_state
     _, dt, _, _ = mixer.select(jnp.zeros((1, 1, channels)), wide)
     assert (float(dt.min()), float(dt.max())) == pytest.approx(limits)
-    # A step of the recurrence is clipped like a chunk.
+    # In decoding, the step size is clipped as in a chunk.
     ids = np.arange(6)[None]
     _, cache = jitted(model, "decode")(ids[:, :5], model.init_cache(1))
     last, _ = jitted(model, "decode")(ids[:, 5:], cache)
@@ -129,7 +129,7 @@ def test_initial_parameters_are_in_the_published_ranges():
     assert float(jnp.abs(mixer.out.kernel[...]).max()) <= (SMALL.d_inner * SMALL.num_layers) ** -0.5
 
 
-# What the authors' own checkpoints say of themselves, with sizes made small.
+# The config.json of the authors' own checkpoints, with small sizes.
 STATE_SPACES = {
     "d_model": 32,
     "d_intermediate": 0,

@@ -1,4 +1,4 @@
-"""What selection is for, in small: shared/benchmarks/mamba2_selection.py tells the story and trains for longer."""
+"""Selective copying, on a small task; shared/benchmarks/mamba2_selection.py describes it and trains for longer."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The forms of the operator are one operator: same outputs, same final state, same gradients."""
+"""All forms of the operator give the same outputs, the same final state and the same gradients."""
 
 from functools import partial
 
@@ -53,7 +53,7 @@ def make(dtype, *, T=29, G=2, B=2, H=4, P=3, N=5, decay="usual", state=True, see
 
 
 def by_hand(x, log_a, B_, C_, h):
-    """Eq. 1 in NumPy float64, loops and all: what every form has to equal."""
+    """Eq. 1 in NumPy float64, with loops: what every form must equal."""
     x, log_a, B_, C_, h = (np.asarray(each, np.float64) for each in (x, log_a, B_, C_, h))
     R = x.shape[2] // B_.shape[2]
     y, h = np.zeros_like(x), h.copy()
@@ -83,8 +83,8 @@ def test_extreme_decay(dtype, decay):
         close(form(*arrays), by_hand(*arrays), dtype)
 
 
-def test_running_sums_alone_would_not_do():
-    """What the second sum in `semiseparable_mask` is for: without it this very case is off by more than 1e-5."""
+def test_running_sums_alone_are_not_precise_enough():
+    """Without the second sum in `semiseparable_mask`, the error in this case is above 1e-5."""
     log_a = jnp.where(jnp.arange(64) < 32, -200.0, -0.37)
     sums = np.cumsum(np.asarray(log_a, np.float64))
     exact = np.exp(np.where(np.tri(64), sums[:, None] - sums, -np.inf))
@@ -135,14 +135,52 @@ def test_a_step_of_zero_size_changes_nothing(form):
     close((y[:, keep], last), (expected, last_expected), "float32")
 
 
-@pytest.mark.parametrize(("T", "chunk_size"), [(1, 16), (29, 16), (29, 256)])
+LENGTHS = pytest.mark.parametrize(("T", "chunk_size"), [(1, 16), (29, 16), (29, 256), (100, 256)])
+
+
+@LENGTHS
 def test_the_form_that_the_model_uses(T, chunk_size):
     arrays = make("float32", T=T)
     close(jax.jit(partial(ssd.scan, chunk_size=chunk_size))(*arrays), by_hand(*arrays), "float32")
 
 
+@LENGTHS
+def test_the_form_that_the_model_uses_can_be_transformed(T, chunk_size):
+    """Its gradients are those of the recurrence, and `jax.vmap` maps it."""
+    arrays = make("float32", T=T)
+
+    def loss(form, arrays):
+        y_BTHP, state_BGNRP = form(*arrays)
+        return jnp.sum(jnp.sin(y_BTHP)) + jnp.sum(jnp.sin(state_BGNRP))
+
+    scan = partial(ssd.scan, chunk_size=chunk_size)
+    found, expected = (jax.jit(jax.grad(partial(loss, form)))(arrays) for form in (scan, ssd.recurrent))
+    for a, b in zip(found, expected, strict=True):
+        close(a, b, "float32", scale=max(1.0, float(jnp.abs(b).max())))
+    two = [jnp.stack([each, 0.5 * each]) for each in arrays]
+    halved = [0.5 * each for each in arrays]
+    y, state = jax.jit(jax.vmap(scan))(*two)
+    close((y[1], state[1]), by_hand(*halved), "float32")
+
+
+def test_the_form_is_chosen_for_the_device_of_the_program():
+    """Lowered for a GPU on a machine without one, the program has all chunks at once; for a CPU one at a time."""
+    arrays = make("float32", T=256)  # 4 rows and groups, 4 chunks, 2 heads in a group
+    traced = jax.jit(partial(ssd.scan, chunk_size=64)).trace(*arrays)
+    for platform, masks in (("cuda", "4x4x2x64x64xf32"), ("cpu", "4x2x64x64xf32")):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert f"tensor<{masks}>" in text
+        assert "stablehlo.case" not in text
+    assert "tensor<4x4x2x64x64xf32>" not in text  # which is that of the CPU
+
+
+def test_a_step_is_a_step_of_the_recurrence(dtype):
+    arrays = make(dtype, T=1)
+    close(jax.jit(ssd.step)(*arrays), by_hand(*arrays), dtype)
+
+
 def test_matrix_is_the_operator_and_its_blocks_have_low_rank():
-    """Column t of M is the answer to a unit impulse at t; blocks off the diagonal have rank N, those of L rank 1."""
+    """Column t of M is the response to a unit impulse at t; blocks off the diagonal have rank N, those of L rank 1."""
     with jax.enable_x64(True):
         T, N = 24, 3
         _, log_a, B_, C_, _ = make("float64", B=1, T=T, G=1, H=1, P=1, N=N)
@@ -154,4 +192,4 @@ def test_matrix_is_the_operator_and_its_blocks_have_low_rank():
         for boundary in range(8, T, 8):
             assert np.linalg.matrix_rank(L[boundary:, :boundary], tol=1e-10) == 1
             assert np.linalg.matrix_rank(M[boundary:, :boundary], tol=1e-10) == N
-        assert np.linalg.matrix_rank(M[:8, :8], tol=1e-10) == 8  # a diagonal block is full: that is where T Q is paid
+        assert np.linalg.matrix_rank(M[:8, :8], tol=1e-10) == 8  # a diagonal block has full rank: hence the cost of T Q

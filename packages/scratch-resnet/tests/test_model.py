@@ -1,4 +1,4 @@
-"""What holds for any ResNet, whatever its weights."""
+"""What must hold of ResNet for any weights: the contract of image classifiers, its layers, both layouts."""
 
 import dataclasses
 
@@ -7,17 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import lax
 from scratch_core.errors import ConfigError, DataError
-from scratch_core.models import count_parameters, find_class
-from scratch_core.testing import check_meshes, jitted, overfit_one_batch, random_batch
-from scratch_core.vision.testing import (
-    check_bfloat16,
-    check_images_are_independent,
-    check_new_head_on_a_frozen_trunk,
-    noise,
-)
+from scratch_core.fine_tuning import freeze
+from scratch_core.registry import find_class
+from scratch_core.testing import ImageClassificationContract, jitted, noise
+from scratch_core.testing.vision import check_images_are_independent
 from scratch_resnet import SPEC, ResNet, ResNetConfig
-from scratch_resnet.model import BatchNorm, Convolution, max_pool, variance
+from scratch_resnet.batch_norm import BatchNorm, variance
+from scratch_resnet.convolution import Convolution, convolve, max_pool
+from scratch_resnet.model import Bottleneck
 from scratch_resnet.winograd import pays, winograd
 
 TINY = ResNetConfig.tiny()
@@ -28,51 +27,48 @@ def model():
     return ResNet(TINY, rngs=nnx.Rngs(0))
 
 
-def test_images_are_independent(model):
-    model(noise(TINY, 8))  # so that the running statistics are of use
-    check_images_are_independent(model)
+class TestResNet(ImageClassificationContract):
+    model_class = ResNet
+    decayed = (
+        "classifier.kernel",
+        "stages.*.*.layers.*.conv.kernel",
+        "stages.*.*.shortcut.conv.kernel",
+        "stem.conv.kernel",
+    )
+
+    def test_images_do_not_see_each_other(self):
+        model = self.create()
+        model(noise(TINY, 8))  # so that the running statistics are those of images
+        check_images_are_independent(model)
 
 
-def test_batch_statistics_join_the_images_of_a_batch_in_training(model):
+def test_in_training_the_logits_depend_on_the_whole_batch(model):
     images = noise(TINY, 4)
     together = model(images)
     assert np.abs(together[:2] - model(images[:2])).max() > 1e-3
 
 
-def test_a_new_head_on_a_frozen_trunk(model, tmp_path):
-    check_new_head_on_a_frozen_trunk(model, tmp_path)
-
-
-def test_bfloat16():
-    check_bfloat16(ResNet, TINY)
-
-
-def test_overfits_one_batch():
-    overfit_one_batch(ResNet(TINY, rngs=nnx.Rngs(0)), *random_batch(SPEC, TINY))
-
-
-def test_meshes_give_the_losses_of_one_device():
-    check_meshes("resnet")
-
-
-@pytest.mark.parametrize(
-    ("depth", "parameters"),
-    [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160), (152, 60_192_808)],
-)
-def test_presets_have_the_published_number_of_parameters(depth, parameters):
-    assert count_parameters(ResNet, SPEC.config(f"resnet{depth}")) == parameters
-
-
 @pytest.mark.parametrize("preset", SPEC.presets)
-@pytest.mark.parametrize("layout", ["hf", "timm"])
-def test_config_survives_a_round_trip(preset, layout):
-    config = SPEC.config(preset)
-    if layout == "timm":
-        name = preset if preset != "tiny" else "timm.models.resnet.ResNet"
-        config = dataclasses.replace(config, layout=layout, architecture=name, num_channels=3, stem_width=64)
-    again = type(config).from_hf(config.to_hf())
-    assert dataclasses.replace(again, labels=()) == config
-    assert find_class({"architectures": ["ResNetForImageClassification"], **config.to_hf()}) is ResNet
+def test_timms_config_survives_a_round_trip(preset):
+    """It names no "architectures": the model recognises it."""
+    name = preset if preset != "tiny" else "timm.models.resnet.ResNet"
+    config = dataclasses.replace(SPEC.config(preset), layout="timm", architecture=name, num_channels=3, stem_width=64)
+    assert ResNetConfig.from_hf(config.to_hf()) == config
+    assert "architectures" not in config.to_hf()
+    assert find_class(config.to_hf()) is ResNet
+
+
+def test_a_batch_norm_is_frozen_with_all_its_parameters(model):
+    """Then it no longer moves its running statistics in training; one with a parameter left to train does."""
+    freeze(model, "stem.*", "stages.0.*.norm.scale")
+    assert model.stem.norm.frozen
+    assert not model.stages[0][0].layers[0].norm.frozen
+    before = [np.array(norm.mean[...]) for norm in (model.stem.norm, model.stages[0][0].layers[0].norm)]
+    model(noise(TINY, 4))
+    np.testing.assert_array_equal(model.stem.norm.mean[...], before[0])
+    assert np.abs(model.stages[0][0].layers[0].norm.mean[...] - before[1]).max() > 1e-3
+    freeze(model, "classifier.*")
+    assert not model.stem.norm.frozen
 
 
 def test_names_of_the_classes_survive_a_checkpoint(tmp_path):
@@ -109,7 +105,7 @@ def test_images_of_another_shape_are_a_clear_error(model, shape):
 
 
 def test_the_last_norm_can_start_at_zero():
-    """Then every block is the identity (after its ReLU), as Goyal et al. want it."""
+    """Every block that has no shortcut layer is then the identity on what a ReLU gives, as in Goyal et al."""
     config = dataclasses.replace(ResNetConfig.resnet50(), depths=(2, 1, 1, 1), zero_init_last=True)
     model = ResNet(config, rngs=nnx.Rngs(0))
     x = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, 4, 4, 256)))
@@ -118,13 +114,11 @@ def test_the_last_norm_can_start_at_zero():
 
 
 def test_version_one_strides_in_the_first_convolution():
-    """v1.5 reads all pixels in its 3x3; v1 never sees the odd ones (but through nothing else: no 3x3 came before)."""
+    """v1.5 reads all pixels, in its 3x3. v1 skips the odd rows and columns, in the 1x1 and the shortcut alike."""
     x = jnp.zeros((1, 8, 8, 64)).at[0, 3, 3].set(1.0)
-    from scratch_resnet.model import make_block
-
     for first, touched in ((False, True), (True, False)):
         config = dataclasses.replace(ResNetConfig.resnet50(), stride_in_1x1=first)
-        block = make_block(config, 64, 128, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        block = Bottleneck(config, 64, 128, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
         block.eval()
         assert bool((jnp.abs(block(x) - block(x * 0)) > 0).any()) is touched
 
@@ -132,7 +126,7 @@ def test_version_one_strides_in_the_first_convolution():
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
 @pytest.mark.parametrize("rows", [8, 9])
 def test_a_convolution_is_the_sum_over_its_window(size, stride, rows):
-    """Against the definition, with the padding of the reference: also at stride 2, where SAME would differ."""
+    """By the definition, with the reference's padding. At stride 2, XLA's SAME padding would give another result."""
     conv = Convolution(2, 3, size, stride, dtype=jnp.float32, rngs=nnx.Rngs(0))
     x = np.asarray(jax.random.normal(jax.random.key(1), (1, rows, rows, 2)))
     pad = size // 2
@@ -148,16 +142,12 @@ def test_a_convolution_is_the_sum_over_its_window(size, stride, rows):
 
 @pytest.mark.parametrize("size", [(6, 6), (7, 4), (1, 9)])
 def test_winograd_is_the_convolution(size):
-    """Eq. 1 is exact: in float64 the result and both gradients agree to the last digits, tiles cut or not."""
+    """Eq. 1 is exact: in float64 the result and both gradients agree to the last digits, also where tiles are cut."""
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), 3)
         x, kernel, g = (jax.random.normal(k, s) for k, s in zip(keys, [(2, *size, 5), (3, 3, 5, 4), (2, *size, 4)]))
-
-        def usual(x, kernel):
-            return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
         value, gradient = jax.vjp(winograd, x, kernel)
-        expected, expected_gradient = jax.vjp(usual, x, kernel)
+        expected, expected_gradient = jax.vjp(lambda x, kernel: convolve(x, kernel, 1), x, kernel)
         for one, other in zip((value, *gradient(g)), (expected, *expected_gradient(g))):
             np.testing.assert_allclose(one, other, atol=1e-12)
 
@@ -173,36 +163,64 @@ def test_winograd_is_the_convolution(size):
     ],
 )
 def test_the_form_of_a_convolution_is_chosen_by_its_shape(kernel, stride, dtype, expected):
-    """Whichever it is, the layer's result is the same convolution."""
-    assert pays(jnp.zeros(kernel, dtype), stride) is (expected and jax.default_backend() == "cpu")
+    """In every form, the layer computes the same convolution."""
+    assert pays(jnp.zeros(kernel, dtype), stride) is expected
     conv = Convolution(kernel[2], kernel[3], kernel[0], stride, dtype=dtype, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(1), (1, 9, 9, kernel[2]))
-    pad = [(kernel[0] // 2,) * 2] * 2
     with jax.enable_x64(True):
         wide = [jnp.asarray(each.astype(dtype), jnp.float64) for each in (x, conv.kernel[...])]
-        usual = jax.lax.conv_general_dilated(
-            *wide, (stride, stride), pad, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
-        )
-    np.testing.assert_allclose(conv(x).astype(np.float32), usual, atol=1e-5 if dtype == jnp.float32 else 0.05)
+        plain = convolve(*wide, stride)
+    np.testing.assert_allclose(conv(x).astype(np.float32), plain, atol=1e-5 if dtype == jnp.float32 else 0.05)
+
+
+def test_the_form_of_a_convolution_is_chosen_for_the_device_of_the_program():
+    """Lowered for a GPU on a machine without one, it is XLA's convolution; for a CPU it is not."""
+    conv = Convolution(64, 64, 3, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x = jax.ShapeDtypeStruct((1, 8, 8, 64), jnp.float32)
+    for platform, convolutions in (("cpu", False), ("cuda", True)):
+        text = jax.jit(conv).trace(x).lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.convolution" in text) is convolutions
+        assert ("stablehlo.dot_general" in text) is not convolutions
+        assert "stablehlo.case" not in text  # one form alone is in the program
+
+
+@pytest.mark.parametrize("transform", ["jit", "gradient", "vmap"])
+def test_the_chosen_form_can_be_transformed(transform):
+    keys = jax.random.split(jax.random.key(0), 2)
+    x, kernel = jax.random.normal(keys[0], (2, 2, 7, 7, 64)), 0.05 * jax.random.normal(keys[1], (3, 3, 64, 64))
+
+    def chosen(x, kernel):
+        return lax.platform_dependent(x, kernel, cpu=winograd, default=lambda x, kernel: convolve(x, kernel, 1))
+
+    def result(form):
+        if transform == "vmap":
+            return jax.jit(jax.vmap(form, in_axes=(0, None)))(x, kernel)
+        if transform == "gradient":
+            return jax.jit(jax.grad(lambda x, kernel: jnp.sum(jnp.sin(form(x, kernel))), argnums=(0, 1)))(x[0], kernel)
+        return jax.jit(form)(x[0], kernel)
+
+    plain = result(lambda x, kernel: convolve(x, kernel, 1))
+    for one, other in zip(jax.tree.leaves(result(chosen)), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5 * float(jnp.abs(other).max()))
 
 
 @pytest.mark.parametrize("size", [(8, 9), (1, 2)])
 def test_the_maximum_of_slices_is_that_of_windows(size):
-    """In value and in gradient, which goes to the first of equals: after a ReLU there are many."""
+    """In value and in gradient, which goes to the first of equal values: a ReLU makes many of them."""
     x = jnp.round(jax.random.normal(jax.random.key(0), (2, *size, 3)))
 
     def by_windows(x):
         pad = ((0, 0), (1, 1), (1, 1), (0, 0))
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pad)
 
-    value, gradient = jax.vjp(lambda x: max_pool(max_pool(x, axis=2), axis=1), x)
+    value, gradient = jax.vjp(max_pool, x)
     expected, expected_gradient = jax.vjp(by_windows, x)
     np.testing.assert_array_equal(value, expected)
     np.testing.assert_array_equal(gradient(expected + 1.0)[0], expected_gradient(expected + 1.0)[0])
 
 
 def test_the_derivatives_of_the_variance_are_those_of_its_formula():
-    """The first, which leaves a term out that is zero, and the second, in which that term is not."""
+    """The first derivative, without a term that is zero, and the second, in which that term is not zero."""
     x = jax.random.normal(jax.random.key(0), (2, 3, 2, 3))
     weight = jax.random.normal(jax.random.key(1), (3,))
     own = jax.grad(lambda x: weight @ jnp.sqrt(variance(x, x.mean((0, 1, 2)))))
@@ -224,7 +242,7 @@ def test_grad_cam_points_at_what_moves_the_logit():
     heat = np.asarray(jitted(model, "saliency")(images, jnp.array([1, 2])))
     assert heat.shape == (2, 16, 16)
     assert (heat >= 0).all()
-    # By the definition: the gradient of the logit by the last map, weighted as in the paper.
+    # By the definition: the gradient of the logit with respect to the last map, weighted as in the paper.
     hidden = model.hidden(images)
     kernel = np.asarray(model.classifier.kernel[...])
     alpha = kernel[:, [1, 2]].T / 256  # the head is a mean over 16 x 16 positions, then linear

@@ -8,9 +8,15 @@ import optax
 import pytest
 import scratch_core
 from scratch_core.losses import image_classification_loss
-from scratch_core.testing import assert_close, check_round_trip, read_io, read_tensors, with_legacy_config
+from scratch_core.testing import (
+    assert_close,
+    check_image_classifier,
+    check_round_trip,
+    read_io,
+    read_tensors,
+    with_legacy_config,
+)
 from scratch_core.train import Trainer
-from scratch_core.vision.testing import check_image_classifier
 
 GOLDEN = Path(__file__).parent / "golden"
 EVALUATED = ["basic", "bottleneck", "timm"]

@@ -1,4 +1,4 @@
-"""What holds for any Swin V2, whatever its weights."""
+"""What must hold of Swin V2 for any weights: the contract of image classifiers, its windows, dropout, rollout."""
 
 import dataclasses
 
@@ -7,71 +7,41 @@ import numpy as np
 import pytest
 from flax import nnx
 from scratch_core.errors import ConfigError
-from scratch_core.models import count_parameters
-from scratch_core.testing import check_meshes, jitted, overfit_one_batch, random_batch
-from scratch_core.vision.testing import (
-    check_bfloat16,
-    check_dropout,
-    check_images_are_independent,
-    check_new_head_on_a_frozen_trunk,
-    noise,
-)
+from scratch_core.testing import ImageClassificationContract, check_dropout, jitted, noise
 from scratch_swin import SPEC, Swin, SwinConfig
-from scratch_swin.model import distance_index, from_windows, log_distances, shift_mask, shift_regions, to_windows
+from scratch_swin.windows import distance_index, from_windows, log_distances, shift_mask, shift_regions, to_windows
 
 TINY = dataclasses.replace(SwinConfig.tiny(), depths=(2, 1))
 
 
 @pytest.fixture(scope="module")
 def model():
-    return Swin(TINY, rngs=nnx.Rngs(0))
+    model = Swin(TINY, rngs=nnx.Rngs(0))
+    model.eval()
+    return model
 
 
-def test_images_are_independent(model):
-    check_images_are_independent(model)
-
-
-def test_a_new_head_on_a_frozen_trunk(tmp_path):
-    check_new_head_on_a_frozen_trunk(Swin(TINY, rngs=nnx.Rngs(0)), tmp_path)
-
-
-def test_bfloat16():
-    check_bfloat16(Swin, TINY)
+class TestSwin(ImageClassificationContract):
+    model_class = Swin
+    config = TINY
+    decayed = (
+        "classifier.kernel",
+        "patches.kernel",
+        "stages.*.blocks.*.attention.distance_bias.kernel",
+        "stages.*.blocks.*.attention.distance_hidden.kernel",
+        "stages.*.blocks.*.attention.key.kernel",
+        "stages.*.blocks.*.attention.out.kernel",
+        "stages.*.blocks.*.attention.query.kernel",
+        "stages.*.blocks.*.attention.value.kernel",
+        "stages.*.blocks.*.feed_forward.down.kernel",
+        "stages.*.blocks.*.feed_forward.up.kernel",
+        "stages.*.merge.reduction.kernel",
+    )
 
 
 @pytest.mark.parametrize("rate", ["dropout", "attention_dropout", "drop_path"])
 def test_dropout_is_seeded_and_off_in_evaluation(rate):
     check_dropout(Swin, dataclasses.replace(TINY, **{rate: 0.5}), TINY)
-
-
-def test_overfits_one_batch():
-    overfit_one_batch(Swin(TINY, rngs=nnx.Rngs(0)), *random_batch(SPEC, TINY))
-
-
-def test_meshes_give_the_losses_of_one_device():
-    check_meshes("swin")
-
-
-@pytest.mark.parametrize(
-    ("preset", "parameters"),
-    [
-        ("t_w8", 28_347_154),
-        ("t_w16", 28_347_154),
-        ("s_w8", 49_728_418),
-        ("b_w8", 87_918_816),
-        ("l_w12to16", 196_739_932),
-    ],
-)
-def test_presets_have_the_published_number_of_parameters(preset, parameters):
-    assert count_parameters(Swin, SPEC.config(preset)) == parameters
-
-
-@pytest.mark.parametrize("preset", SPEC.presets)
-def test_config_survives_a_round_trip(preset):
-    config = SPEC.config(preset)
-    again = SwinConfig.from_hf(config.to_hf())
-    assert dataclasses.replace(again, labels=()) == config
-    assert SwinConfig.from_hf(again.to_hf()) == again
 
 
 def test_published_windows():
@@ -114,8 +84,8 @@ def test_windows_and_back(rows, columns, window, shift):
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(8, 8), (12, 8), (7, 7)])
-def test_the_mask_lets_positions_read_what_was_near_before_the_roll(rows, columns):
-    """By brute force: within a window, two positions may read each other if the roll did not bring them together."""
+def test_the_mask_blocks_what_the_roll_brought_together(rows, columns):
+    """By brute force: within a window, two positions may read each other if they were neighbours before the roll."""
     window, shift = 4, 2
     Y, X = rows + -rows % window, columns + -columns % window
     places = np.stack(np.meshgrid(np.arange(Y), np.arange(X), indexing="ij"), axis=-1).astype(np.float32)
@@ -127,8 +97,8 @@ def test_the_mask_lets_positions_read_what_was_near_before_the_roll(rows, column
     assert len(np.unique(shift_regions(Y, X, window, shift))) == 9
 
 
-def test_moved_windows_join_what_windows_keep_apart():
-    """One block reaches its window alone; with a moved one after it, the neighbours too, but never round the edge."""
+def test_shifted_windows_join_what_windows_keep_apart():
+    """One block reaches its window alone; a shifted one after it reaches the neighbours, but not across the edge."""
     config = dataclasses.replace(TINY, depths=(2,), num_heads=(2,), pretrained_window_sizes=(0,))
     model = Swin(config, rngs=nnx.Rngs(0))
     x = jnp.zeros((1, 8, 8, 32)) + jnp.arange(32.0)
@@ -145,7 +115,7 @@ def test_moved_windows_join_what_windows_keep_apart():
     assert one[:4, :4].all()
     assert one.sum() == 16
     both = moved([first, second])
-    assert both[:6, :6].all()  # the moved windows that touch the first one
+    assert both[:6, :6].all()  # the shifted windows that touch the first one
     assert not both[6:].any()
     assert not both[:, 6:].any()
 
@@ -177,8 +147,8 @@ def test_the_temperature_is_clamped(model):
 
 
 @pytest.mark.parametrize("size", [(16, 16), (22, 14), (9, 31)])
-def test_rollout_passes_on_all_that_is_read(model, size):
-    """Nothing is lost but what attention gives to padding, and any size of image has its map."""
+def test_rollout_loses_nothing_but_padding(model, size):
+    """The heat sums to 1, less what attention gives to padding, for an image of any size."""
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 1)).astype(np.float32))
     heat = np.asarray(jitted(model, "saliency")(images, jnp.zeros(2, jnp.int32)))
     assert heat.shape == (2, -(-size[0] // 2), -(-size[1] // 2))
@@ -190,6 +160,6 @@ def test_rollout_passes_on_all_that_is_read(model, size):
 
 
 def test_pretrained_windows_beyond_the_stages_are_not_read():
-    """transformers writes four of them unless told otherwise, also for two stages."""
+    """transformers writes four of them by default, also for two stages."""
     config = SwinConfig.from_hf({**SwinConfig.tiny().to_hf(), "pretrained_window_sizes": [3, 2, 0, 0]})
     assert config.pretrained_window_sizes == (3, 2)

@@ -1,4 +1,4 @@
-"""What holds for any ViT, whatever its weights."""
+"""What must hold of ViT for any weights: the contract of image classifiers, positions, dropout, rollout."""
 
 import dataclasses
 
@@ -7,16 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from scratch_core.errors import ConfigError, DataError
-from scratch_core.models import count_parameters
-from scratch_core.testing import check_meshes, jitted, overfit_one_batch, random_batch
-from scratch_core.vision.testing import (
-    check_bfloat16,
-    check_dropout,
-    check_images_are_independent,
-    check_new_head_on_a_frozen_trunk,
-    noise,
-)
-from scratch_vit import SPEC, ViT, ViTConfig
+from scratch_core.testing import ImageClassificationContract, check_dropout, jitted, noise
+from scratch_vit import ViT, ViTConfig
 from scratch_vit.model import resize_positions
 
 TINY = dataclasses.replace(ViTConfig.tiny(), num_layers=2)
@@ -27,11 +19,22 @@ def model():
     return ViT(TINY, rngs=nnx.Rngs(0))
 
 
-def test_images_are_independent(model):
-    check_images_are_independent(model)
+class TestViT(ImageClassificationContract):
+    model_class = ViT
+    config = TINY
+    decayed = (
+        "classifier.kernel",
+        "layers.*.attention.key.kernel",
+        "layers.*.attention.out.kernel",
+        "layers.*.attention.query.kernel",
+        "layers.*.attention.value.kernel",
+        "layers.*.feed_forward.down.kernel",
+        "layers.*.feed_forward.up.kernel",
+        "patches.kernel",
+    )
 
 
-def test_patches_are_read_through_their_positions(model):
+def test_logits_depend_on_the_order_of_patches_through_positions_alone(model):
     """Swapping two patches of the image changes the logits, and without positions it would not."""
     images = noise(TINY, 1)
     swapped = images.at[:, :4, :4].set(images[:, 8:12, 4:8]).at[:, 8:12, 4:8].set(images[:, :4, :4])
@@ -42,49 +45,18 @@ def test_patches_are_read_through_their_positions(model):
     np.testing.assert_allclose(jitted(blind)(images), jitted(blind)(swapped), atol=1e-5)
 
 
-def test_logits_read_the_class_token_among_all_tokens(model):
-    """The call computes no other token in its last layer."""
+def test_logits_are_of_the_class_token_among_all_tokens(model):
+    """In the last layer the call computes no other token, and the result is that of the layer as a whole."""
     images = noise(TINY, 2)
     class_BD = jitted(model, "hidden")(images)[:, 0]
     np.testing.assert_allclose(jitted(model)(images), model.classifier(class_BD), atol=1e-5)
-
-
-def test_a_new_head_on_a_frozen_trunk(tmp_path):
-    check_new_head_on_a_frozen_trunk(ViT(TINY, rngs=nnx.Rngs(0)), tmp_path)
-
-
-def test_bfloat16():
-    check_bfloat16(ViT, TINY)
+    x, layer = model.embed(images)[0], model.layers[-1]
+    np.testing.assert_allclose(layer.class_token(x), layer(x)[:, :1], atol=1e-5)
 
 
 @pytest.mark.parametrize("rate", ["dropout", "attention_dropout", "drop_path"])
 def test_dropout_is_seeded_and_off_in_evaluation(rate):
     check_dropout(ViT, dataclasses.replace(TINY, **{rate: 0.5}), TINY)
-
-
-def test_overfits_one_batch():
-    overfit_one_batch(ViT(TINY, rngs=nnx.Rngs(0)), *random_batch(SPEC, TINY))
-
-
-def test_meshes_give_the_losses_of_one_device():
-    check_meshes("vit")
-
-
-@pytest.mark.parametrize(
-    ("preset", "parameters"),
-    [("ti16", 5_717_416), ("s16", 22_050_664), ("s32", 22_878_952), ("b16", 86_567_656), ("b32", 88_224_232),
-     ("l16", 304_326_632), ("l32", 306_535_400)],
-)  # fmt: skip
-def test_presets_have_the_published_number_of_parameters(preset, parameters):
-    assert count_parameters(ViT, SPEC.config(preset)) == parameters
-
-
-@pytest.mark.parametrize("preset", SPEC.presets)
-def test_config_survives_a_round_trip(preset):
-    config = SPEC.config(preset)
-    again = ViTConfig.from_hf(config.to_hf())
-    assert dataclasses.replace(again, labels=()) == config
-    assert ViTConfig.from_hf(again.to_hf()) == again
 
 
 def test_oblong_sizes_and_missing_biases_survive_a_checkpoint(tmp_path):
@@ -117,7 +89,7 @@ def test_a_config_that_cannot_be_built_says_why(change, message):
         ViTConfig.from_hf({**TINY.to_hf(), **change})
 
 
-def test_images_of_another_kind_are_a_clear_error(model):
+def test_images_with_other_channels_are_a_clear_error(model):
     with pytest.raises(DataError, match="channels = 1"):
         model(jnp.zeros((1, 16, 16, 3)))
 
@@ -135,7 +107,7 @@ def test_rollout_is_the_product_of_the_papers_equation():
     x, _ = model.embed(images)
     product = np.eye(17)[None].repeat(2, axis=0)
     for layer in model.layers:
-        weights = np.asarray(layer.attention.weights(layer.attention_norm(x))).mean(axis=1)
+        weights = np.asarray(layer.attention.weights(*[layer.attention_norm(x)] * 2)).mean(axis=1)
         np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
         product = (0.5 * weights + 0.5 * np.eye(17)) @ product
         x = layer(x)

@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 import scratch_core
 from safetensors.numpy import load_file
-from scratch_core.testing import LOGITS, assert_close, check_round_trip, jitted, with_legacy_config
-from scratch_core.vision.testing import check_image_classifier
+from scratch_core.testing import (
+    LOGITS,
+    assert_close,
+    check_image_classifier,
+    check_round_trip,
+    jitted,
+    with_legacy_config,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = load_file(GOLDEN / "vit" / "sizes.safetensors")

@@ -1,7 +1,7 @@
 """The pictures that the output layer of LeNet-5 compares with: a 7 x 12 bitmap of each digit, -1 and +1.
 
 The paper (section II.B, figure 3) draws such bitmaps for all of ASCII, so that similar characters have similar
-codes; these are of our own drawing, in the same format.
+codes. The ones here were drawn for this package, in the same format.
 """
 
 import numpy as np

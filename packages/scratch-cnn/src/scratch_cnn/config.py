@@ -41,6 +41,13 @@ class LeNet5Config:
                 f"output={self.output!r} must be 'linear', or 'rbf' for 10 digits; num_classes={self.num_classes}"
             )
 
+    def with_labels(self, labels: tuple[str, ...]) -> Self:
+        """Return the same model for other classes, named by ``labels``, with a linear output.
+
+        The pictures of "rbf" are of digits alone.
+        """
+        return dataclasses.replace(self, output="linear", labels=labels, num_classes=len(labels))
+
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the configuration of a config.json. Raises ConfigError for a malformed field."""
@@ -69,7 +76,7 @@ class LeNet5Config:
 
     @classmethod
     def paper(cls) -> Self:
-        """Return LeNet-5 as the paper has it."""
+        """Return LeNet-5 as in the paper."""
         return cls("tanh", "subsampling", connection_table=True, output="rbf")
 
     @classmethod
@@ -79,5 +86,5 @@ class LeNet5Config:
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return the modern reading, which is small enough for the tests and the first run: 61,706 parameters."""
+        """Return the modern version, which is small enough for the tests and the first run: 61,706 parameters."""
         return cls()

@@ -1,31 +1,32 @@
-r"""LeNet-5: the convolutional network that read cheques, as the paper has it and as it is taught today.
+r"""LeNet-5: the convolutional network that read cheques, as in the paper and as it is taught today.
 
 Source: LeCun, Bottou, Bengio and Haffner 1998, "Gradient-Based Learning Applied to Document Recognition",
 http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf, section II.B and figure 2.
 
     image 32x32 -> C1 6@28x28 -> S2 6@14x14 -> C3 16@10x10 -> S4 16@5x5 -> C5 120 -> F6 84 -> output 10
 
-C are 5x5 convolutions without padding, S halve the resolution, F6 is linear, and after each layer comes $f$.
-The paper squashes, subsamples with a trainable coefficient and bias of each map, and compares F6 with a
-picture $w_i$ of each class ("radial basis function" units):
+C1, C3 and C5 are 5x5 convolutions without padding, S2 and S4 halve the resolution, F6 is linear, and $f$ follows each
+of them. In the paper $f$ is a squashing function, subsampling has a trainable coefficient and bias for each map, and
+the output is the distance of F6 from a picture $w_i$ of each class ("radial basis function" units):
 
 $$ f(a) = A \tanh(S a), \quad A = 1.7159,\ S = 2/3 \tag{5, 6} $$
 $$ S2 = f\Big(\beta + \alpha \sum_{2 \times 2} C1\Big) \tag{II.B} $$
 $$ y_i = \sum_j (x_j - w_{ij})^2 \tag{7} $$
 
 Our logits are $-y_i$, so that the softmax cross-entropy is the paper's eq. 9 without its rubbish class
-($j \to \infty$). The modern reading has $f$ = ReLU, maxima for sums, and a linear output layer.
+($j \to \infty$). The modern version has $f$ = ReLU, max pooling (which no $f$ follows) and a linear output layer.
 
 Shapes: B batch, Y rows, X columns, C channels; R, S, O those of the next map; F units of F6; M classes.
 """
 
-import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from scratch_core.errors import ConfigError, DataError
+from scratch_core.errors import DataError
+from scratch_core.layers import Linear
 from scratch_core.vision import VisionModel, grad_cam
 
 from scratch_cnn import convert
@@ -47,7 +48,7 @@ def convolve(x_BYXC: jax.Array, kernel: jax.Array, bias_O: jax.Array) -> jax.Arr
 
 
 class Convolution(nnx.Module):
-    """C1, C5, and C3 where it reads all maps: 5 x 5, valid."""
+    """C1, C5, and the C3 that reads all maps: 5 x 5, without padding."""
 
     def __init__(self, c_in: int, c_out: int, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), (5, 5, c_in, c_out)))
@@ -75,16 +76,16 @@ class TableConvolution(nnx.Module):
 
 
 class Subsampling(nnx.Module):
-    """S2 and S4 of the paper: the sum of 2 x 2, times a coefficient, plus a bias, for each map."""
+    """S2 and S4 of the paper, eq. II.B: f of the sum of 2 x 2, times a coefficient, plus a bias, for each map."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, f: Callable[[jax.Array], jax.Array]):
         self.coefficient = nnx.Param(jnp.full(channels, 0.25))
         self.bias = nnx.Param(jnp.zeros(channels))
+        self.f = f
 
     def __call__(self, x_BYXC: jax.Array) -> jax.Array:
-        return _pool(x_BYXC, 0, lax.add) * self.coefficient[...].astype(x_BYXC.dtype) + self.bias[...].astype(
-            x_BYXC.dtype
-        )
+        coefficient_C, bias_C = self.coefficient[...].astype(x_BYXC.dtype), self.bias[...].astype(x_BYXC.dtype)
+        return self.f(_pool(x_BYXC, 0, lax.add) * coefficient_C + bias_C)
 
 
 class MaxPooling(nnx.Module):
@@ -99,7 +100,15 @@ def _pool(x_BYXC: jax.Array, start: float, combine) -> jax.Array:
 
 
 class DigitDistance(nnx.Module):
-    """Eq. 7, negated: how near the 84 units of F6 come to the picture of each digit. Nothing is learned."""
+    """Eq. 7, negated: minus the squared distance of the 84 units of F6 from the picture of each digit.
+
+    Nothing is learned. ``in_features`` and ``dtype`` are those of a linear layer that takes its place.
+    """
+
+    in_features = 84
+
+    def __init__(self, *, dtype):
+        self.dtype = dtype
 
     def __call__(self, x_BF: jax.Array) -> jax.Array:
         codes_MF = jnp.asarray(digit_codes())
@@ -115,16 +124,19 @@ class LeNet5(VisionModel):
 
     def __init__(self, config: LeNet5Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.config, self.dtype = config, dtype
-        paper = config.pooling == "subsampling"
+        f = scaled_tanh if config.activation == "tanh" else jax.nn.relu
+        subsampling = config.pooling == "subsampling"
         self.c1 = Convolution(config.num_channels, 6, rngs=rngs)
-        self.s2 = Subsampling(6) if paper else MaxPooling()
+        self.s2 = Subsampling(6, f) if subsampling else MaxPooling()
         self.c3 = TableConvolution(rngs=rngs) if config.connection_table else Convolution(6, 16, rngs=rngs)
-        self.s4 = Subsampling(16) if paper else MaxPooling()
+        self.s4 = Subsampling(16, f) if subsampling else MaxPooling()
         self.c5 = Convolution(16, 120, rngs=rngs)
-        self.f6 = nnx.Linear(120, 84, dtype=dtype, rngs=rngs)
-        linear = config.output == "linear"
-        self.classifier = nnx.Linear(84, config.num_classes, dtype=dtype, rngs=rngs) if linear else DigitDistance()
-        self.activation = scaled_tanh if config.activation == "tanh" else jax.nn.relu
+        self.f6 = Linear(120, 84, dtype=dtype, rngs=rngs)
+        if config.output == "linear":
+            self.classifier = Linear(84, config.num_classes, dtype=dtype, rngs=rngs)
+        else:
+            self.classifier = DigitDistance(dtype=dtype)
+        self.f = f
 
     def features(self, images_BYXC: jax.Array) -> jax.Array:
         """Return the maps of C3, [B, 10, 10, 16]. Raises DataError for images that are not 32 x 32."""
@@ -133,16 +145,13 @@ class LeNet5(VisionModel):
                 f"images of shape {images_BYXC.shape} must be [batch, 32, 32, {self.config.num_channels}]: "
                 "resize or pad them"
             )
-        f = self.activation
-        x_BRSO = f(self.c1(images_BYXC.astype(self.dtype)))
-        x_BRSO = self.s2(x_BRSO) if self.config.pooling == "max" else f(self.s2(x_BRSO))
-        return f(self.c3(x_BRSO))
+        c1_BYXC = self.f(self.c1(images_BYXC.astype(self.dtype)))
+        return self.f(self.c3(self.s2(c1_BYXC)))
 
     def after_features(self, x_BYXC: jax.Array) -> jax.Array:
         """Return the 84 units of F6 from the maps of C3."""
-        f = self.activation
-        x_BYXC = self.s4(x_BYXC) if self.config.pooling == "max" else f(self.s4(x_BYXC))
-        return f(self.f6(f(self.c5(x_BYXC))[:, 0, 0]))
+        c5_B11C = self.f(self.c5(self.s4(x_BYXC)))
+        return self.f(self.f6(c5_B11C[:, 0, 0]))
 
     def hidden(self, images_BYXC: jax.Array) -> jax.Array:
         """Return the 84 units of F6."""
@@ -152,13 +161,6 @@ class LeNet5(VisionModel):
         """Return logits [B, num_classes]."""
         return self.classifier(self.hidden(images_BYXC))
 
-    def replace_head(self, labels: tuple[str, ...], *, rngs: nnx.Rngs) -> None:
-        """Put a linear layer for these classes in the place of the output layer; the rest stays as it is."""
-        if not labels:
-            raise ConfigError("labels=() must name at least one class")
-        self.classifier = nnx.Linear(84, len(labels), dtype=self.dtype, rngs=rngs)
-        self.config = dataclasses.replace(self.config, output="linear", labels=tuple(labels), num_classes=len(labels))
-
     def saliency(self, images: jax.Array, classes_B: jax.Array) -> jax.Array:
-        """Return Grad-CAM of the maps of C3, the last that know where: heat [B, 10, 10] >= 0."""
+        """Return Grad-CAM of the maps of C3, the last ones with a resolution: heat [B, 10, 10] >= 0."""
         return grad_cam(lambda x_BYXC: self.classifier(self.after_features(x_BYXC)), self.features(images), classes_B)

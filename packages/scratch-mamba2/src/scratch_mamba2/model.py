@@ -8,15 +8,19 @@ $$ \Delta_t = \mathrm{clip}(\mathrm{softplus}(\delta_t + b)), \qquad a_t = \exp(
 $$ y = \mathrm{SSD}(\Delta x, a, B, C) + D x \qquad \text{the operator of ssd.py} \tag{4} $$
 $$ \mathrm{out} = \mathrm{RMSNorm}(y \odot \mathrm{silu}(z))\, W_{out} \tag{5} $$
 
-Every layer adds its mixer's output, on a normalised input, to the residual stream. *Selection* is eqs. 1 to 3: how much
-is kept ($a_t$), written ($\Delta_t B_t$) and read ($C_t$) is decided by the token itself.
+Every layer adds its mixer's output, on a normalised input, to the residual stream. *Selection* is eqs. 1 to 3: the
+token itself decides how much is kept ($a_t$), written ($\Delta_t B_t$) and read ($C_t$).
+
+**Decoding.** A mixer takes the state before its T tokens and returns the state after them, for any T. With one token
+per call, T = 1, eq. 4 is one step of the recurrence: `ssd.step`.
 
 **Padding.** Real tokens are moved to the front of each row, where a causal model cannot see the padding behind them,
 and results are moved back. A padded step then has $\Delta = 0$, which leaves the state as it was, and the
 convolution's window is taken at each row's own end.
 
 Shapes: B batch, T time, D model width, I inner width H * P, H heads, P head width, G groups, N state, V vocabulary,
-C channels of the convolution (I + 2 G N), K its width, W = K - 1 inputs that it remembers.
+C channels of the convolution (I + 2 G N), K its width, W = K - 1 inputs that it remembers. T, H, P and N are the
+paper's letters; it has others, or none, for the rest.
 """
 
 import dataclasses
@@ -29,8 +33,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from scratch_core import CausalLM
-from scratch_core.layers import DecoderCache, RMSNorm
-from scratch_core.layers.products import dot_rows
+from scratch_core.layers import DecoderCache, Linear, RMSNorm
 
 from scratch_mamba2 import convert, ssd
 from scratch_mamba2.config import Mamba2Config
@@ -39,7 +42,7 @@ from scratch_mamba2.config import Mamba2Config
 @partial(jax.tree_util.register_dataclass, data_fields=["window_BWC", "state_BGNRP"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class MixerState:
-    """All that a layer knows of the past: the convolution's last inputs, and the state of eq. 4 in float32."""
+    """What a layer keeps of the past: the convolution's last inputs, and the state of eq. 4 in float32."""
 
     window_BWC: jax.Array
     state_BGNRP: jax.Array
@@ -83,7 +86,7 @@ class Mixer(nnx.Module):
     def __init__(self, config: Mamba2Config, *, dtype, rngs: nnx.Rngs):
         D, H, I, C = config.d_model, config.num_heads, config.d_inner, _channels(config)
         self.config, self.dtype = config, dtype
-        linear = partial(nnx.Linear, use_bias=config.use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
+        linear = partial(Linear, use_bias=config.use_bias, dtype=dtype, rngs=rngs)
         self.in_proj = linear(D, I + C + H, kernel_init=_uniform(D**-0.5))
         self.conv = CausalConv(C, config.conv_width, use_bias=config.conv_bias, rngs=rngs)
         # Initial step sizes are log-uniform in [dt_min, dt_max], decay rates uniform in [1, 16].
@@ -175,7 +178,7 @@ class Mamba2(CausalLM):
 
     @classmethod
     def recognises(cls, fields: Mapping[str, Any]) -> bool:
-        """Return whether this is a Mamba-2 of either layout; the authors' own names no architecture."""
+        """Return whether this is a Mamba-2 of either layout; the authors' own config names no architecture."""
         ssm = fields.get("ssm_cfg")
         return super().recognises(fields) or (isinstance(ssm, dict) and ssm.get("layer") == "Mamba2")
 
@@ -186,7 +189,7 @@ class Mamba2(CausalLM):
         self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
         self.norm = RMSNorm(D, epsilon=config.norm_epsilon)
         if not config.tie_embeddings:
-            self.head = nnx.Linear(D, V, use_bias=False, kernel_init=_uniform(D**-0.5), dtype=dtype, rngs=rngs)
+            self.head = Linear(D, V, use_bias=False, kernel_init=_uniform(D**-0.5), dtype=dtype, rngs=rngs)
 
     def embed(self, input_ids: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Return the embedded tokens, x_BTD; the recurrence knows their order."""

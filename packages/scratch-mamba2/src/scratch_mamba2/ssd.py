@@ -11,7 +11,7 @@ So the sequence is multiplied by one lower-triangular matrix:
 
 $$ Y = M X, \qquad M = L \circ (C B^\top), \qquad L_{ts} = a_t \cdots a_{s+1}\ (s \le t),\ \text{else}\ 0 \tag{2} $$
 
-This is masked linear attention: $C$ asks, $B$ answers, $X$ is the value, and $L$ is the causal mask made soft.
+This is masked linear attention: $C$ holds the queries, $B$ the keys, $X$ the values; $L$ is a causal mask that decays.
 
 **Why blocks work.** $L$ is *1-semiseparable*: because $a_t$ is a scalar (the matrix $A_t$ is $a_t$ times the identity),
 a mask entry that crosses any boundary $m$, $s < m \le t$, is a product of two numbers,
@@ -23,9 +23,9 @@ $$ \hat H_z = \sum_{s \in z} (a_{e_z} \cdots a_{s+1})\, B_s x_s^\top \tag{3} $$
 $$ H_z = (a_{e_z} \cdots a_{e_{z-1}+1})\, H_{z-1} + \hat H_z \tag{4} $$
 $$ y_t = \sum_{s \in z,\, s \le t} M_{ts} x_s + (a_t \cdots a_{e_{z-1}+1})\, H_{z-1}^\top C_t \tag{5} $$
 
-(3), the right factor, is what a chunk adds to the state; (4), the middle one, hands states from chunk to chunk; (5) is
-the diagonal block, and the left factor, which reads the state before the chunk.
-The diagonal blocks cost $T Q$ instead of $T^2$, the rest is linear in $T$. (4) is (1) once more, over $T / Q$ steps.
+Eq. 3, the right factor, is what a chunk adds to the state. Eq. 4, the middle one, passes states from chunk to chunk.
+Eq. 5 is the diagonal block, plus the left factor, which reads the state before the chunk. The diagonal blocks cost
+$T Q$ instead of $T^2$, the rest is linear in $T$. Eq. 4 is eq. 1 once more, over $T / Q$ steps.
 
 Each form is written for one row of the batch and one group of heads, and `for_all` makes it one for the whole batch:
 
@@ -35,9 +35,10 @@ x is the input, already multiplied by the step size; log_a is the logarithm of $
 (None: zeros), and then the one after the last step. All are of one floating dtype. A step with x = 0 and log_a = 0
 leaves the state as it was: that is how padding passes through.
 
-Shapes, in the paper's letters: B batch, T time (S when it is the time read from), H heads, P head width, G groups that
-share $B_t$ and $C_t$, R heads per group (h = g * R + r), E rows and groups together (e = b * G + g), N state, Q chunk,
-Z number of chunks.
+Shapes, in the paper's letters: T time (S when it is the time read from), H heads, P head width, N state, Q chunk.
+Letters that are not the paper's: B batch, G groups of heads that share $B_t$ and $C_t$, R heads per group
+(h = g * R + r), E rows and groups together (e = b * G + g), Z chunks, $e_z$ the last position of chunk z, and
+$H_z$, $\hat H_z$ in eqs. 3 to 5. The paper's $A$ is our $a$, its $\exp(\Delta A)$; it is passed as log_a.
 """
 
 from collections.abc import Callable
@@ -48,13 +49,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 CPU_CHUNK = 64
-"""Largest Q on a CPU: a block of all heads fits its cache. 256, as in the checkpoints, suits a GPU."""
+"""Largest Q on a CPU: the blocks of all heads then fit its cache. The checkpoints' 256 suits a GPU."""
 
 PassStates = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
 def for_all(form: Callable[..., tuple[Array, Array]]) -> Callable[..., tuple[Array, Array]]:
-    """Return ``form``, written for one row and one group, for all of them."""
+    """Return a form for the whole batch, given one for a single row and a single group."""
 
     @wraps(form)
     def of_batch(
@@ -95,6 +96,17 @@ def recurrent(x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array, state_NRP
 
 
 @for_all
+def step(x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array, state_NRP: Array) -> tuple[Array, Array]:
+    r"""Eq. 1 for a single step, T = 1: what decoding runs for each new token.
+
+    It reads before it writes, $y = a\, h^\top C + (B^\top C)\, x$, so that the output does not wait for the new state.
+    """
+    x_RP, a_R1, B_N, C_N = x_TRP[0], jnp.exp(log_a_TR[0])[:, None], B_TN[0], C_TN[0]
+    y_RP = a_R1 * _read(C_TN, state_NRP)[0] + (C_N @ B_N) * x_RP
+    return y_RP[None], a_R1 * state_NRP + B_N[:, None, None] * x_RP
+
+
+@for_all
 def quadratic(x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array, state_NRP: Array) -> tuple[Array, Array]:
     """Eq. 2: build the whole matrix M and multiply. Time and memory grow with T squared."""
     state_NRP, y_TRP = _block_row(state_NRP, (x_TRP, log_a_TR, B_TN, C_TN))
@@ -105,9 +117,9 @@ def quadratic(x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array, state_NRP
 def chunk_by_chunk(
     x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array, state_NRP: Array, *, chunk_size: int = 64
 ) -> tuple[Array, Array]:
-    """Eqs. 3 to 5, one block row after the other, each with the state that the one before it left.
+    """Eqs. 3 to 5, one block row after the other, each from the state after the one before it.
 
-    A CPU has all of a chunk in its cache. The gradient computes a chunk again from the state before it.
+    All of a chunk fits a CPU's cache. The gradient computes each chunk again, from the state before it.
     """
     T, R, P = x_TRP.shape
     chunks = tuple(_split(each, min(chunk_size, T)) for each in (x_TRP, log_a_TR, B_TN, C_TN))
@@ -148,18 +160,24 @@ def _block_row(state_NRP: Array, steps: tuple[Array, ...]) -> tuple[Array, Array
 
 
 def _diagonal_block(x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array) -> tuple[Array, Array, Array]:
-    """Return M X of eq. 2, what the steps add to the state (eq. 3), and the decay from the start to each step."""
+    r"""Return M X of eq. 2, what the steps add to the state (eq. 3), and the decay from the start to each step (eq. 5).
+
+    Both decays stand in L, for steps numbered 1 to T. Row T has $L_{Ts} = a_T \cdots a_{s+1}$: what is left at the end
+    of the input of step s (eq. 3). Column 1 has $L_{t1} = a_t \cdots a_2$; the state before the first step also decays
+    in that step, so that $a_1 L_{t1} = a_t \cdots a_1$ is what is left of it at step t (eq. 5).
+    """
     T, R, P = x_TRP.shape
     L_RTS = semiseparable_mask(log_a_TR.T)
     M_RTS = L_RTS * (C_TN @ B_TN.T)  # the heads of a group share the scores, each has its own mask
     y_RTP = M_RTS @ x_TRP.swapaxes(0, 1)  # eq. 2
-    to_end_TR, from_start_TR = L_RTS[:, -1].T, jnp.exp(log_a_TR[:1]) * L_RTS[..., 0].T
+    to_end_TR = L_RTS[:, -1].T
+    from_start_TR = jnp.exp(log_a_TR[:1]) * L_RTS[:, :, 0].T
     x_at_end = (x_TRP * to_end_TR[..., None]).reshape(T, R * P)
     return y_RTP.swapaxes(0, 1), (B_TN.T @ x_at_end).reshape(-1, R, P), from_start_TR
 
 
 def _read(C_TN: Array, state_NRP: Array) -> Array:
-    """What each step reads in one state: $h^\\top C_t$, for all heads of a group in one product."""
+    r"""Return what each step reads of one state, $h^\top C_t$, for all heads of a group in one product."""
     N, R, P = state_NRP.shape
     return (C_TN @ state_NRP.reshape(N, R * P)).reshape(-1, R, P)
 
@@ -194,26 +212,30 @@ def states_by_associative_scan(added_ZNRP: Array, decay_ZR: Array, state_NRP: Ar
 def scan(
     x_BTHP: Array, log_a_BTH: Array, B_BTGN: Array, C_BTGN: Array, state_BGNRP: Array, *, chunk_size: int
 ) -> tuple[Array, Array]:
-    """The form for the length and the device at hand: a single block up to the chunk size, chunks beyond.
+    """The form for the length and the device: a single step, a single block up to the chunk size, or chunks.
 
-    A block of one step is eq. 1 that reads before it writes, $y_t = a_t h_{t-1}^\\top C_t + x_t B_t^\\top C_t$, so that
-    decoding makes the new state once, and nothing waits for it.
+    The device is that of the lowered program, as export needs: on a CPU one chunk after the other, of at most
+    CPU_CHUNK steps; elsewhere all chunks at once.
     """
-    on_cpu, T = jax.default_backend() == "cpu", x_BTHP.shape[1]
-    Q = min(chunk_size, CPU_CHUNK) if on_cpu else chunk_size
-    if T <= Q:
-        return quadratic(x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BGNRP)
-    if on_cpu:
-        Q = -(-T // -(-T // Q))  # as many chunks, alike in length: the last needs little filling up
-        return chunk_by_chunk(x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BGNRP, chunk_size=Q)
-    return chunked(x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BGNRP, chunk_size=Q)
+    arrays, T = (x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BGNRP), x_BTHP.shape[1]
+    cpu_chunk = min(chunk_size, CPU_CHUNK)
+    if T == 1:
+        return step(*arrays)
+    if cpu_chunk >= T:
+        return quadratic(*arrays)
+    cpu_chunk = -(-T // -(-T // cpu_chunk))  # as many chunks, of nearly equal length: the last needs little padding
+    return lax.platform_dependent(
+        *arrays,
+        cpu=partial(chunk_by_chunk, chunk_size=cpu_chunk),
+        default=quadratic if chunk_size >= T else partial(chunked, chunk_size=chunk_size),
+    )
 
 
 def semiseparable_mask(log_a: Array) -> Array:
     r"""The 1-semiseparable matrix $L$ of eq. 2, [..., T, T], from log_a [..., T].
 
-    $\log L_{ts}$ is a difference of two running sums. Where the decay is strong these are large and nearly equal, and
-    their rounding shows (2e-4 at 100 per step and 64 steps in float32). So what the rounded sums missed is summed too.
+    $\log L_{ts}$ is a difference of two running sums. If the decay is strong, these are large and nearly equal, and
+    their rounding errors show (2e-4 at 100 per step and 64 steps in float32). So rounding errors are summed as well.
     """
     T = log_a.shape[-1]
     causal = jnp.tril(jnp.ones((T, T), bool))
@@ -226,6 +248,6 @@ def semiseparable_mask(log_a: Array) -> Array:
 
 
 def _split(array: Array, Q: int) -> Array:
-    """[T, ...] to [Z, Q, ...], filled up with zeros: steps that change nothing."""
+    """[T, ...] to [Z, Q, ...], padded with zeros: steps that change nothing."""
     padding = [(0, -len(array) % Q)] + [(0, 0)] * (array.ndim - 1)
     return jnp.pad(array, padding).reshape(-1, Q, *array.shape[1:])

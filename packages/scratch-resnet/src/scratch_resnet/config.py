@@ -45,6 +45,10 @@ class ResNetConfig:
         if self.layout == "timm" and (self.stride_in_1x1 or self.stride_in_first_stage or self.num_channels != 3):
             raise ConfigError("layout='timm' is of v1.5 on 3 channels; for stride_in_1x1 and others use layout='hf'")
 
+    def with_labels(self, labels: tuple[str, ...]) -> Self:
+        """Return the same model for other classes, named by ``labels``."""
+        return dataclasses.replace(self, labels=labels, num_classes=len(labels))
+
     @property
     def num_layers(self) -> int:
         """Number of blocks of all stages."""

@@ -1,4 +1,4 @@
-r"""Winograd's minimal filtering: a 3x3 convolution with 16 products for each four outputs, where 36 are usual.
+r"""Winograd's minimal filtering: a 3x3 convolution with 16 products for every four outputs instead of 36.
 
 Source: Lavin and Gray 2015, https://arxiv.org/abs/1509.09308, section 4.1, $F(2 \times 2, 3 \times 3)$. A tile of 2x2
 neighbouring outputs $m$ reads 4x4 inputs $d$, through 3x3 taps $g$:
@@ -18,28 +18,27 @@ Shapes: B batch, Y rows, X columns, C channels of the input, O of the output; R,
 import jax
 import jax.numpy as jnp
 from jax import lax
-from scratch_core.layers.products import dot_rows
+from scratch_core.layers.linear import dot_rows
 
 MIN_CHANNELS = 64
-"""From so many channels on, in and out, the products that are spared outweigh the sums around them."""
+"""With at least this many channels in and out, the products saved cost more than the additional sums."""
 
 
 def pays(kernel_HWCO: jax.Array, stride: int) -> bool:
-    """Return whether a convolution on a CPU is faster in this form. (A GPU's library chooses its own.)"""
+    """Return whether this form of a convolution is faster on a CPU; its shape and dtype decide."""
     height, width, *channels = kernel_HWCO.shape
-    fits = (height, width, stride, kernel_HWCO.dtype) == (3, 3, 1, jnp.float32)
-    return fits and min(channels) >= MIN_CHANNELS and jax.default_backend() == "cpu"
+    return (height, width, stride, kernel_HWCO.dtype) == (3, 3, 1, jnp.float32) and min(channels) >= MIN_CHANNELS
 
 
 def winograd(x_BYXC: jax.Array, kernel_33CO: jax.Array) -> jax.Array:
     """Return the 3x3 convolution of stride 1 with a padding of one, [B, Y, X, O], in the dtype of both.
 
-    In float32 it rounds no more than the usual sum; in bfloat16 the sums before the products would.
+    In float32 it rounds no more than the direct sum; in bfloat16 the sums before the products would round too much.
     """
     B, Y, X, _ = x_BYXC.shape
     R, S = -(-Y // 2), -(-X // 2)
     padded = jnp.pad(x_BYXC, ((0, 0), (1, 1 + 2 * R - Y), (1, 1 + 2 * S - X), (0, 0)))
-    # Grids of 4x4, by column and then by row, of what all tiles have in that place: [B, R, S, C], of the taps [C, O].
+    # Lists of 4x4, by column and then by row: entry (i, j) is that position of all tiles, [B, R, S, C], or taps [C, O].
     inputs = [_inputs(*_overlapping(column, 1, R)) for column in _inputs(*_overlapping(padded, 2, S))]
     taps = [_taps(*column) for column in _taps(*kernel_33CO.swapaxes(0, 1))]
     products = [[dot_rows(d, g) for d, g in zip(*columns, strict=True)] for columns in zip(inputs, taps, strict=True)]

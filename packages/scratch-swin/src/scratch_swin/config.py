@@ -21,8 +21,13 @@ class SwinConfig:
     depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of each stage
     num_heads: tuple[int, ...] = (3, 6, 12, 24)  # N of each stage
     window_size: int = 8  # M, rows and columns of a window
-    pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)  # windows that the position network has seen; 0: these
-    image_size: int | tuple[int, int] = 256  # rows, columns that windows are cut for
+    pretrained_window_sizes: tuple[int, ...] = (
+        0,
+        0,
+        0,
+        0,
+    )  # windows that the position network was trained with; 0: window_size
+    image_size: int | tuple[int, int] = 256  # rows, columns; windows are chosen for this size
     patch_size: int | tuple[int, int] = 4
     num_channels: int = 3
     num_classes: int = 1000
@@ -61,7 +66,7 @@ class SwinConfig:
         return self.d_model * 2**stage
 
     def resolution(self, stage: int) -> tuple[int, int]:
-        """Return rows and columns of a stage that windows are cut for (a map of odd size is rounded down)."""
+        """Return rows and columns of a stage at ``image_size``; an odd size is rounded down."""
         rows, columns = (size // patch for size, patch in zip(pair(self.image_size), pair(self.patch_size)))
         return rows // 2**stage, columns // 2**stage
 
@@ -70,9 +75,13 @@ class SwinConfig:
         return min(self.window_size, self.resolution(stage)[0])
 
     def shift(self, stage: int, block: int) -> int:
-        """Return how far a block moves its windows: half a window in every second one, if there are several."""
+        """Return the shift of a block's windows: half a window in every second block, 0 if the map is one window."""
         alone = self.resolution(stage)[0] <= self.window(stage)
         return 0 if block % 2 == 0 or alone else self.window_size // 2
+
+    def with_labels(self, labels: tuple[str, ...]) -> Self:
+        """Return the same model for other classes, named by ``labels``."""
+        return dataclasses.replace(self, labels=labels, num_classes=len(labels))
 
     @property
     def num_layers(self) -> int:

@@ -1,120 +1,55 @@
-r"""Swin Transformer V2: attention within windows, and windows that move.
+r"""Swin Transformer V2: attention within windows, and windows that shift.
 
 Source: Liu et al. 2022, https://arxiv.org/abs/2111.09883 (V2), and 2021, https://arxiv.org/abs/2103.14030 (V1).
-A block attends within windows of M x M positions; every second block moves the windows by half of one,
-so that they join what the block before kept apart (V1, section 3.2). Norms follow the branches (V2, 3.2):
+A block attends within windows of M x M positions. Every second block shifts the windows by half of one, so that they
+join what the block before kept apart (V1, section 3.2). Norms follow the branches (V2, 3.2):
 
 $$ z' = z + \mathrm{LN}(\mathrm{WindowAttention}(z)), \qquad z'' = z' + \mathrm{LN}(\mathrm{MLP}(z')) \tag{1} $$
 
-Attention is by cosine, with a learned temperature, never below 0.01, for each head (V2, eq. 2), and a bias
-from a small network $\mathcal G$ of the distance between two positions, in logarithmic steps (V2, eq. 3 and 4):
+Attention is by cosine (V2, eq. 2). Each head has a learned temperature $\tau$, never below 0.01, and a bias that a
+small network $\mathcal G$ computes from the distance of two positions, on a logarithmic scale (V2, eq. 3 and 4; eq. 1
+of windows.py):
 
 $$ \mathrm{Sim}(q_i, k_j) = \cos(q_i, k_j) / \tau + B_{ij}, \qquad
    B_{ij} = 16\, \sigma\left(\mathcal G(\widehat{\Delta x}, \widehat{\Delta y})\right) \tag{2} $$
-$$ \widehat{\Delta x} = \mathrm{sign}(\Delta x) \log_2(1 + |8 \Delta x / (M' - 1)|) / \log_2 8 \tag{3} $$
 
-with $M'$ the window that $\mathcal G$ was trained for, so that a larger window extrapolates little. (The paper's
-eq. 4 leaves out the 8s; the released models have them, as they have the sigmoid.) Between stages, four
-neighbours become one position of twice the width:
+The paper leaves out $16\, \sigma$; the released models have it. Between stages, four neighbours become one position of
+twice the width:
 
-    images -> patches -> [block, moved block] x depth / 2 -> merge -> ... 4 stages -> norm -> mean -> linear
+    images -> patches -> [block, shifted block] x depth / 2 -> merge -> ... 4 stages -> norm -> mean -> linear
 
-Where it looked is attention rollout (Abnar and Zuidema 2020, https://arxiv.org/abs/2005.00928) through windows and
-merges: what the mean reads of the last map is followed back, $r \leftarrow \tfrac12 (r A_l + r)$.
+Where the model looked is attention rollout (Abnar and Zuidema 2020, https://arxiv.org/abs/2005.00928) through windows
+and merges. It starts from the last map, of whose positions the mean reads an equal share each, and goes back layer by
+layer, with $A_l$ the weights of block $l$, averaged over heads:
+
+$$ r \leftarrow \tfrac12 (r A_l + r) \tag{3} $$
 
 Shapes: B batch, Y rows, X columns of a map, D its width; W windows; T positions of a window to read for S of
 them; N heads, H head width; P rows, Q columns, C channels of the image; M classes.
 """
 
-from functools import cache, partial
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from scratch_core.layers import MLP, LayerNorm, gelu
-from scratch_core.layers.drop_path import DropPath, drop_path_rates
-from scratch_core.layers.patches import PatchEmbedding
-from scratch_core.layers.products import dot_rows
+from scratch_core.layers import MLP, DropPath, LayerNorm, Linear, PatchEmbedding, drop_path_rates, dropout, gelu
 from scratch_core.vision import VisionModel, pair
 
 from scratch_swin import convert
 from scratch_swin.config import SwinConfig
+from scratch_swin.windows import (
+    distance_index,
+    from_windows,
+    log_distances,
+    pad_to_multiple,
+    shift_mask,
+    to_windows,
+)
 
 BLOCKED = -1e30
-
-
-def dropout(rate: float, rngs: nnx.Rngs) -> nnx.Dropout:
-    """Return dropout with a random stream of its own, or without one where nothing is dropped."""
-    return nnx.Dropout(rate, rngs=rngs if rate else None)
-
-
-def pad_to_multiple(x_BYXD: jax.Array, rows: int, columns: int) -> jax.Array:
-    """Return a map with zeros below and on the right, so that rows and columns divide it."""
-    _, Y, X, _ = x_BYXD.shape
-    return jnp.pad(x_BYXD, ((0, 0), (0, -Y % rows), (0, -X % columns), (0, 0)))
-
-
-def to_windows(x_BYXD: jax.Array, window: int, shift: int) -> jax.Array:
-    """Return the windows of a map, moved by ``shift`` down and right: [B, W, window * window, D].
-
-    The map is padded to whole windows, then rolled, so that the windows at its end hold what left at its start.
-    """
-    x_BYXD = pad_to_multiple(x_BYXD, window, window)
-    B, Y, X, D = x_BYXD.shape
-    if shift:
-        x_BYXD = jnp.roll(x_BYXD, (-shift, -shift), axis=(1, 2))
-    x = x_BYXD.reshape(B, Y // window, window, X // window, window, D).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(B, -1, window * window, D)
-
-
-def from_windows(windows_BWTD: jax.Array, window: int, shift: int, rows: int, columns: int) -> jax.Array:
-    """Return the map [B, rows, columns, D] whose windows these are: the inverse of :func:`to_windows`."""
-    B, _, _, D = windows_BWTD.shape
-    down, right = -(-rows // window), -(-columns // window)
-    x = windows_BWTD.reshape(B, down, right, window, window, D).transpose(0, 1, 3, 2, 4, 5)
-    x_BYXD = x.reshape(B, down * window, right * window, D)
-    if shift:
-        x_BYXD = jnp.roll(x_BYXD, (shift, shift), axis=(1, 2))
-    return x_BYXD[:, :rows, :columns]
-
-
-@cache
-def shift_regions(rows: int, columns: int, window: int, shift: int) -> np.ndarray:
-    """Return the region [rows, columns] of each position of a rolled map: 0 to 8; neighbours before it share one."""
-
-    def part(size: int) -> np.ndarray:
-        i = np.arange(size)
-        return (i >= size - window).astype(np.int64) + (i >= size - shift)
-
-    return 3 * part(rows)[:, None] + part(columns)[None, :]
-
-
-@cache
-def shift_mask(rows: int, columns: int, window: int, shift: int) -> np.ndarray:
-    """Return mask_WTS: True where two positions of a window of the rolled, padded map are of one region."""
-    regions = shift_regions(rows + -rows % window, columns + -columns % window, window, shift)
-    Y, X = regions.shape
-    regions_WT = regions.reshape(Y // window, window, X // window, window).swapaxes(1, 2).reshape(-1, window**2)
-    return regions_WT[:, :, None] == regions_WT[:, None, :]
-
-
-@cache
-def log_distances(window: int, pretrained: int) -> np.ndarray:
-    """Return eq. 3 for all distances of two positions of a window: [(2M - 1)^2, 2], rows then columns."""
-    distance = np.arange(-(window - 1), window, dtype=np.float32)
-    scaled = 8 * distance / max((pretrained or window) - 1, 1)
-    scaled = np.sign(scaled) * np.log2(np.abs(scaled) + 1) / np.log2(8)  # eq. 3
-    return np.stack(np.meshgrid(scaled, scaled, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.float32)
-
-
-@cache
-def distance_index(window: int) -> np.ndarray:
-    """Return index_TS: the row of :func:`log_distances` for each two positions of a window."""
-    row, column = (i.ravel() for i in np.meshgrid(np.arange(window), np.arange(window), indexing="ij"))
-    down, right = (i[:, None] - i[None, :] + window - 1 for i in (row, column))
-    return down * (2 * window - 1) + right
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -128,15 +63,14 @@ class WindowAttention(nnx.Module):
 
     def __init__(self, config: SwinConfig, stage: int, *, dtype, rngs: nnx.Rngs):
         D, N = config.width(stage), config.num_heads[stage]
-        linear = partial(nnx.LinearGeneral, dtype=dtype, dot_general=dot_rows, rngs=rngs)
-        project = partial(linear, D, (N, D // N))
-        self.query = project(use_bias=config.qkv_bias)
-        self.key = project(use_bias=False)
-        self.value = project(use_bias=config.qkv_bias)
-        self.out = linear((N, D // N), D, axis=(-2, -1))
+        H = D // N
+        self.query = Linear(D, (N, H), use_bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.key = Linear(D, (N, H), use_bias=False, dtype=dtype, rngs=rngs)
+        self.value = Linear(D, (N, H), use_bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.out = Linear((N, H), D, dtype=dtype, rngs=rngs)
         self.log_scale = nnx.Param(jnp.full((N, 1, 1), np.log(10.0)))  # log 1 / tau
-        self.distance_hidden = nnx.Linear(2, 512, rngs=rngs)
-        self.distance_bias = nnx.Linear(512, N, use_bias=False, rngs=rngs)
+        self.distance_hidden = Linear(2, 512, rngs=rngs)
+        self.distance_bias = Linear(512, N, use_bias=False, rngs=rngs)
         self.window, self.pretrained = config.window(stage), config.pretrained_window_sizes[stage]
         self.dropout = dropout(config.attention_dropout, rngs)
 
@@ -148,7 +82,7 @@ class WindowAttention(nnx.Module):
         return bias_TSN.transpose(2, 0, 1)
 
     def weights(self, x_BWSD: jax.Array, mask_WTS: np.ndarray | None) -> jax.Array:
-        """Return how much each position reads of each of its window: weights_BWNTS, float32, rows sum to 1."""
+        """Return how much each position reads of each position of its window: weights_BWNTS, float32; rows sum to 1."""
         scale_N11 = jnp.exp(jnp.minimum(self.log_scale[...].astype(jnp.float32), np.log(100.0)))
         query_BWTNH = unit(self.query(x_BWSD)) * scale_N11[:, :, 0]
         key_BWSNH = unit(self.key(x_BWSD))
@@ -158,7 +92,7 @@ class WindowAttention(nnx.Module):
         return jax.nn.softmax(scores_BWNTS, axis=-1)
 
     def __call__(self, x_BWSD: jax.Array, mask_WTS: np.ndarray | None) -> jax.Array:
-        """Return y_BWSD in ``dtype``; the mask is True where a position may be read."""
+        """Return y_BWSD in ``dtype``; mask_WTS is True where position t may read position s (None: everywhere)."""
         value_BWSNH = self.value(x_BWSD)
         weights_BWNTS = self.dropout(self.weights(x_BWSD, mask_WTS).astype(value_BWSNH.dtype))
         y_BWTNH = jnp.matmul(weights_BWNTS, value_BWSNH.swapaxes(2, 3)).swapaxes(2, 3)
@@ -166,7 +100,7 @@ class WindowAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Eq. 1, with the windows of its stage, moved or not."""
+    """Eq. 1, with the windows of its stage, shifted or not."""
 
     def __init__(self, config: SwinConfig, stage: int, index: int, drop_path: float, *, dtype, rngs: nnx.Rngs):
         D = config.width(stage)
@@ -179,7 +113,7 @@ class Block(nnx.Module):
         self.drop_path = DropPath(drop_path, 4, rngs=rngs)
 
     def windows(self, x_BYXD: jax.Array) -> tuple[jax.Array, np.ndarray | None]:
-        """Return the windows [B, W, T, D] of a map, and the mask of moved ones."""
+        """Return the windows [B, W, T, D] of a map, and the mask of shifted ones (None: not shifted)."""
         _, Y, X, _ = x_BYXD.shape
         mask_WTS = shift_mask(Y, X, self.window, self.shift) if self.shift else None
         return to_windows(x_BYXD, self.window, self.shift), mask_WTS
@@ -194,20 +128,19 @@ class Block(nnx.Module):
         return x_BYXD + self.drop_path(self.feed_forward_norm(y_BYXD))  # eq. 1, right
 
     def read(self, read_BYX: jax.Array, x_BYXD: jax.Array) -> jax.Array:
-        """Return how much is read of each position before the block, given that of each after it (rollout)."""
+        """Return eq. 3: how much is read of each position before the block, given how much of each after it."""
         _, Y, X = read_BYX.shape
         weights_BWTS = self.attention.weights(*self.windows(x_BYXD)).mean(axis=2)
         read_BWT = to_windows(read_BYX[..., None], self.window, self.shift)[..., 0]
         read_BWS = jnp.einsum("BWT,BWTS->BWS", read_BWT, weights_BWTS)
-        return 0.5 * (from_windows(read_BWS[..., None], self.window, self.shift, Y, X)[..., 0] + read_BYX)
+        return 0.5 * (from_windows(read_BWS[..., None], self.window, self.shift, Y, X)[..., 0] + read_BYX)  # eq. 3
 
 
 class PatchMerging(nnx.Module):
     """Four neighbours become one position of twice the width; V2's norm comes after the product."""
 
     def __init__(self, d_model: int, *, dtype, rngs: nnx.Rngs):
-        linear = partial(nnx.Linear, use_bias=False, dtype=dtype, dot_general=dot_rows, rngs=rngs)
-        self.reduction = linear(4 * d_model, 2 * d_model)
+        self.reduction = Linear(4 * d_model, 2 * d_model, use_bias=False, dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(2 * d_model)
 
     def __call__(self, x_BYXD: jax.Array) -> jax.Array:
@@ -217,6 +150,11 @@ class PatchMerging(nnx.Module):
         x = x_BYXD.reshape(B, Y // 2, 2, X // 2, 2, D)
         x = x.transpose(0, 1, 3, 4, 2, 5).reshape(B, Y // 2, X // 2, 4 * D)  # down first, then right
         return self.norm(self.reduction(x))
+
+    def read(self, read_BRS: jax.Array, x_BYXD: jax.Array) -> jax.Array:
+        """Return how much is read of each position before the merge: a quarter of its merged one (rollout)."""
+        _, Y, X, _ = x_BYXD.shape
+        return read_BRS.repeat(2, axis=1).repeat(2, axis=2)[:, :Y, :X] / 4
 
 
 class Stage(nnx.Module):
@@ -251,21 +189,25 @@ class Swin(VisionModel):
             self.stages.append(Stage(config, stage, rates[start : start + depth], dtype=dtype, rngs=rngs))
         width = config.width(len(config.depths) - 1)
         self.norm = LayerNorm(width, epsilon=config.norm_epsilon)
-        self.classifier = nnx.Linear(width, config.num_classes, dtype=dtype, rngs=rngs)
+        self.classifier = Linear(width, config.num_classes, dtype=dtype, rngs=rngs)
 
     def embed(self, images_BPQC: jax.Array) -> jax.Array:
         """Return the first map; an image is padded to whole patches."""
         images_BPQC = pad_to_multiple(images_BPQC, *pair(self.config.patch_size))
         return self.dropout(self.patch_norm(self.patches(images_BPQC)))
 
+    def steps(self) -> Iterator[Block | PatchMerging]:
+        """Yield blocks and merges in the order in which the map passes through them."""
+        for stage in self.stages:
+            yield from stage.blocks
+            if stage.merge is not None:
+                yield stage.merge
+
     def hidden(self, images_BPQC: jax.Array) -> jax.Array:
         """Return the normalised last map as a sequence [B, rows * columns, D]."""
         x_BYXD = self.embed(images_BPQC)
-        for stage in self.stages:
-            for block in stage.blocks:
-                x_BYXD = block(x_BYXD)
-            if stage.merge is not None:
-                x_BYXD = stage.merge(x_BYXD)
+        for step in self.steps():
+            x_BYXD = step(x_BYXD)
         B, Y, X, D = x_BYXD.shape
         return self.norm(x_BYXD.reshape(B, Y * X, D))
 
@@ -277,19 +219,12 @@ class Swin(VisionModel):
     def rollout(self, images_BPQC: jax.Array) -> jax.Array:
         """Return how much of each patch the mean over the last map has read: heat [B, rows, columns], sum at most 1."""
         x_BYXD, path = self.embed(images_BPQC), []
-        for stage in self.stages:
-            for block in stage.blocks:
-                path.append((block, x_BYXD))
-                x_BYXD = block(x_BYXD)
-            if stage.merge is not None:
-                path.append((None, x_BYXD))
-                x_BYXD = stage.merge(x_BYXD)
+        for step in self.steps():
+            path.append((step, x_BYXD))
+            x_BYXD = step(x_BYXD)
         read = jnp.full(x_BYXD.shape[:3], 1.0 / (x_BYXD.shape[1] * x_BYXD.shape[2]))
-        for block, x_BYXD in reversed(path):
-            if block is not None:
-                read = block.read(read, x_BYXD)
-            else:  # a merged position is read as its four, a quarter each
-                read = read.repeat(2, axis=1).repeat(2, axis=2)[:, : x_BYXD.shape[1], : x_BYXD.shape[2]] / 4
+        for step, x_BYXD in reversed(path):
+            read = step.read(read, x_BYXD)
         return read
 
     def saliency(self, images: jax.Array, classes_B: jax.Array) -> jax.Array:

@@ -39,6 +39,10 @@ class ViTConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
 
+    def with_labels(self, labels: tuple[str, ...]) -> Self:
+        """Return the same model for other classes, named by ``labels``."""
+        return dataclasses.replace(self, labels=labels, num_classes=len(labels))
+
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches; pixels beyond the last whole patch are not read."""
@@ -91,7 +95,7 @@ class ViTConfig:
     @classmethod
     def tiny(cls) -> Self:
         """Return a model for the tests and the first run: 16 x 16 grey images, 10 classes, 0.2 M parameters."""
-        # Without biases: no gradient reaches that of a key, and Adam would magnify its noise.
+        # Without biases: the gradient by that of a key is zero, and Adam would turn its rounding errors into steps.
         return cls(
             64, 4, 4, 128, image_size=16, patch_size=4, num_channels=1, num_classes=10, norm_epsilon=1e-6,
             qkv_bias=False,

@@ -1,4 +1,4 @@
-r"""ViT: an image is a sequence of patches, and a Transformer encoder reads it.
+r"""ViT: a Transformer encoder that reads an image as a sequence of patches.
 
 Source: Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929, section 3.1. With the embedded patches
 $x_p E$, a learned class token and learned positions,
@@ -12,7 +12,7 @@ and a linear layer reads the classes from $y$. MSA is multi-head self-attention 
 with the exact (erf) GELU. An image of another size than the checkpoint's gets its positions by bicubic
 interpolation between the learned ones (section 3.2).
 
-Where it looked is attention rollout (Abnar and Zuidema 2020, https://arxiv.org/abs/2005.00928, section 3): with
+Where the model looked is attention rollout (Abnar and Zuidema 2020, https://arxiv.org/abs/2005.00928, section 3): with
 $A_l$ the weights of layer $l$, averaged over heads, the class token's row of
 
 $$ R = \tfrac12 (A_L + I)\, \tfrac12 (A_{L-1} + I) \cdots \tfrac12 (A_1 + I) \tag{5} $$
@@ -21,49 +21,39 @@ Shapes: B batch, Y rows, X columns, C channels; T tokens to read for S tokens (t
 D model width, N heads, H head width, M classes.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from scratch_core.layers import MLP, LayerNorm, gelu
-from scratch_core.layers.drop_path import DropPath, drop_path_rates
-from scratch_core.layers.patches import PatchEmbedding
-from scratch_core.layers.products import dot_rows
+from scratch_core.layers import MLP, DropPath, LayerNorm, Linear, PatchEmbedding, drop_path_rates, dropout, gelu
 from scratch_core.vision import VisionModel, pair
 
 from scratch_vit import convert
 from scratch_vit.config import ViTConfig
 
 
-def dropout(rate: float, rngs: nnx.Rngs) -> nnx.Dropout:
-    """Return dropout with a random stream of its own, or without one where nothing is dropped."""
-    return nnx.Dropout(rate, rngs=rngs if rate else None)
-
-
 class Attention(nnx.Module):
-    """Multi-head self-attention whose weights can be looked at, and dropped. Scores and softmax are float32."""
+    """Multi-head attention of the tokens x_BTD to the tokens z_BSD. Scores and softmax are float32."""
 
     def __init__(self, config: ViTConfig, *, dtype, rngs: nnx.Rngs):
-        D, N = config.d_model, config.num_heads
-        linear = partial(nnx.LinearGeneral, dtype=dtype, dot_general=dot_rows, rngs=rngs)
-        project = partial(linear, D, (N, D // N), use_bias=config.qkv_bias)
-        self.query, self.key, self.value = project(), project(), project()
-        self.out = linear((N, D // N), D, axis=(-2, -1))
+        D, N, H = config.d_model, config.num_heads, config.d_model // config.num_heads
+        self.query = Linear(D, (N, H), use_bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.key = Linear(D, (N, H), use_bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.value = Linear(D, (N, H), use_bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.out = Linear((N, H), D, dtype=dtype, rngs=rngs)
         self.dropout = dropout(config.attention_dropout, rngs)
 
-    def weights(self, x_BSD: jax.Array, first: int | None = None) -> jax.Array:
-        """Return how much each of the first tokens (None: each token) reads of each: weights_BNTS, rows sum to 1."""
-        query_BTNH, key_BSNH = self.query(x_BSD[:, :first]), self.key(x_BSD)
+    def weights(self, x_BTD: jax.Array, z_BSD: jax.Array) -> jax.Array:
+        """Return how much each token t reads of each token s: weights_BNTS, float32; rows sum to 1."""
+        query_BTNH, key_BSNH = self.query(x_BTD), self.key(z_BSD)
         query_BTNH = query_BTNH * query_BTNH.shape[-1] ** -0.5
         scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", query_BTNH, key_BSNH, preferred_element_type=jnp.float32)
         return jax.nn.softmax(scores_BNTS, axis=-1)
 
-    def __call__(self, x_BSD: jax.Array, first: int | None = None) -> jax.Array:
-        """Return y_BTD in ``dtype``, of the first tokens (None: of all)."""
-        value_BSNH = self.value(x_BSD)
-        weights_BNTS = self.dropout(self.weights(x_BSD, first).astype(value_BSNH.dtype))
+    def __call__(self, x_BTD: jax.Array, z_BSD: jax.Array) -> jax.Array:
+        """Return y_BTD in ``dtype``."""
+        value_BSNH = self.value(z_BSD)
+        weights_BNTS = self.dropout(self.weights(x_BTD, z_BSD).astype(value_BSNH.dtype))
         return self.out(jnp.matmul(weights_BNTS, value_BSNH.swapaxes(1, 2)).swapaxes(1, 2))
 
 
@@ -78,10 +68,19 @@ class Block(nnx.Module):
         self.dropout = dropout(config.dropout, rngs)
         self.drop_path = DropPath(drop_path, 3, rngs=rngs)
 
-    def __call__(self, x_BSD: jax.Array, first: int | None = None) -> jax.Array:
-        """Return the sequence after both branches, or only its first tokens, which read all the same."""
-        read_BTD = self.attention(self.attention_norm(x_BSD), first)
-        x_BTD = x_BSD[:, :first] + self.drop_path(self.dropout(read_BTD))  # eq. 2
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Return the sequence after both branches."""
+        z_BTD = self.attention_norm(x_BTD)
+        return self.add_branches(x_BTD, self.attention(z_BTD, z_BTD))
+
+    def class_token(self, x_BSD: jax.Array) -> jax.Array:
+        """Return the first token of what the call returns, [B, 1, D], without computing the others."""
+        z_BSD = self.attention_norm(x_BSD)
+        return self.add_branches(x_BSD[:, :1], self.attention(z_BSD[:, :1], z_BSD))
+
+    def add_branches(self, x_BTD: jax.Array, attended_BTD: jax.Array) -> jax.Array:
+        """Return x_BTD plus the attention that was computed from it, plus the MLP of their sum."""
+        x_BTD = x_BTD + self.drop_path(self.dropout(attended_BTD))  # eq. 2
         return x_BTD + self.drop_path(self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD))))  # eq. 3
 
 
@@ -104,7 +103,7 @@ class ViT(VisionModel):
         rates = drop_path_rates(config.drop_path, config.num_layers)
         self.layers = nnx.List([Block(config, rate, dtype=dtype, rngs=rngs) for rate in rates])
         self.norm = LayerNorm(D, epsilon=config.norm_epsilon)
-        self.classifier = nnx.Linear(D, config.num_classes, dtype=dtype, rngs=rngs)
+        self.classifier = Linear(D, config.num_classes, dtype=dtype, rngs=rngs)
 
     def embed(self, images_BYXC: jax.Array) -> tuple[jax.Array, tuple[int, int]]:
         """Return z_BTD of eq. 1, and the rows and columns of patches in it."""
@@ -117,23 +116,28 @@ class ViT(VisionModel):
             positions = resize_positions(positions, self.config.grid, (rows, columns))
         return self.dropout(z_BTD + positions.astype(z_BTD.dtype)), (rows, columns)
 
-    def hidden(self, images_BYXC: jax.Array, first: int | None = None) -> jax.Array:
-        """Return the normalised last sequence [B, 1 + patches, D], the class token first; or its first tokens alone."""
+    def hidden(self, images_BYXC: jax.Array) -> jax.Array:
+        """Return the normalised last sequence [B, 1 + patches, D], the class token first."""
+        x_BTD, _ = self.embed(images_BYXC)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD)
+        return self.norm(x_BTD)
+
+    def __call__(self, images_BYXC: jax.Array) -> jax.Array:
+        """Return logits [B, num_classes]. The last layer computes only the class token: the head reads no other."""
         x_BTD, _ = self.embed(images_BYXC)
         for layer in self.layers[:-1]:
             x_BTD = layer(x_BTD)
-        return self.norm(self.layers[-1](x_BTD, first))
-
-    def __call__(self, images_BYXC: jax.Array) -> jax.Array:
-        """Return logits [B, num_classes]. The last layer computes only the class token, which is all that is read."""
-        return self.classifier(self.hidden(images_BYXC, 1)[:, 0])  # eq. 4
+        class_BD = self.norm(self.layers[-1].class_token(x_BTD))[:, 0]  # eq. 4
+        return self.classifier(class_BD)
 
     def rollout(self, images_BYXC: jax.Array) -> jax.Array:
         """Return the class token's row of eq. 5 at the patches: heat [B, rows, columns], its sum at most 1."""
         x_BTD, (rows, columns) = self.embed(images_BYXC)
         weights = []
         for layer in self.layers:
-            weights.append(layer.attention.weights(layer.attention_norm(x_BTD)).mean(axis=1))
+            z_BTD = layer.attention_norm(x_BTD)
+            weights.append(layer.attention.weights(z_BTD, z_BTD).mean(axis=1))
             x_BTD = layer(x_BTD)
         read_BT = jnp.zeros(x_BTD.shape[:2]).at[:, 0].set(1.0)
         for weights_BTS in reversed(weights):
@@ -146,7 +150,7 @@ class ViT(VisionModel):
 
 
 def resize_positions(positions: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
-    """Return positions [1, 1 + new rows * columns, D] for another grid; the class token's stays."""
+    """Return positions [1, 1 + new rows * columns, D] for another grid; that of the class token stays."""
     D = positions.shape[-1]
     grid = positions[:, 1:].reshape(*old, D)
     grid = jnp.einsum("ya,xb,abd->yxd", _bicubic(old[0], new[0]), _bicubic(old[1], new[1]), grid.astype(jnp.float32))
@@ -156,7 +160,7 @@ def resize_positions(positions: jax.Array, old: tuple[int, int], new: tuple[int,
 def _bicubic(old: int, new: int) -> np.ndarray:
     """Return the [new, old] matrix of cubic interpolation (Keys 1981, eq. 4) with a = -0.75, as in PyTorch.
 
-    Pixel centres are at half numbers, and what lies beyond an edge repeats the edge.
+    Pixel centres are at half-integers; positions beyond an edge take the value at the edge.
     """
     a, matrix = -0.75, np.zeros((new, old))
     for i in range(new):

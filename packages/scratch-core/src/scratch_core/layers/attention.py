@@ -1,6 +1,6 @@
 r"""Attention with one key/value head per query head, one for all, or one for each group.
 
-Each position asks with queries, and reads a weighted mean of values (Vaswani et al. 2017,
+Each position has queries, and reads a weighted mean of the values of all positions (Vaswani et al. 2017,
 https://arxiv.org/abs/1706.03762, eq. 1):
 
 $$ y = \mathrm{softmax}\left(q k^\top / \sqrt{H} + m\right) v \tag{1} $$
@@ -11,8 +11,8 @@ $$ y = \mathrm{softmax}\left(q k^\top / \sqrt{H} + m\right) v \tag{1} $$
 * Grouped-query (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245, section 2.2): with $G = N / K$,
   query head $n$ reads key/value head $\lfloor n / G \rfloor$. K = N is multi-head, K = 1 multi-query.
 
-Scores and softmax are float32. A query that may read nothing gets the mean of all values: finite, and
-never looked at.
+Scores and softmax are float32. A query that may read no key gets the mean of all values: a finite number that nobody
+uses.
 
 Shapes: B batch, T query positions, S key positions, D model width, E memory width, N query heads,
 K key/value heads, G query heads per key/value head, H head width.
@@ -26,11 +26,11 @@ from flax import nnx
 
 from scratch_core.errors import ConfigError
 from scratch_core.layers.cache import KeyValueCache
+from scratch_core.layers.linear import Linear
 from scratch_core.layers.masks import causal_mask
-from scratch_core.layers.products import dot_rows
 from scratch_core.layers.rope import Rope
 
-BLOCKED = -1e30  # finite, so that a row with nothing to read has a softmax too
+BLOCKED = -1e30  # finite, so that the softmax of a row with nothing to read is finite too
 
 
 def attend(
@@ -57,7 +57,7 @@ def attend(
         bias_BNTS = jnp.broadcast_to(bias.astype(jnp.float32), (B, N, T, S))
         scores_BKGTS = scores_BKGTS + bias_BNTS.reshape(scores_BKGTS.shape)
     if mask_BTS is not None:
-        mask_BTS = jnp.broadcast_to(mask_BTS, (B, T, S))  # before the axes of the heads, which [T, S] would be read as
+        mask_BTS = jnp.broadcast_to(mask_BTS, (B, T, S))  # before [T, S] could be taken for [K, S]
         scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, BLOCKED)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(value_BSKH.dtype)
     y_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, value_BSKH)  # eq. 1
@@ -83,11 +83,11 @@ class MultiHeadAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         H = head_dim or _head_dim(d_model, num_heads)
-        project = partial(nnx.LinearGeneral, use_bias=use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
+        project = partial(Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.query = project(d_model, (num_heads, H))
         self.key = project(d_memory or d_model, (num_heads, H))
         self.value = project(d_memory or d_model, (num_heads, H))
-        self.out = project((num_heads, H), d_model, axis=(-2, -1))
+        self.out = project((num_heads, H), d_model)
 
     def __call__(
         self, x_BTD: jax.Array, memory_BSE: jax.Array | None = None, mask: jax.Array | None = None
@@ -116,11 +116,11 @@ class MultiQueryAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         H = head_dim or _head_dim(d_model, num_heads)
-        project = partial(nnx.LinearGeneral, use_bias=use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
+        project = partial(Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.query = project(d_model, (num_heads, H))
         self.key = project(d_memory or d_model, H)
         self.value = project(d_memory or d_model, H)
-        self.out = project((num_heads, H), d_model, axis=(-2, -1))
+        self.out = project((num_heads, H), d_model)
 
     def __call__(
         self, x_BTD: jax.Array, memory_BSE: jax.Array | None = None, mask: jax.Array | None = None
@@ -143,7 +143,7 @@ class GroupedQueryAttention(nnx.Module):
     """Causal self-attention of a decoder, with rotary positions and an optional key/value cache.
 
     d_model is D, num_heads N, num_kv_heads K, head_dim H. ``rope`` None leaves positions to the caller.
-    ``window``: how many positions back a query reads, itself included; None: all of them. Projections
+    ``window``: the number of positions that a query reads, up to its own; None: all. Projections
     run in ``dtype``. Raises ConfigError if num_kv_heads does not divide num_heads.
     """
 
@@ -162,11 +162,11 @@ class GroupedQueryAttention(nnx.Module):
     ):
         if num_heads % num_kv_heads:
             raise ConfigError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
-        project = partial(nnx.LinearGeneral, use_bias=use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
+        project = partial(Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.query = project(d_model, (num_heads, head_dim))
         self.key = project(d_model, (num_kv_heads, head_dim))
         self.value = project(d_model, (num_kv_heads, head_dim))
-        self.out = project((num_heads, head_dim), d_model, axis=(-2, -1))
+        self.out = project((num_heads, head_dim), d_model)
         self.rope, self.window, self.dtype = rope, window, dtype
 
     def empty_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
@@ -179,8 +179,8 @@ class GroupedQueryAttention(nnx.Module):
     ) -> tuple[jax.Array, KeyValueCache | None]:
         """Return y_BTD in ``dtype`` and the cache with these T tokens appended (None without one).
 
-        positions_BT (int32) count the real tokens of each row from 0, and are -1 at padding. They turn
-        queries and keys, and decide alone who reads whom.
+        positions_BT (int32) count the real tokens of each row from 0, and are -1 at padding. They rotate queries and
+        keys, and they alone decide which query reads which key.
         """
         query_BTNH, key_BSKH, value_BSKH = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         if self.rope is not None:

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens that were already read, so that decoding reads each token once.
+"""Caches of keys and values, so that decoding computes those of each token once.
 
 One class serves every kind of layer, because a slot knows which position it holds:
 
@@ -110,9 +110,9 @@ def check_batch(held: jax.Array, new: jax.Array) -> None:
 @partial(jax.tree_util.register_dataclass, data_fields=["layers", "length_B"], meta_fields=["capacity"])
 @dataclasses.dataclass(frozen=True)
 class DecoderCache:
-    """A decoder's caches, one for each layer, and how many tokens each row has read (length_B, int32).
+    """A decoder's caches, one for each layer, and the number of tokens that each row has read (length_B, int32).
 
-    ``capacity`` is how many tokens fit in a row, None without a limit.
+    ``capacity`` is the number of tokens that fit in a row; None: no limit.
     """
 
     layers: tuple[Any, ...]

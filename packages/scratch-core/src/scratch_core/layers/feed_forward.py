@@ -1,4 +1,4 @@
-r"""The layer between two attention layers: each position on its own, through a wider space.
+r"""The feed-forward layer: each position by itself, through a wider space and back.
 
 $$ \mathrm{MLP}(x) = W_d\, f(W_u x) \tag{1} $$
 $$ \mathrm{GatedMLP}(x) = W_d\, (f(W_g x) \odot W_u x) \tag{2} $$
@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scratch_core.layers.products import dot_rows
+from scratch_core.layers.linear import Linear
 
 
 def gelu(x: jax.Array) -> jax.Array:
     r"""Return $x\, \Phi(x)$ in x's dtype, computed in float32 (Hendrycks and Gimpel 2016).
 
-    https://arxiv.org/abs/1606.08415. Through erf, as in PyTorch; `jax.nn.gelu` takes erfc, which costs an exponential
-    more, and gains digits only where the result is nearly 0.
+    https://arxiv.org/abs/1606.08415. It uses erf, as PyTorch does. `jax.nn.gelu` uses erfc, which costs one more
+    exponential and gains digits only where the result is nearly 0 (shared/docs/cpu.md).
     """
     half = 0.5 * x.astype(jnp.float32)
     return (half + half * jax.lax.erf(half * math.sqrt(2))).astype(x.dtype)
@@ -43,7 +43,7 @@ class MLP(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        linear = partial(nnx.Linear, use_bias=use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
+        linear = partial(Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.up = linear(d_model, d_ff)
         self.down = linear(d_ff, d_model)
         self.activation = activation
@@ -66,7 +66,7 @@ class GatedMLP(nnx.Module):
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        linear = partial(nnx.Linear, use_bias=use_bias, dtype=dtype, dot_general=dot_rows, rngs=rngs)
+        linear = partial(Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
         self.gate = linear(d_model, d_ff)
         self.up = linear(d_model, d_ff)
         self.down = linear(d_ff, d_model)

@@ -1,8 +1,8 @@
-"""Which query may read which key, decided by positions alone.
+"""Masks: which query may read which key. Positions alone decide it.
 
-A position is the number of real tokens before a token in its own row; a padding token or an empty cache
-slot has position -1. With that one convention left padding, right padding, cached decoding in chunks of
-any length and sliding windows are all the same rule.
+The position of a token is the number of real tokens before it in its row; padding and empty cache slots have position
+-1. With this convention, one rule serves left padding, right padding, cached decoding in chunks of any length and
+sliding windows.
 
 Shapes: B batch, T query positions, S key positions. A mask is True where query t may read key s.
 """

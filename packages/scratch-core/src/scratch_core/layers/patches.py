@@ -1,4 +1,4 @@
-r"""From images to patches: each square of pixels becomes one vector.
+r"""Patch embedding: each square of pixels of an image becomes one vector.
 
 Source: Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929, eq. 1, without class token and positions.
 Patches do not overlap, so the convolution with kernel and stride P is one matrix product:
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scratch_core.errors import DataError
-from scratch_core.layers.products import dot_rows
+from scratch_core.layers.linear import dot_rows
 
 
 class PatchEmbedding(nnx.Module):
@@ -33,7 +33,7 @@ class PatchEmbedding(nnx.Module):
 
     def __call__(self, images_BYXC: jax.Array) -> jax.Array:
         """Return patches_BRSD. Raises DataError for other channels, or for an image smaller than a patch."""
-        P, Q, channels, D = self.kernel.shape
+        P, Q, channels, _ = self.kernel.shape
         shape = images_BYXC.shape
         if len(shape) != 4 or shape[-1] != channels or shape[1] < P or shape[2] < Q:
             raise DataError(
@@ -41,6 +41,5 @@ class PatchEmbedding(nnx.Module):
             )
         B, R, S = shape[0], shape[1] // P, shape[2] // Q
         pixels = images_BYXC[:, : R * P, : S * Q].astype(self.dtype).reshape(B, R, P, S, Q, channels)
-        pixels = pixels.transpose(0, 1, 3, 2, 4, 5).reshape(B, R, S, P * Q * channels)
-        kernel = self.kernel[...].astype(self.dtype).reshape(P * Q * channels, D)
-        return dot_rows(pixels, kernel) + self.bias[...].astype(self.dtype)  # eq. 1
+        pixels = pixels.transpose(0, 1, 3, 2, 4, 5)  # [B, R, S, P, Q, C]
+        return dot_rows(pixels, self.kernel[...].astype(self.dtype), 3) + self.bias[...].astype(self.dtype)  # eq. 1

@@ -7,6 +7,7 @@
 The tests of a package add what only its model promises.
 """
 
+import dataclasses
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ from scratch_core.testing.vision import (
     check_bfloat16,
     check_images_are_independent,
     check_new_head_on_a_frozen_trunk,
+    noise,
 )
 
 
@@ -34,7 +36,7 @@ class ModelContract:
 
     model_class: ClassVar[Any]
     decayed: ClassVar[tuple[str, ...]]
-    """The parameters of the preset ``tiny`` under weight decay, with ``*`` for the number of a layer."""
+    """The parameters of ``config`` under weight decay, with ``*`` for the number of a layer."""
 
     config: ClassVar[Any] = None
     """The configuration that the tests build; None: the preset ``tiny``."""
@@ -77,7 +79,7 @@ class ModelContract:
         assert type(config).from_hf(config.to_hf()) == config
 
     def test_weight_decay_acts_on_these_parameters_alone(self):
-        found = decayed_parameters(self.model_class, self.model_class.Config.tiny())
+        found = decayed_parameters(self.model_class, self.config)
         print("\n".join(found))
         assert found == sorted(self.decayed)
 
@@ -155,6 +157,17 @@ class CausalLMContract(ModelContract):
 
 class ImageClassificationContract(ModelContract):
     """What holds of every image classifier."""
+
+    def test_config_survives_a_round_trip(self, preset):
+        """A preset names no classes; its config.json names them LABEL_0 and so on."""
+        config = self.spec.config(preset)
+        again = type(config).from_hf(config.to_hf())
+        assert dataclasses.replace(again, labels=()) == config
+        assert type(config).from_hf(again.to_hf()) == again
+
+    def test_logits_are_one_number_per_class(self):
+        logits = jitted(self.model)(noise(self.config, 2))
+        assert (logits.shape, logits.dtype) == ((2, self.config.num_classes), jnp.float32)
 
     def test_images_do_not_see_each_other(self):
         check_images_are_independent(self.create())

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from scratch_core.fine_tuning import freeze, replace_head
 from scratch_core.losses import image_classification_loss
 from scratch_core.registry import load
 from scratch_core.testing.goldens import CACHED, LOGITS, assert_close, check_gradients, jitted, read_io
@@ -31,14 +32,14 @@ def check_image_classifier(golden: Path, atol: float = LOGITS) -> None:
 
 
 def noise(config: Any, batch_size: int, size: int = 32, seed: int = 0) -> jax.Array:
-    """Return images [B, Y, X, C] of noise in the size that a configuration wants."""
+    """Return images [B, Y, X, C] of noise, in the configuration's image size or else of ``size`` x ``size``."""
     size = getattr(config, "image_size", size)
     shape = (batch_size, size, size, config.num_channels)
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
 def check_images_are_independent(model: VisionModel) -> None:
-    """In evaluation, an image's logits are those it has alone, whatever its neighbours are, and do depend on it."""
+    """In evaluation an image has the logits that it has alone, whatever its neighbours; another image has others."""
     model.eval()
     images, others, forward = noise(model.config, 4), noise(model.config, 4, seed=1), jitted(model)
     together = np.asarray(forward(images))
@@ -51,10 +52,11 @@ def check_images_are_independent(model: VisionModel) -> None:
 
 def check_new_head_on_a_frozen_trunk(model: VisionModel, folder: Path) -> None:
     """Training a new head alone leaves every other array as it was, to the bit, and the head survives a checkpoint."""
-    model.replace_head(("cat", "dog", "owl"), rngs=nnx.Rngs(7))
+    replace_head(model, ("cat", "dog", "owl"), rngs=nnx.Rngs(7))
     before = _learned(model)
     batch = {"images": noise(model.config, 6), "labels": jnp.array([0, 1, 2, 0, 1, 2])}
-    trainer = Trainer(model, optax.adam(0.02), image_classification_loss, trainable=model.freeze_trunk())
+    trainable = freeze(model, "*", keep=("classifier.*",))
+    trainer = Trainer(model, optax.adam(0.02), image_classification_loss, trainable=trainable)
     first = trainer.evaluate([batch])["loss"]
     trainer.fit([batch] * 60, 60)
     assert trainer.evaluate([batch])["loss"] < 0.7 * first
@@ -69,15 +71,16 @@ def check_new_head_on_a_frozen_trunk(model: VisionModel, folder: Path) -> None:
     np.testing.assert_array_equal(jitted(again)(batch["images"]), jitted(model)(batch["images"]))
 
 
-def check_bfloat16(kind: type[VisionModel], config: Any) -> None:
+def check_bfloat16(model_class: type[VisionModel], config: Any) -> None:
     """Computing in bfloat16 keeps parameters and gradients float32, and gives the logits to bfloat16's precision."""
-    exact, narrow = (kind(config, dtype=dtype, rngs=nnx.Rngs(0)) for dtype in (jnp.float32, jnp.bfloat16))
+    exact, narrow = (model_class(config, dtype=dtype, rngs=nnx.Rngs(0)) for dtype in (jnp.float32, jnp.bfloat16))
     batch = {"images": noise(config, 4), "labels": jnp.arange(4)}
     # Compared in training mode, where batch norm keeps the activations of a random network in bounds.
-    expected, actual = (np.asarray(jitted(m)(batch["images"]), np.float32) for m in (exact, narrow))
-    assert jitted(narrow)(batch["images"]).dtype in (jnp.bfloat16, jnp.float32)
+    logits = [jitted(model)(batch["images"]) for model in (exact, narrow)]
+    assert logits[1].dtype in (jnp.bfloat16, jnp.float32)
+    expected, actual = (np.asarray(each, np.float32) for each in logits)
     assert 0 < np.abs(actual - expected).max() < 0.05 * np.abs(expected).max() + 0.02
-    narrow.eval()  # running statistics would have to be handed out of the gradient
+    narrow.eval()  # in training, the running statistics would have to leave the gradient as a second result
     graphdef, parameters, rest = nnx.split(narrow, nnx.Param, ...)
 
     @jax.jit
@@ -92,13 +95,17 @@ def check_bfloat16(kind: type[VisionModel], config: Any) -> None:
         assert np.isfinite(value).all(), path
 
 
-def check_dropout(kind: type[VisionModel], dropping: Any, still: Any) -> None:
-    """With rates, training draws anew at each call and alike from one seed; evaluation is that of ``still``."""
+def check_dropout(model_class: type[VisionModel], dropping: Any, without: Any) -> None:
+    """In training, each call drops other features, and the seed decides which; evaluation drops nothing.
+
+    ``dropping`` and ``without`` are one configuration with a rate and without it.
+    """
     images = noise(dropping, 4)
-    first, second, other = (kind(dropping, rngs=nnx.Rngs(params=0, dropout=seed)) for seed in (1, 1, 2))
-    plain = kind(still, rngs=nnx.Rngs(params=0, dropout=1))
+    first, second, other = (model_class(dropping, rngs=nnx.Rngs(params=0, dropout=seed)) for seed in (1, 1, 2))
+    plain = model_class(without, rngs=nnx.Rngs(params=0, dropout=1))
     nnx.update(plain, nnx.state(first, nnx.Param))
-    draws = [np.asarray(model(images)) for model in (first, first, second, other)]
+    forward = nnx.jit(lambda model, images: model(images))  # the count of draws is handed back to the model
+    draws = [np.asarray(forward(model, images)) for model in (first, first, second, other)]
     np.testing.assert_array_equal(draws[0], draws[2])
     assert np.abs(draws[0] - draws[1]).max() > 1e-4
     assert np.abs(draws[0] - draws[3]).max() > 1e-4
@@ -108,5 +115,5 @@ def check_dropout(kind: type[VisionModel], dropping: Any, still: Any) -> None:
 
 
 def _learned(model: Any) -> dict[str, np.ndarray]:
-    # Copies: the arrays themselves are donated to the training step.
+    # Copies: the training step donates the arrays themselves.
     return {path: np.array(value) for path, value in flatten(nnx.state(model, (nnx.Param, nnx.BatchStat))).items()}

@@ -1,6 +1,8 @@
-r"""Stochastic depth: in training, a residual branch is left out for some of the examples.
+r"""Dropout of single features, and of whole residual branches (stochastic depth). Both are off in evaluation.
 
-Source: Huang et al. 2016, https://arxiv.org/abs/1603.09382, eq. 2 and 5. With the branch $f$, dropped at rate $p$:
+Dropout (Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html) sets each feature to zero at rate $p$
+and divides the others by $1 - p$. Stochastic depth (Huang et al. 2016, https://arxiv.org/abs/1603.09382, eq. 2 and 5)
+does so with a whole branch $f$, for each example:
 
 $$ y = x + \frac{b}{1 - p} f(x), \qquad b \sim \mathrm{Bernoulli}(1 - p) \text{ for each example} \tag{1} $$
 
@@ -12,10 +14,15 @@ import numpy as np
 from flax import nnx
 
 
-class DropPath(nnx.Module):
-    """$b / (1 - p)$ of eq. 1 on the output of a branch, first axis the batch; nothing in evaluation.
+def dropout(rate: float, rngs: nnx.Rngs) -> nnx.Dropout:
+    """Return a dropout layer that draws from the ``dropout`` stream of ``rngs``; a rate of 0 needs no stream."""
+    return nnx.Dropout(rate, rngs=rngs if rate else None)
 
-    num_axes is the rank of the branch, batch included. Draws from the ``dropout`` stream of ``rngs``, like nnx.Dropout.
+
+class DropPath(nnx.Module):
+    """$b / (1 - p)$ of eq. 1 on the output of a branch, first axis the batch.
+
+    num_axes is the rank of the branch, batch included. Draws from the ``dropout`` stream of ``rngs``.
     """
 
     def __init__(self, rate: float, num_axes: int, *, rngs: nnx.Rngs):
