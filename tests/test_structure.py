@@ -6,8 +6,11 @@ nothing in the tree tells whose machine or which package index it came from.
 
 import ast
 import re
+from importlib.metadata import entry_points
+from pathlib import Path
 
 from packaging.requirements import Requirement
+from scratch_core.tasks import find_task
 
 TOP_LEVEL = {"packages", "shared", "tests", "pyproject.toml", "uv.lock", "README.md", "LICENSE"}
 
@@ -101,6 +104,25 @@ def test_a_model_package_registers_under_its_name(model_package):
     assert model_package.name == f"scratch-{next(iter(model_package.models))}"
 
 
+def contracts(tests: Path) -> set[tuple[str, str]]:
+    """The (contract, model class) of every test class: ``class TestX(Contract): model_class = X``."""
+    found = set()
+    for path in tests.glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and node.name.startswith("Test"):
+                for line in node.body:
+                    if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == "model_class":
+                        found |= {(ast.unparse(base), ast.unparse(line.value)) for base in node.bases}
+    return found
+
+
+def test_a_model_package_keeps_the_contract_of_each_of_its_tasks(model_package):
+    (point,) = [p for p in entry_points(group="scratch.models") if p.value in model_package.models.values()]
+    for task, model in point.load().models.items():
+        wanted = (find_task(task).contract.partition(":")[2], model.partition(":")[2])
+        assert wanted in contracts(model_package.folder / "tests"), f"no test class with model_class is a {wanted[0]}"
+
+
 def test_models_are_known_to_each_other_by_entry_point_alone(root, packages):
     """Adding a model touches nothing outside its folder: the root installs core and one model, and lists no other."""
     listed = re.findall(r"scratch-[a-z0-9]+", (root / "pyproject.toml").read_text(encoding="utf-8"))
@@ -138,11 +160,13 @@ def test_nothing_names_an_index_or_a_machine(files, root):
 
 
 def test_sources_raise_instead_of_asserting(package):
-    """``python -O`` drops an assert. testing.py is made of them, for tests."""
+    """``python -O`` drops an assert. ``testing/`` is made of them, for tests."""
     found = []
     for path in sorted((package.folder / "src").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         found += [
-            f"{path}:{n.lineno}" for n in ast.walk(tree) if isinstance(n, ast.Assert) and path.name != "testing.py"
+            f"{path}:{n.lineno}"
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Assert) and "testing" not in path.relative_to(package.folder).parts
         ]
     assert found == []
