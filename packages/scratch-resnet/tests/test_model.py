@@ -1,6 +1,7 @@
 """What must hold of ResNet for any weights: the contract of image classifiers, its layers, both layouts."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,12 @@ from scratch_resnet.winograd import pays, winograd
 TINY = ResNetConfig.tiny()
 
 
+@nnx.jit
+def forward(model, images):
+    """The logits; in training, the running statistics move."""
+    return model(images)
+
+
 @pytest.fixture
 def model():
     return ResNet(TINY, rngs=nnx.Rngs(0))
@@ -38,14 +45,14 @@ class TestResNet(ImageClassificationContract):
 
     def test_images_do_not_see_each_other(self):
         model = self.create()
-        model(noise(TINY, 8))  # so that the running statistics are those of images
+        forward(model, noise(TINY, 8))  # so that the running statistics are those of images
         check_images_are_independent(model)
 
 
 def test_in_training_the_logits_depend_on_the_whole_batch(model):
     images = noise(TINY, 4)
-    together = model(images)
-    assert np.abs(together[:2] - model(images[:2])).max() > 1e-3
+    together = forward(model, images)
+    assert np.abs(together[:2] - forward(model, images[:2])).max() > 1e-3
 
 
 @pytest.mark.parametrize("preset", SPEC.presets)
@@ -64,7 +71,7 @@ def test_a_batch_norm_is_frozen_with_all_its_parameters(model):
     assert model.stem.norm.frozen
     assert not model.stages[0][0].layers[0].norm.frozen
     before = [np.array(norm.mean[...]) for norm in (model.stem.norm, model.stages[0][0].layers[0].norm)]
-    model(noise(TINY, 4))
+    forward(model, noise(TINY, 4))
     np.testing.assert_array_equal(model.stem.norm.mean[...], before[0])
     assert np.abs(model.stages[0][0].layers[0].norm.mean[...] - before[1]).max() > 1e-3
     freeze(model, "classifier.*")
@@ -106,21 +113,22 @@ def test_images_of_another_shape_are_a_clear_error(model, shape):
 
 def test_the_last_norm_can_start_at_zero():
     """Every block that has no shortcut layer is then the identity on what a ReLU gives, as in Goyal et al."""
-    config = dataclasses.replace(ResNetConfig.resnet50(), depths=(2, 1, 1, 1), zero_init_last=True)
+    config = ResNetConfig(depths=(2, 1), widths=(32, 64), stem_width=16, zero_init_last=True)
     model = ResNet(config, rngs=nnx.Rngs(0))
-    x = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, 4, 4, 256)))
+    x = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, 4, 4, 32)))
     np.testing.assert_array_equal(model.stages[0][1](x), x)
     assert not (model.stages[0][1].layers[0].norm.scale[...] == 0).any()
 
 
 def test_version_one_strides_in_the_first_convolution():
     """v1.5 reads all pixels, in its 3x3. v1 skips the odd rows and columns, in the 1x1 and the shortcut alike."""
-    x = jnp.zeros((1, 8, 8, 64)).at[0, 3, 3].set(1.0)
+    x = jnp.zeros((1, 8, 8, 16)).at[0, 3, 3].set(1.0)
     for first, touched in ((False, True), (True, False)):
         config = dataclasses.replace(ResNetConfig.resnet50(), stride_in_1x1=first)
-        block = Bottleneck(config, 64, 128, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        block = Bottleneck(config, 16, 32, 2, dtype=jnp.float32, rngs=nnx.Rngs(0))
         block.eval()
-        assert bool((jnp.abs(block(x) - block(x * 0)) > 0).any()) is touched
+        run = jitted(block)
+        assert bool((jnp.abs(run(x) - run(x * 0)) > 0).any()) is touched
 
 
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
@@ -146,9 +154,14 @@ def test_winograd_is_the_convolution(size):
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), 3)
         x, kernel, g = (jax.random.normal(k, s) for k, s in zip(keys, [(2, *size, 5), (3, 3, 5, 4), (2, *size, 4)]))
-        value, gradient = jax.vjp(winograd, x, kernel)
-        expected, expected_gradient = jax.vjp(lambda x, kernel: convolve(x, kernel, 1), x, kernel)
-        for one, other in zip((value, *gradient(g)), (expected, *expected_gradient(g))):
+
+        def value_and_gradients(form, x, kernel, g):
+            value, gradient = jax.vjp(form, x, kernel)
+            return value, *gradient(g)
+
+        run = jax.jit(value_and_gradients, static_argnums=0)
+        ours, plain = run(winograd, x, kernel, g), run(partial(convolve, stride=1), x, kernel, g)
+        for one, other in zip(ours, plain, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-12)
 
 
@@ -181,7 +194,6 @@ def test_the_form_of_a_convolution_is_chosen_for_the_device_of_the_program():
         text = jax.jit(conv).trace(x).lower(lowering_platforms=(platform,)).as_text()
         assert ("stablehlo.convolution" in text) is convolutions
         assert ("stablehlo.dot_general" in text) is not convolutions
-        assert "stablehlo.case" not in text  # one form alone is in the program
 
 
 @pytest.mark.parametrize("transform", ["jit", "gradient", "vmap"])
@@ -226,7 +238,7 @@ def test_the_derivatives_of_the_variance_are_those_of_its_formula():
     own = jax.grad(lambda x: weight @ jnp.sqrt(variance(x, x.mean((0, 1, 2)))))
     usual = jax.grad(lambda x: weight @ x.std((0, 1, 2)))
     for one, other in ((own, usual), (jax.jacobian(own), jax.jacobian(usual))):
-        np.testing.assert_allclose(one(x), other(x), atol=1e-6)
+        np.testing.assert_allclose(jax.jit(one)(x), jax.jit(other)(x), atol=1e-6)
 
 
 def test_batch_norm_refuses_a_single_value():
@@ -236,15 +248,15 @@ def test_batch_norm_refuses_a_single_value():
 
 def test_grad_cam_points_at_what_moves_the_logit():
     model = ResNet(TINY, rngs=nnx.Rngs(0))
-    images = noise(TINY, 2, size=128)
-    model(images)
+    images = noise(TINY, 2, size=64)
+    forward(model, images)
     model.eval()
     heat = np.asarray(jitted(model, "saliency")(images, jnp.array([1, 2])))
-    assert heat.shape == (2, 16, 16)
+    assert heat.shape == (2, 8, 8)
     assert (heat >= 0).all()
     # By the definition: the gradient of the logit with respect to the last map, weighted as in the paper.
-    hidden = model.hidden(images)
+    hidden = jitted(model, "hidden")(images)
     kernel = np.asarray(model.classifier.kernel[...])
-    alpha = kernel[:, [1, 2]].T / 256  # the head is a mean over 16 x 16 positions, then linear
+    alpha = kernel[:, [1, 2]].T / 64  # the head is a mean over 8 x 8 positions, then linear
     expected = np.maximum(np.einsum("bc,byxc->byx", alpha, hidden), 0)
     np.testing.assert_allclose(heat, expected, rtol=1e-4, atol=1e-6)

@@ -145,8 +145,8 @@ class LeNet5(VisionModel):
                 f"images of shape {images_BYXC.shape} must be [batch, 32, 32, {self.config.num_channels}]: "
                 "resize or pad them"
             )
-        c1_BYXC = self.f(self.c1(images_BYXC.astype(self.dtype)))
-        return self.f(self.c3(self.s2(c1_BYXC)))
+        c1_BRSO = self.f(self.c1(images_BYXC.astype(self.dtype)))
+        return self.f(self.c3(self.s2(c1_BRSO)))
 
     def after_features(self, x_BYXC: jax.Array) -> jax.Array:
         """Return the 84 units of F6 from the maps of C3."""

@@ -167,7 +167,7 @@ class Stage(nnx.Module):
 
 
 class Swin(VisionModel):
-    """The classifier. Call it on images [B, P, Q, C] of any size; windows stay as the config's image_size has them."""
+    """The classifier. Call it on images [B, P, Q, C] of any size; its windows are those of the config."""
 
     Config = SwinConfig
     architectures = ("Swinv2ForImageClassification",)
