@@ -59,6 +59,12 @@ class Package:
 PACKAGES = [Package(p.parent) for p in sorted(ROOT.glob("packages/*/pyproject.toml"))]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Set up a compilation cache that child processes share, before the first test imports JAX."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.rootpath / ".pytest_cache" / "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give ``package`` and ``model_package`` their values, named by package."""
     for argument, chosen in (("package", PACKAGES), ("model_package", [p for p in PACKAGES if p.models])):

@@ -33,8 +33,8 @@ def _train(name: Name) -> None:
     Args:
         name: A model that `scratch models` lists.
     """
-    # Only for the help: the options depend on the model, so `main` hands the arguments on.
-    raise ConfigError(f"train: name the model first, as in `scratch train NAME {name}`")
+    # Only for the help: the options depend on the model, so `main` hands the arguments on before this is called.
+    raise ConfigError(f"train {name}: not reached")
 
 
 def _generate(
@@ -106,7 +106,7 @@ def _predict(folder: Folder, /) -> None:
         folder: A Hugging Face folder or a run of `scratch train`.
     """
     # Only for the help, as for train.
-    raise ConfigError(f"predict: name the folder first, as in `scratch predict FOLDER {folder}`")
+    raise ConfigError(f"predict {folder}: not reached")
 
 
 def _bound(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
@@ -125,16 +125,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        if len(arguments) > 1 and not arguments[1].startswith("-"):
-            if arguments[0] == "train":
+        first, second = (*arguments, "", "")[:2]
+        if first in ("train", "predict") and second not in ("", "-h", "--help"):
+            subject = "NAME" if first == "train" else "FOLDER"
+            if second.startswith("-"):
+                raise ConfigError(
+                    f"{second} comes too early: write `scratch {first} {subject} ...` with options after it"
+                )
+            if first == "train":
                 from scratch_core.cli.train import run
 
-                return run(arguments[1], arguments[2:])
-            if arguments[0] == "predict":
-                from scratch_core.cli.predict import predict
+                return run(second, arguments[2:])
+            from scratch_core.cli.predict import predict
 
-                predict(arguments[1], arguments[2:])
-                return 0
+            predict(second, arguments[2:])
+            return 0
         commands: dict[str, Callable[..., Any]] = {
             "models": _models,
             "train": _train,

@@ -35,8 +35,8 @@ class Choice:
     preset: str = "tiny"
     start: str | None = None
     resume: str | None = None
-    steps: int | None = None
-    learning_rate: float | None = None
+    steps: str | None = None  # these two: only whether they are given
+    learning_rate: str | None = None
 
 
 def run(name: str, arguments: Sequence[str]) -> int:

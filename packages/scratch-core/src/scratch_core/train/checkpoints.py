@@ -1,8 +1,8 @@
 r"""Checkpoints of a run: written by Orbax in the background, the newest few kept, every array checked when read.
 
 Orbax writes a step atomically (a kill during a save leaves the steps before it intact), but it does not notice a
-flipped bit when it loads. So each step's metadata holds a digest of every array, computed from the values before they are
-written. `restore` compares the digests, names the damaged array, and goes back to the newest intact step.
+flipped bit when it loads. So each step's metadata holds a digest of every array, computed from the values before they
+are written. `restore` compares the digests, names the damaged array, and goes back to the newest intact step.
 
 The digest of an array with elements $x_i$ read as unsigned integers is
 
