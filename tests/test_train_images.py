@@ -5,6 +5,7 @@ every bit, and what goes wrong is one line.
 """
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,8 +21,8 @@ from safetensors.numpy import load_file
 from scratch_core import cli
 from scratch_core.data import load_digits
 
-STEPS = 240
-MIXED = ["--mixup", "0.2", "--flip", "--crop", "1", "--label-smoothing", "0.1", "--save-every", "40"]
+STEPS = 90
+MIXED = ["--mixup", "0.2", "--flip", "--crop", "1", "--label-smoothing", "0.1", "--save-every", "15"]
 TRAIN = ["train", "resnet", "--data", "photos", "--image-size", "8", "--batch-size", "8", *MIXED]
 
 
@@ -47,7 +49,10 @@ def trained(place):
 
 def scratch(place, *arguments):
     command = [sys.executable, "-m", "scratch_core.cli", *arguments]
-    return subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(jax.device_count())}  # as here, for the compilation cache
+    return subprocess.Popen(
+        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def end(running, number, run, step):
@@ -75,11 +80,11 @@ def fails(capsys, *arguments):
 
 def test_a_run_that_was_killed_and_then_ended_is_the_run_that_was_not(trained, place, capsys):
     run = place / "killed"
-    end(scratch(place, *TRAIN, "--steps", str(STEPS), "--out", "killed"), signal.SIGKILL, run, 40)
+    end(scratch(place, *TRAIN, "--steps", str(STEPS), "--out", "killed"), signal.SIGKILL, run, 15)
     assert not (run / "model.safetensors").exists()
-    out = end(scratch(place, "train", "resnet", "--resume", "killed"), signal.SIGTERM, run, 80)
+    out = end(scratch(place, "train", "resnet", "--resume", "killed"), signal.SIGTERM, run, 30)
     assert "resumed at step " in out
-    assert "to go on: uv run scratch train resnet --resume killed" in out
+    assert "to resume: uv run scratch train resnet --resume killed" in out
     assert cli.main(["train", "resnet", "--resume", "killed"]) == 0
     assert f" of {STEPS}\n" in capsys.readouterr().out
 
@@ -91,7 +96,7 @@ def test_a_run_that_was_killed_and_then_ended_is_the_run_that_was_not(trained, p
         assert [line[name] for line in lines[0]] == [line[name] for line in lines[1]]
 
 
-def test_training_says_what_it_has_learnt_and_predict_shows_it(trained, place, capsys):
+def test_training_says_what_it_has_learned_and_predict_shows_it(trained, place, capsys):
     assert cli.main(["train", "resnet", "--resume", "trained"]) == 0  # nothing to train: only the figures again
     out = capsys.readouterr().out
     assert "60 images of 3 classes" in out
@@ -146,6 +151,9 @@ def test_what_is_wrong_is_one_line(trained, place, capsys):
         assert f"--weight-decay {float(value)} must be" in fails(capsys, *TRAIN, "--weight-decay", value)
     assert "mixup=-1.0 at least 0" in fails(capsys, *TRAIN, "--mixup", "-1")
     assert "--image-size 0" in fails(capsys, *TRAIN, "--image-size", "0")
+    assert "the preset resnet50 of resnet has no default for --steps and --learning-rate: give them" in fails(
+        capsys, *TRAIN, "--preset", "resnet50"
+    )
     assert "must be at least patch_size=4" in fails(capsys, "train", "vit", "--image-size", "3")
     assert "reads 32 x 32 pixels only" in fails(capsys, "train", "cnn", "--image-size", "8")
     assert "trained holds ResNetForImageClassification" in fails(capsys, "train", "vit", "--start", "trained")

@@ -74,4 +74,9 @@ class Toy(CausalLM):
         return DecoderCache.empty(batch_size, (None,), capacity)
 
 
-SPEC = ModelSpec("toy", models={"causal_lm": "scratch_toy:Toy"}, presets={"tiny": 8712, "narrow": 3300})
+SPEC = ModelSpec(
+    "toy",
+    models={"causal_lm": "scratch_toy:Toy"},
+    presets={"tiny": 8712, "narrow": 3300},
+    recipes={"tiny": {"steps": 600, "learning_rate": 3e-3, "batch_size": 16}, "narrow": {"learning_rate": 1e-3}},
+)

@@ -1,5 +1,7 @@
 """The `scratch` command, from its arguments to its exit code; real processes where signals and start-up count."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -10,26 +12,39 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from scratch_core import models
 from scratch_core.cli import main
 
-HERE = Path(__file__).parent
 SMALL = ["--steps", "12", "--batch-size", "4", "--sequence-length", "16", "--evaluation-tokens", "200"]
+ENTRY_POINTS = """
+[scratch.models]
+toy = scratch_toy:SPEC
+
+[scratch.architectures]
+ToyForCausalLM = scratch_toy:Toy
+"""
 
 
 @pytest.fixture(scope="module")
-def toy_path(tmp_path_factory):
-    """A folder that, on sys.path, makes scratch_toy.py an installed model package."""
-    folder = tmp_path_factory.mktemp("installed")
-    about = folder / "scratch_toy-0.1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: scratch-toy\nVersion: 0.1.0\n")
-    (about / "entry_points.txt").write_text("[scratch.models]\ntoy = scratch_toy:SPEC\n")
-    (folder / "scratch_toy.py").write_text((HERE / "scratch_toy.py").read_text())
-    return folder
+def toy_path(install):
+    """The folder of the installed toy package."""
+    return install("scratch_toy", ENTRY_POINTS)
+
+
+@pytest.fixture(scope="module")
+def trained(toy_path, tmp_path_factory):
+    """What a run of 60 steps leaves behind: the folder that holds ``book.txt`` and ``runs``, and what it printed."""
+    place = tmp_path_factory.mktemp("trained")
+    (place / "book.txt").write_text("the cat sat on the mat. " * 100)
+    arguments = ["train", "toy", "--data", "book.txt", "--learning-rate", "0.2", *SMALL, "--steps", "60"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.syspath_prepend(str(toy_path))
+        patch.chdir(place)
+        assert main(arguments) == 0
+    return place, printed.getvalue()
 
 
 @pytest.fixture
@@ -37,9 +52,6 @@ def toy(toy_path, tmp_path, monkeypatch):
     """The toy package is installed, and the working directory is empty."""
     monkeypatch.syspath_prepend(str(toy_path))
     monkeypatch.chdir(tmp_path)
-    models.installed.cache_clear()
-    yield
-    models.installed.cache_clear()
 
 
 @pytest.fixture
@@ -49,39 +61,37 @@ def text(tmp_path):
     return str(path)
 
 
-def lines(path):
-    return [json.loads(line) for line in Path(path, "metrics.jsonl").read_text().splitlines()]
+@pytest.fixture
+def run(toy, trained):
+    """A copy of the trained run in the working directory, with its text in the place where the record has it."""
+    shutil.copytree(trained[0] / "runs/toy-tiny", "run")
+    return Path("run")
 
 
-def fails(capsys, *arguments):
-    """Run the command, which must fail with one line; return the line."""
-    capsys.readouterr()
-    assert main(list(arguments)) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert error.startswith("scratch: error: ")
-    return error
-
-
-def test_train_then_everything_else(toy, text, capsys):
-    assert main(["train", "toy", "--data", text, "--learning-rate", "0.1", *SMALL, "--steps", "100"]) == 0
-    out = capsys.readouterr().out
+def test_training_shows_what_was_learned(trained, logged):
+    place, out = trained
     assert "sample before training" in out
     assert "sample after training" in out
     bits = {name: float(value) for name, value in re.findall(r"  (.+?) +([0-9.]+)\n", out)}
     assert bits["this model"] < 2.5 < bits["unigram counts"]
     assert bits["bigram counts"] < bits["unigram counts"]
     assert 'next: uv run scratch generate runs/toy-tiny --prompt "' in out
-    assert {"config.json", "model.safetensors", "scratch_tokenizer.json", "metrics.jsonl", "checkpoints"} <= set(
-        os.listdir("runs/toy-tiny")
-    )
-    assert [line["step"] for line in lines("runs/toy-tiny")] == [1, *range(10, 101, 10)]
+    run = place / "runs/toy-tiny"
+    files = {"config.json", "model.safetensors", "scratch_tokenizer.json", "metrics.jsonl", "checkpoints", "run.json"}
+    assert files <= set(os.listdir(run))
+    assert [line["step"] for line in logged(run)] == [1, *range(10, 61, 10)]
+    assert "tokens_per_second" in logged(run)[-1]
 
-    assert main(["generate", "runs/toy-tiny", "--prompt", "the ", "--max-new-tokens", "20", "--temperature", "0"]) == 0
+
+def test_generate_inspect_models_and_convert(run, fails, capsys):
+    assert main(["generate", "run", "--prompt", "the ", "--max-new-tokens", "20", "--temperature", "0"]) == 0
     assert re.fullmatch(r"the .{10,20}\n", capsys.readouterr().out)
-    assert "the model has 300" in fails(capsys, "generate", "runs/toy-tiny", "--prompt", "x" * 280)
+    assert "the model has 300" in fails("generate", "run", "--prompt", "x" * 280)
+    assert "of the task causal_lm, which has no `scratch predict`: a language model continues a text" in fails(
+        "predict", "run", "photo.png"
+    )
 
-    assert main(["inspect", "runs/toy-tiny"]) == 0
+    assert main(["inspect", "run"]) == 0
     out = capsys.readouterr().out
     count = 264 * 16 * 2 + 264
     assert "ToyForCausalLM, read by Toy of scratch-toy" in out
@@ -91,55 +101,78 @@ def test_train_then_everything_else(toy, text, capsys):
     assert main(["models"]) == 0
     assert re.search(rf"toy +tiny +{count:,} +causal_lm +scratch-toy 0\.1\.0", capsys.readouterr().out)
 
-    assert main(["convert", "runs/toy-tiny", "orbax"]) == 0
+    assert main(["convert", "run", "orbax"]) == 0
     assert main(["convert", "orbax", "back"]) == 0
-    before, after = load_file("runs/toy-tiny/model.safetensors"), load_file("back/model.safetensors")
+    before, after = load_file("run/model.safetensors"), load_file("back/model.safetensors")
     assert before.keys() == after.keys()
     for name in before:
         np.testing.assert_array_equal(before[name], after[name])
-    assert json.loads(Path("back/config.json").read_text()) == json.loads(Path("runs/toy-tiny/config.json").read_text())
+    assert json.loads(Path("back/config.json").read_text()) == json.loads(Path("run/config.json").read_text())
     assert main(["generate", "back", "--max-new-tokens", "5"]) == 0
-    assert "not empty" in fails(capsys, "convert", "runs/toy-tiny", "back")
+    assert "not empty" in fails("convert", "run", "back")
 
-    # A second run of the same name does not touch the first; an explicit folder is refused.
+
+def test_a_second_run_does_not_touch_the_first(run, text, fails, capsys):
+    Path("runs").mkdir()
+    run.rename("runs/toy-tiny")
     weights = Path("runs/toy-tiny/model.safetensors").read_bytes()
     assert main(["train", "toy", "--data", text, *SMALL]) == 0
     assert Path("runs/toy-tiny-2/model.safetensors").exists()
-    assert "holds another run" in fails(capsys, "train", "toy", "--data", text, *SMALL, "--out", "runs/toy-tiny")
+    assert "holds another run" in fails("train", "toy", "--data", text, *SMALL, "--out", "runs/toy-tiny")
     assert Path("runs/toy-tiny/model.safetensors").read_bytes() == weights
 
-    # --resume keeps the run's own options, whatever the defaults are, and refuses others.
-    assert "--seed 3 cannot be changed" in fails(capsys, "train", "toy", "--resume", "runs/toy-tiny-2", "--seed", "3")
-    assert main(["train", "toy", "--resume", "runs/toy-tiny-2", "--steps", "14"]) == 0
-    assert "resumed at step 12 of 14" in capsys.readouterr().out
-    assert [line["step"] for line in lines("runs/toy-tiny-2")] == [1, 10, 12, 14]
+
+def test_resume_keeps_the_options_of_the_run_and_its_schedule(run, trained, fails, logged, capsys):
+    for name, value, own in (("seed", "3", "0"), ("batch-size", "16", "4"), ("out", "x", "None"), ("task", "x", "")):
+        message = fails("train", "toy", "--resume", "run", f"--{name}", value)
+        assert f"--{name} {value} cannot be changed: the run run has {own}" in message
+    # What equals the record is no change, even if it is not the default.
+    assert main(["train", "toy", "--resume", "run", "--steps", "64", "--batch-size", "4", "--learning-rate=0.2"]) == 0
+    out = capsys.readouterr().out
+    assert "resumed at step 60 of 64" in out
+    assert "sample before" not in out
+    before, after = logged(trained[0] / "runs/toy-tiny"), logged("run")
+    assert [line["step"] for line in after] == [1, *range(10, 61, 10), 64]
+    assert after[:-1] == before
+    # More steps do not stretch the cosine: the rate stays at its final value, a tenth of the peak.
+    record = json.loads(Path("run/run.json").read_text())
+    assert (record["horizon"], record["options"]["steps"]) == (60, 64)
+    assert after[-2]["learning_rate"] == pytest.approx(0.0201, abs=1e-4)
+    assert after[-1]["learning_rate"] == pytest.approx(0.02)
+    assert main(["train", "toy", "--resume", "run"]) == 0
+    assert "64 steps of 4 x 16 tokens" in capsys.readouterr().out
+
+
+def test_a_run_of_other_data_is_refused(toy, text, fails):
+    assert main(["train", "toy", "--data", text, *SMALL, "--out", "run"]) == 0
     Path(text).write_text("another text " * 100)
-    assert "the data is not what" in fails(capsys, "train", "toy", "--resume", "runs/toy-tiny-2")
+    record = Path("run/run.json").read_text()
+    assert "the data is not what" in fails("train", "toy", "--resume", "run", "--steps", "20")
+    assert Path("run/run.json").read_text() == record
 
 
-def test_a_run_that_starts_from_a_checkpoint_no_longer_needs_it(toy, text, capsys):
-    assert main(["train", "toy", "--data", text, *SMALL, "--seed", "7", "--out", "first"]) == 0
-    shutil.copytree("first", "checkpoint")
+def test_a_run_that_starts_from_a_checkpoint_no_longer_needs_it(run, text, fails, logged, capsys):
+    shutil.copytree(run, "checkpoint")
     start = load_file("checkpoint/model.safetensors")
     assert main(["train", "toy", "--start", "checkpoint", "--data", text, *SMALL, "--learning-rate", "1e-9"]) == 0
     assert "model   toy from " in capsys.readouterr().out
     for name, value in load_file("runs/toy-tuned/model.safetensors").items():
         np.testing.assert_allclose(value, start[name], atol=1e-6)
 
-    first = lines("runs/toy-tuned")[0]["loss"]
+    first = logged("runs/toy-tuned")[0]["loss"]
     shutil.rmtree("checkpoint")
     shutil.rmtree("runs/toy-tuned/checkpoints")  # as if it had been killed before the first of them
     assert main(["train", "toy", "--resume", "--steps", "14"]) == 0
     out = capsys.readouterr().out
     assert "sample before training" in out
     assert "saved in runs/toy-tuned" in out
-    assert lines("runs/toy-tuned")[0]["loss"] == first
-    assert "there is no folder checkpoint" in fails(capsys, "train", "toy", "--start", "checkpoint", "--data", text)
-    Path("first/scratch_tokenizer.json").unlink()
-    assert "first holds no tokenizer" in fails(capsys, "train", "toy", "--start", "first", "--data", text)
+    assert logged("runs/toy-tuned")[0]["loss"] == first
+    assert "there is no folder checkpoint" in fails("train", "toy", "--start", "checkpoint", "--data", text)
+    Path("run/scratch_tokenizer.json").unlink()
+    assert "run holds no tokenizer" in fails("train", "toy", "--start", "run", "--data", text)
 
 
-def test_bad_input_is_one_line_and_exit_code_2(toy, text, tmp_path, capsys):
+def test_bad_input_is_one_line_and_exit_code_2(toy, text, tmp_path, fails):
     Path("empty.txt").write_text("")
     Path("short.txt").write_text("short")
     Path("binary").write_bytes(b"text\0" * 1000)
@@ -157,6 +190,9 @@ def test_bad_input_is_one_line_and_exit_code_2(toy, text, tmp_path, capsys):
         ([*train, "--data", ""], "the name of the text is empty"),
         ([*train, "--data", "short.txt"], "fewer than one window"),
         ([*train, "--tokenizer", "full"], "holds no tokenizer"),
+        ([*train, "--optimizer", "magic"], "the optimizer 'magic' (installed: adamw"),
+        ([*train, "--task", "magic"], "--task magic: toy has no such task; choose one of: causal_lm"),
+        ([*train, "--weight-decay", "-1"], "--weight-decay -1.0 must be at least 0"),
         ([*train, "--steps", "0"], "--steps 0 must be at least 1"),
         ([*train, "--batch-size", "-1"], "--batch-size -1 must be at least 1"),
         ([*train, "--accumulate", "3"], "--accumulate 3 must divide --batch-size 4"),
@@ -169,6 +205,8 @@ def test_bad_input_is_one_line_and_exit_code_2(toy, text, tmp_path, capsys):
         ([*train, "--out", text], "is a file"),
         (["train", "toy", "--resume"], "there is no run of toy"),
         (["train", "toy", "--resume", "full"], "there is no run"),
+        (["predict", "nowhere", "photo.png"], "there is no folder nowhere"),
+        (["predict", "no_config", "photo.png"], "has no config.json"),
         (["generate", "nowhere"], "there is no folder nowhere"),
         (["generate", ""], "the folder's name is empty"),
         (["generate", "nowhere", "--seed", "-1"], "--seed -1 must be in 0"),
@@ -177,27 +215,25 @@ def test_bad_input_is_one_line_and_exit_code_2(toy, text, tmp_path, capsys):
         (["convert", "nowhere", "there"], "there is no folder nowhere"),
         (["convert", "no_config", "there"], "has no config.json"),
     ):
-        assert message in fails(capsys, *arguments), arguments
+        assert message in fails(*arguments), arguments
     # Nothing was made, nothing was overwritten.
     assert sorted(os.listdir(tmp_path)) == ["binary", "book.txt", "empty.txt", "full", "no_config", "short.txt"]
     assert Path("full/file").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("steps", "4"), ("steps", 4.5), ("learning_rate", [1]), ("data", 5), ("seed", None), ("new", 1)]
+    ("name", "value"),
+    [("steps", "4"), ("steps", 4.5), ("learning_rate", [1]), ("data", 5), ("seed", None), ("new", 1), ("horizon", 0)],
 )
-def test_a_record_that_was_edited_is_one_line(toy, text, capsys, name, value):
-    assert main(["train", "toy", "--data", text, *SMALL, "--out", "run"]) == 0
+def test_a_record_that_was_edited_is_one_line(run, fails, name, value):
     record = json.loads(Path("run/run.json").read_text())
-    record["options"][name] = value
+    (record if name == "horizon" else record["options"])[name] = value
     Path("run/run.json").write_text(json.dumps(record))
-    assert "run.json is damaged, or of another version: " in fails(capsys, "train", "toy", "--resume", "run")
+    assert "run.json is damaged, or of another version: " in fails("train", "toy", "--resume", "run")
 
 
-def test_inspect_counts_what_load_reads(toy, text, capsys):
-    assert main(["train", "toy", "--data", text, *SMALL, "--out", "run"]) == 0
+def test_inspect_counts_what_load_reads(run, capsys):
     shutil.copy("run/model.safetensors", "run/consolidated.safetensors")
-    capsys.readouterr()
     assert main(["inspect", "run"]) == 0
     out = capsys.readouterr().out
     assert "in 3 tensors" in out
@@ -213,11 +249,10 @@ def test_inspect_counts_what_load_reads(toy, text, capsys):
         ({"d_model": {"__float__": None}}, "config.json cannot be read as JSON"),
     ],
 )
-def test_a_hostile_config_is_one_line(toy, text, capsys, change, message):
-    assert main(["train", "toy", "--data", text, *SMALL, "--out", "run"]) == 0
+def test_a_hostile_config_is_one_line(run, fails, change, message):
     fields = json.loads(Path("run/config.json").read_text()) | change
     Path("run/config.json").write_text(json.dumps(fields))
-    assert message in fails(capsys, "generate", "run")
+    assert message in fails("generate", "run")
 
 
 def test_debug_shows_the_traceback(toy):
@@ -225,21 +260,45 @@ def test_debug_shows_the_traceback(toy):
         main(["--debug", "inspect", "nowhere"])
 
 
-def test_arguments_that_cannot_be_parsed_are_one_line_too(toy, capsys):
+def test_arguments_that_cannot_be_parsed_are_one_line_too(toy, fails):
     for arguments, message in (
         (["train", "toy", "--stepz", "3"], "--stepz"),
         (["train", "toy", "--steps", "many"], "--steps: invalid literal for int() with base 10: 'many'"),
         (["train", "toy", "--steps"], "Missing value for argument '--steps'"),
         (["generate", "x", "--dtype", "int3"], "invalid choice 'int3' for argument '--dtype'"),
-        (["predict", "folder"], "An image file. (required)"),
+        (["predict"], "FOLDER"),
+        (["train", "--steps", "3", "toy"], "--steps comes too early: write `scratch train NAME ...`"),
         (["fly"], "fly"),
         ([], "{models, train, generate, convert, inspect, predict, doctor}"),
     ):
-        assert message in fails(capsys, *arguments), arguments
+        assert message in fails(*arguments), arguments
+
+
+def test_the_preset_gives_the_defaults_and_where_it_has_none_they_are_asked_for(toy, text, fails, capsys):
+    narrow = ["train", "toy", "--data", text, "--preset", "narrow"]
+    assert "the preset narrow of toy has no default for --steps: give it on the command line" in fails(*narrow)
+    from scratch_toy import SPEC
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(SPEC.recipes, "narrow")
+        message = "the preset narrow of toy has no default for --steps and --learning-rate: give them on the command"
+        assert message in fails(*narrow)
+        assert "--learning-rate: give it" in fails(*narrow, "--steps", "12")
+        patch.setitem(SPEC.recipes, "tiny", {"stepz": 3})
+        assert "the recipe of toy tiny names no option of causal_lm: stepz" in fails("train", "toy")
+    assert "vocab_size=100" in fails(*narrow, "--steps", "12")  # all is known: the run gets as far as the model
+    for arguments, steps, rate in (([], "600", "0.003"), (["--preset", "narrow"], "(required)", "0.001"),
+                                   (["--start", "anything"], "600", "2e-05")):  # fmt: skip
+        with pytest.raises(SystemExit):
+            main(["train", "toy", *arguments, "--help"])
+        words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert re.search(rf"--steps INT Number of updates in total\. \(?(default: )?{re.escape(steps)}", words), words
+        assert re.search(rf"before the cosine decay\. \(default: {rate}\)", words), words
 
 
 def process(toy_path, cwd, *arguments):
-    environment = os.environ | {"PYTHONPATH": str(toy_path)}
+    # As many devices as here, so that the compilation cache serves both.
+    environment = os.environ | {"PYTHONPATH": str(toy_path), "JAX_NUM_CPU_DEVICES": str(jax.device_count())}
     return subprocess.Popen(
         [sys.executable, "-m", "scratch_core.cli", *arguments],
         cwd=cwd,
@@ -258,16 +317,16 @@ def test_help_loads_nothing_heavy(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.stderr.split() == []
-    for command in ("models", "train", "generate", "convert", "inspect"):
+    for command in ("models", "train", "generate", "convert", "inspect", "predict"):
         assert f"• {command} " in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_resume_goes_on(toy_path, text, tmp_path, number):
+def test_a_signal_saves_and_resume_continues(toy_path, text, tmp_path, logged, number):
     running = process(toy_path, tmp_path, "train", "toy", "--data", text, *SMALL, "--steps", "1000000")
     run = tmp_path / "runs" / "toy-tiny"
     for _ in range(1200):
-        if (run / "metrics.jsonl").exists() and len(lines(run)) >= 3:
+        if (run / "metrics.jsonl").exists() and len(logged(run)) >= 3:
             break
         time.sleep(0.1)
     running.send_signal(number)
@@ -275,7 +334,7 @@ def test_a_signal_saves_and_resume_goes_on(toy_path, text, tmp_path, number):
     assert running.returncode == 128 + number
     assert "Traceback" not in err
     step = int(re.search(rf"stopped by {number.name} after step (\d+) of 1000000, saved in runs/toy-tiny", out)[1])
-    assert "to go on: uv run scratch train toy --resume runs/toy-tiny" in out
+    assert "to resume: uv run scratch train toy --resume runs/toy-tiny" in out
     assert (run / "model.safetensors").exists()
     if number == signal.SIGTERM:  # once is enough
         return
@@ -284,6 +343,6 @@ def test_a_signal_saves_and_resume_goes_on(toy_path, text, tmp_path, number):
     assert resumed.returncode == 0, err
     assert f"resumed at step {step} of {step + 30}" in out
     assert "next: uv run scratch generate runs/toy-tiny" in out
-    steps = [line["step"] for line in lines(run)]
+    steps = [line["step"] for line in logged(run)]
     assert steps == sorted(set(steps))
     assert steps[-1] == step + 30

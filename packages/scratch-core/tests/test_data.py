@@ -1,7 +1,6 @@
 """Data: tokens come back as text, splits do not leak, batch k is a function of seed and k alone."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from scratch_core.data import (
     load_digits,
     load_text,
     load_tokenizer,
+    open_documents,
     open_tokens,
     save_tokens,
     standard_library,
@@ -76,12 +76,6 @@ def test_tokenizer_json(tokenizer_folder, tmp_path_factory):
     copy = tmp_path_factory.mktemp("copy")
     tokenizer.save(copy)
     assert load_tokenizer(copy).encode(TEXT).tolist() == ids.tolist()
-
-
-def test_missing_extra_is_named(tokenizer_folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(DataError, match=r"scratch-core\[tokenizers\]"):
-        load_tokenizer(tokenizer_folder)
 
 
 def test_load_tokenizer_picks_by_what_is_there(tmp_path):
@@ -167,9 +161,93 @@ def test_bad_text_is_a_clear_error(tmp_path):
         load_text(tmp_path / "nowhere", ByteTokenizer())
     with pytest.raises(DataError, match="holds no text"):
         load_text(tmp_path, ByteTokenizer())
-    write(tmp_path, {"empty.txt": ""})
-    with pytest.raises(DataError, match=r"empty\.txt is empty"):
-        load_text(tmp_path / "empty.txt", ByteTokenizer())
+    write(tmp_path, {"empty.txt": "", "empty.jsonl": "", "blank.jsonl": "\n\n", "empty.npy": ""})
+    for name, message in (
+        ("empty.txt", "is empty"),
+        ("empty.jsonl", "is empty"),
+        ("blank.jsonl", "holds no text: 0 rows found"),
+        ("empty.npy", "cannot be read as tokens"),
+    ):
+        with pytest.raises(DataError, match=f"{name} {message}"):
+            load_text(tmp_path / name, ByteTokenizer())
+
+
+def test_a_source_is_read_by_what_it_is(tmp_path):
+    files = {"b.txt": "two", "a/c.md": "one", "empty": "", "photo.png": b"\x89\0"}
+    write(tmp_path / "folder", files)
+    rows = '{"text": "first", "id": 1}\n\n{"text": "na\\u00efve"}\n{"text": ""}\n'
+    write(tmp_path, {"one.txt": "x", "rows.jsonl": rows})
+    np.save(tmp_path / "ids.npy", np.arange(5, dtype=np.int64))
+
+    folder = open_documents(tmp_path / "folder")
+    assert [tuple(document) for document in folder.documents] == [("a/c.md", b"one"), ("b.txt", b"two")]
+    assert (folder.unit, folder.left_out) == ("files", 2)
+    assert [tuple(d) for d in open_documents(tmp_path / "one.txt").documents] == [("one.txt", b"x")]
+    rows = open_documents(tmp_path / "rows.jsonl")
+    assert [tuple(d) for d in rows.documents] == [("row 1", b"first"), ("row 3", "naïve".encode())]
+    assert (rows.unit, rows.left_out) == ("rows", 1)
+    (ids,) = open_documents(tmp_path / "ids.npy").documents
+    assert isinstance(ids.content, np.memmap)
+    assert ids.content.tolist() == [0, 1, 2, 3, 4]
+    library = open_documents(None)
+    assert len(library.documents) > 400
+    assert {"argparse.py", "json/decoder.py"} <= {document.name for document in library.documents}
+
+
+def test_rows_are_split_by_row(tmp_path):
+    texts = [f"text number {i} " * 20 for i in range(40)]
+    write(tmp_path, {"rows.jsonl": "".join(json.dumps({"text": text}) + "\n" for text in texts)})
+    split = load_text(tmp_path / "rows.jsonl", ByteTokenizer(), validation_fraction=0.1)
+    train, held_out = files_of(split.train), files_of(split.validation)
+    assert sorted(train + held_out) == sorted(texts)
+    assert 3 <= len(held_out) <= 5
+    assert f"40 rows, {sum(map(len, texts)):,} bytes, {len(held_out)} rows held out" in split.description
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        (b"{", "JSONDecodeError"),
+        (b"[1]", "TypeError"),
+        (b'"text"', "TypeError"),
+        (b'{"words": "a"}', "KeyError: 'text'"),
+        (b'{"text": null}', "AttributeError"),
+        (b'{"text": "\xff"}', "UnicodeDecodeError"),
+        (b'{"text": "\\ud800"}', "UnicodeEncodeError"),
+        (b"[" * 100_000, "Error"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_file(tmp_path, row, found):
+    write(tmp_path, {"rows.jsonl": b'{"text": "good"}\n\n' + row + b'\n{"text": "good"}\n'})
+    with pytest.raises(DataError, match=rf'rows\.jsonl, row 3: must be a JSON object with a "text".*{found}'):
+        load_text(tmp_path / "rows.jsonl", ByteTokenizer())
+
+
+def test_token_ids_are_taken_as_they_are(tmp_path):
+    tokens = np.arange(200, dtype=np.uint16)
+    np.save(tmp_path / "plain.npy", tokens)
+    save_tokens(tokens, tmp_path / "checked.npy")
+    for name in ("plain.npy", "checked.npy"):
+        split = load_text(tmp_path / name, ByteTokenizer())
+        assert np.concatenate([split.train, split.validation]).tolist() == tokens.tolist()
+        assert len(split.validation) == 10
+        assert "200 token ids, the last 10 of 200 tokens held out" in split.description
+    damaged = bytearray((tmp_path / "checked.npy").read_bytes())
+    damaged[-5] ^= 1
+    (tmp_path / "checked.npy").write_bytes(damaged)
+    for name, array, message in (
+        ("checked.npy", None, "is damaged"),
+        ("large.npy", np.array([0, 300]), "large.npy holds token ids from 0 to 300, the tokenizer has 264"),
+        ("negative.npy", np.array([-1, 3]), "from -1 to 3"),
+        ("empty.npy", np.array([], np.int32), "is empty"),
+        ("real.npy", np.array([0.5]), r"integers in one axis, found float64 \[1\]"),
+        ("table.npy", np.array([[1]]), r"integers in one axis, found int64 \[1, 1\]"),
+        ("objects.npy", np.array([{}]), "cannot be read as tokens"),
+    ):
+        if array is not None:
+            np.save(tmp_path / name, array)
+        with pytest.raises(DataError, match=message):
+            load_text(tmp_path / name, ByteTokenizer())
 
 
 def test_standard_library_holds_no_tests_and_no_packages():

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scratch_core.data import ImageEvaluation, image_sets, load_digits, training_batches
 from scratch_core.data.image_sets import Augmentation, PictureFiles, Pictures, augmented, load_images
-from scratch_core.data.images import ImageProcessor
+from scratch_core.vision.images import ImageProcessor
 from scratch_core.errors import ConfigError, DataError
 from scratch_core.losses import accuracy
 

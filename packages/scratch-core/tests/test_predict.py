@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
-from scratch_core import cli, models
-from scratch_core.cli.train_image_classification import draw_confusion
-from scratch_core.data.images import ImageProcessor
+from scratch_core import cli, registry
+from scratch_core.vision.images import ImageProcessor
 from scratch_core.errors import CheckpointError, DataError
-from scratch_core.models import ModelSpec
+from scratch_core.train.plots import draw_confusion
 from scratch_core.vision import VisionModel, grad_cam, labels_to_hf, read_labels
 from scratch_core.weights import Rule, transpose
 
 
 class ToyConfig:
-    """What a configuration needs here: channels, classes, their names."""
+    """What a configuration needs here: image size, channels, classes, their names."""
+
+    image_size = None  # any
 
     def __init__(self, num_channels=1, num_classes=2, labels=("dark", "bright")):
         self.num_channels, self.num_classes, self.labels = num_channels, num_classes, labels
@@ -59,8 +60,7 @@ class Toy(VisionModel):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A checkpoint that knows dark from bright, and an image half bright."""
-    spec = ModelSpec("toy", (Toy,), ("tiny",), "image_classification")
-    monkeypatch.setattr(models, "installed", lambda: {"toy": spec})
+    monkeypatch.setattr(registry, "find_class", lambda fields: Toy)
     model = Toy(ToyConfig(), rngs=nnx.Rngs(0))
     model.classifier.kernel[...] = jnp.array([[-4.0, 4.0]])
     model.processor = ImageProcessor((8, 8), mean=(0.5,), std=(0.5,))
@@ -110,7 +110,6 @@ def test_predict_prints_the_classes_and_draws_where_it_looked(folder, capsys):
         (lambda folder: (folder.parent / "photo.png").unlink(), "there is no file"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
         (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "cannot be read as JSON"),
-        (lambda folder: (folder / "config.json").write_text(json.dumps({"architectures": ["Other"]})), "Other"),
     ],
 )
 def test_what_is_wrong_is_one_message(folder, damage, message, capsys):
@@ -119,6 +118,23 @@ def test_what_is_wrong_is_one_message(folder, damage, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_an_architecture_that_nobody_provides_is_one_message(folder, monkeypatch, fails):
+    monkeypatch.undo()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["Other"]}))
+    assert "no installed package provides config.json's architecture (Other)" in fails("predict", str(folder), "x.png")
+
+
+def test_the_task_says_what_follows_the_folder(folder, fails, capsys):
+    assert "An image file. (required)" in fails("predict", str(folder))
+    assert "--top 0 must be at least 1" in fails("predict", str(folder), "photo.png", "--top", "0")
+    assert "cannot be written" in fails(
+        "predict", str(folder), str(folder.parent / "photo.png"), "--picture", "no/x.png"
+    )
+    with pytest.raises(SystemExit):
+        cli.main(["predict", str(folder), "--help"])
+    assert "where the model looked" in capsys.readouterr().out
 
 
 def test_labels_of_a_config():

@@ -1,5 +1,6 @@
-"""The trainer: what it computes equals the plain loop, and a run that stops goes on as if it had not."""
+"""The trainer: what it computes equals the plain loop, and a run that stops continues as if it had not."""
 
+import contextlib
 import json
 import os
 import platform
@@ -14,9 +15,9 @@ import optax
 import pytest
 from flax import nnx
 from scratch_core.data import TextEvaluation, Windows, training_batches
-from scratch_core.errors import CheckpointError, ConfigError, DataError
+from scratch_core.errors import CheckpointError, ConfigError, DataError, TrainingError
 from scratch_core.losses import causal_lm_loss
-from scratch_core.train import Checkpoints, MetricsLog, Trainer, adamw, warmup_cosine
+from scratch_core.train import Checkpoints, MetricsLog, Trainer, adamw, find_optimizer, warmup_cosine
 from scratch_core.train.checkpoints import digest
 
 
@@ -86,7 +87,7 @@ def test_step_equals_the_plain_loop():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), parameters(model), nnx.to_pure_dict(params))
 
 
-def test_fit_learns_and_compiles_once(monkeypatch):
+def test_fit_learns_and_compiles_once():
     traces = []
 
     def counted(model, batch):
@@ -94,12 +95,12 @@ def test_fit_learns_and_compiles_once(monkeypatch):
         return causal_lm_loss(model, batch)
 
     model = toy()
-    trainer = Trainer(model, adamw(warmup_cosine(1e-2, 150), weight_decay=0.0), counted)
+    trainer = Trainer(model, adamw(warmup_cosine(3e-2, 60), weight_decay=0.0), counted)
     held_out = TextEvaluation(tokens(700)[500:], 4, 16)
     before = trainer.evaluate(held_out)["loss"]
-    outcome = trainer.fit(batches(), 150)
+    outcome = trainer.fit(batches(), 60)
     after = trainer.evaluate(held_out)["loss"]
-    assert outcome.step == trainer.step == 150
+    assert outcome.step == trainer.step == 60
     assert outcome.interrupted is None
     assert before > 3.0
     assert after < 1.0  # two equally likely successors: log 2 = 0.69
@@ -120,6 +121,65 @@ def test_accumulation_equals_the_large_batch(accumulate):
         losses.append([trainer.fit(data, k + 1).loss for k in range(3)])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parameters(plain), parameters(split))
+
+
+def test_the_loss_is_the_models_own_unless_another_is_given():
+    class Own(Toy):
+        def loss(self, batch):
+            total, weight = causal_lm_loss(self, batch)
+            return 2 * total, weight
+
+    own, given = (
+        Trainer(Own(rngs=nnx.Rngs(0)), optax.sgd(0.0), *loss).fit(batches(), 1).loss for loss in ((), (causal_lm_loss,))
+    )
+    assert own == pytest.approx(2 * given, rel=1e-6)
+
+
+def test_steps_is_a_loop_of_ones_own():
+    data, fitted, stepped = batches(), toy(dropout=0.2), toy(dropout=0.2)
+    Trainer(fitted, optax.adam(1e-2), causal_lm_loss).fit(data, 3)
+    trainer, seen = Trainer(stepped, optax.adam(1e-2), causal_lm_loss), []
+    for step, metrics in trainer.steps(data, 10):
+        seen.append((step, metrics["count"], np.isfinite(metrics["loss"])))
+        if step == 3:
+            break
+    assert seen == [(1, 8, True), (2, 8, True), (3, 8, True)]
+    same(parameters(fitted), parameters(stepped))  # the model has them as soon as the loop is left
+    for step, _ in trainer.steps(data, 4):
+        assert step == 4
+    with contextlib.suppress(RuntimeError):
+        for _ in trainer.steps(data, 9):
+            raise RuntimeError
+    assert trainer.step == 5
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(parameters(stepped)))
+    assert list(trainer.steps(data, 5)) == []
+
+
+def test_evaluation_and_the_final_model_read_the_parameters_of_the_optimizer():
+    """With an optimizer that halves them, the loss and the model are those of the halves, and training is not."""
+    plain, halved, data = toy(), toy(), batches()
+    half = lambda state, parameters: jax.tree.map(lambda x: x / 2, parameters)  # noqa: E731
+    losses = []
+    for model, options in ((plain, {}), (halved, {"evaluation_parameters": half})):
+        trainer = Trainer(model, optax.sgd(0.1), causal_lm_loss, **options)
+        losses.append([trainer.fit(data, k + 1).loss for k in range(3)])
+        evaluated = trainer.evaluate([data[0]])["loss"]
+        assert evaluated == pytest.approx(float(np.divide(*causal_lm_loss(model, data[0]))), abs=1e-6)
+    assert losses[0] == losses[1]
+    same(jax.tree.map(lambda x: x / 2, parameters(plain)), parameters(halved))
+
+
+def test_the_optimizer_called_adamw_is_the_usual_recipe():
+    parameters = {"kernel": jnp.ones((2, 2)), "embedding": jnp.ones((2, 2))}
+    gradients = jax.tree.map(lambda x: 3 * x, parameters)
+    updates = []
+    for optimizer in (
+        find_optimizer("adamw").build(0.1, weight_decay=0.3, decayed=("embedding",)),
+        adamw(0.1, weight_decay=0.3, decayed=("embedding",)),
+    ):
+        updates.append(optimizer.update(gradients, optimizer.init(parameters), parameters)[0])
+    same(*updates)
+    assert find_optimizer("adamw").evaluation_parameters(None, parameters) is parameters
 
 
 def test_accumulate_must_divide_the_batch():
@@ -214,7 +274,7 @@ def test_updates_that_are_not_finite_are_skipped_and_then_stop_the_run(tmp_path)
     trainer.fit(data([False, True, True]), 3)
     same(good, parameters(model))
     trainer.fit(data([False, True, True, False]), 4)  # the count starts again
-    with pytest.raises(ConfigError, match="3 steps in a row, up to step 7"):
+    with pytest.raises(TrainingError, match="3 steps in a row, up to step 7: lower the learning rate"):
         trainer.fit(data([False, True, True, False] + [True] * 9), 13)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(parameters(model)))
     assert [line["skipped"] for line in trainer.metrics.read()][:7] == [0, 1, 2, 0, 1, 2, 3]
@@ -222,7 +282,7 @@ def test_updates_that_are_not_finite_are_skipped_and_then_stop_the_run(tmp_path)
 
 
 def run(folder, steps, *, until=None, **options):
-    """Train in ``folder`` up to ``steps``, interrupted by SIGINT in step ``until``; goes on where it was."""
+    """Train in ``folder`` up to ``steps``, interrupted by SIGINT in step ``until``; resumes where it was."""
     model = toy(dropout=0.2, normalise=True)
     trainer = Trainer(
         model, adamw(warmup_cosine(1e-2, 12)), causal_lm_loss, folder=folder, save_every=5, log_every=1, **options
@@ -388,10 +448,10 @@ def test_schedule_and_decay():
     assert float(warmup_cosine(1.0, 5)(0)) == 1.0
     with pytest.raises(ConfigError, match="warmup=5 must be at least 0 and less than steps=5"):
         warmup_cosine(1.0, 5, warmup=5)
-    parameters = {"kernel": jnp.ones(2), "bias": jnp.ones(2), "norm": {"scale": jnp.ones(2)}}
+    parameters = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "norm": {"scale": jnp.ones(2)}}
     optimizer = adamw(0.1, weight_decay=0.5)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, parameters), optimizer.init(parameters), parameters)
-    assert float(updates["kernel"][0]) == pytest.approx(-0.05)
+    assert float(updates["kernel"][0, 0]) == pytest.approx(-0.05)
     assert float(updates["bias"][0]) == float(updates["norm"]["scale"][0]) == 0.0
 
 

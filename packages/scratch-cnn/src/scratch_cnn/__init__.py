@@ -16,6 +16,10 @@ SPEC = ModelSpec(
         "modern": 61_706,
         "paper": 60_000,
     },
+    recipes={
+        "tiny": {"steps": 1200, "learning_rate": 3e-3, "batch_size": 64},
+        "modern": {"steps": 1200, "learning_rate": 3e-3, "batch_size": 64},
+    },
 )
 
 __all__ = ["SPEC", "LeNet5", "LeNet5Config"]

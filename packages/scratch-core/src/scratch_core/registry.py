@@ -32,11 +32,13 @@ class ModelSpec:
 
     ``models`` names the class of each task, as {"causal_lm": "scratch_llama:Llama"}; the first task is the default.
     ``presets`` are classmethods of the configuration with their number of parameters, as {"llama2_7b": 6738415616}.
+    ``recipes`` give, for some presets, defaults of training options, as {"llama2_7b": {"learning_rate": 3e-4}}.
     """
 
     name: str
     models: Mapping[str, str]
     presets: Mapping[str, int]
+    recipes: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def task(self) -> str:
@@ -53,9 +55,17 @@ class ModelSpec:
 
     def config(self, preset: str) -> Any:
         """Return the configuration of a preset. Raises ConfigError that lists the known ones."""
+        self._check_preset(preset)
+        return getattr(self.model().Config, preset)()
+
+    def recipe(self, preset: str) -> Mapping[str, Any]:
+        """Return the defaults of training options of a preset, {} if it has none; errors as for :meth:`config`."""
+        self._check_preset(preset)
+        return self.recipes.get(preset, {})
+
+    def _check_preset(self, preset: str) -> None:
         if preset not in self.presets:
             raise ConfigError(f"unknown preset {preset!r} of {self.name}; known presets: {', '.join(self.presets)}")
-        return getattr(self.model().Config, preset)()
 
 
 def installed() -> dict[str, ModelSpec]:

@@ -22,6 +22,16 @@ SPEC = ModelSpec(
         "llama3_2_1b": 1_235_814_400,
         "llama3_2_3b": 3_212_749_824,
     },
+    recipes={
+        "tiny": {"steps": 600, "learning_rate": 3e-3, "batch_size": 16},
+        # Llama 2: https://arxiv.org/abs/2307.09288, table 1. Llama 3: https://arxiv.org/abs/2407.21783, table 3.
+        "llama2_7b": {"learning_rate": 3e-4},
+        "llama2_13b": {"learning_rate": 3e-4},
+        "llama2_70b": {"learning_rate": 1.5e-4},
+        "llama3_8b": {"learning_rate": 3e-4},
+        "llama3_70b": {"learning_rate": 1.5e-4},
+        "llama3_1_8b": {"learning_rate": 3e-4},
+    },
 )
 
 __all__ = ["SPEC", "Llama", "LlamaConfig"]

@@ -19,6 +19,9 @@ SPEC = ModelSpec(
         "mamba2_1_3b": 1_343_757_312,
         "mamba2_2_7b": 2_702_599_680,
     },
+    recipes={
+        "tiny": {"steps": 600, "learning_rate": 3e-3, "batch_size": 16},
+    },
 )
 
 __all__ = ["SPEC", "Mamba2", "Mamba2Config"]

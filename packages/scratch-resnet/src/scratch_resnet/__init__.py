@@ -19,6 +19,9 @@ SPEC = ModelSpec(
         "resnet101": 44_549_160,
         "resnet152": 60_192_808,
     },
+    recipes={
+        "tiny": {"steps": 1200, "learning_rate": 3e-3, "batch_size": 64},
+    },
 )
 
 __all__ = ["SPEC", "ResNet", "ResNetConfig"]

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from scratch_core.config import field, integers, positive, unsupported
 from scratch_core.errors import ConfigError
@@ -30,6 +30,8 @@ class ResNetConfig:
     zero_init_last: bool = False  # blocks start as the identity (Goyal et al. 2017, 1706.02677, section 5.1)
     layout: str = "hf"  # of the checkpoint: "hf", or "timm" for timm and torchvision
     architecture: str = ""  # timm's name of the model, such as "resnet50"
+
+    image_size: ClassVar[None] = None  # images of any size are read
 
     def __post_init__(self):
         positive(self, "stem_width", "num_channels", "num_classes")

@@ -26,6 +26,9 @@ SPEC = ModelSpec(
         "l_w12to16": 196_739_932,
         "l_w12to24": 196_739_932,
     },
+    recipes={
+        "tiny": {"steps": 1200, "learning_rate": 3e-3, "batch_size": 64},
+    },
 )
 
 __all__ = ["SPEC", "Swin", "SwinConfig"]

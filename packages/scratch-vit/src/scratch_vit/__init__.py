@@ -22,6 +22,9 @@ SPEC = ModelSpec(
         "l16": 304_326_632,
         "l32": 306_535_400,
     },
+    recipes={
+        "tiny": {"steps": 1200, "learning_rate": 3e-3, "batch_size": 64},
+    },
 )
 
 __all__ = ["SPEC", "ViT", "ViTConfig"]

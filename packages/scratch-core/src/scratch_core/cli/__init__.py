@@ -1,7 +1,9 @@
 """The `scratch` command: models, train, generate, convert, inspect, predict, doctor.
 
-Only this module is read for `scratch --help`; each command imports what it needs when it runs. Everything that a
-user's input can cause ends as one message on stderr and exit code 2, with no traceback (`--debug` shows it).
+Only this module is read for `scratch --help`; each command imports the file of its name when it runs. The functions
+here begin with an underscore: importing ``scratch_core.cli.train`` sets the attribute ``train`` of this module.
+Everything that a user's input can cause ends as one message on stderr and exit code 2, with no traceback (`--debug`
+shows it).
 """
 
 import functools
@@ -15,28 +17,27 @@ import tyro
 from scratch_core.errors import ConfigError, ScratchError
 
 Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-Image = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 
 
-def models() -> None:
+def _models() -> None:
     """List the installed models, their presets and how many parameters each has."""
-    from scratch_core.cli import listing
+    from scratch_core.cli.models import models
 
-    listing.models()
+    models()
 
 
-def train(name: Name) -> None:
-    """Train a model from scratch; `scratch train NAME --help` shows the options of its task.
+def _train(name: Name) -> None:
+    """Train a model; `scratch train NAME --help` shows the options of its task.
 
     Args:
         name: A model that `scratch models` lists.
     """
-    # Only for the help: the options depend on the model, so `main` hands these arguments on.
+    # Only for the help: the options depend on the model, so `main` hands the arguments on before this is called.
     raise ConfigError(f"train {name}: not reached")
 
 
-def generate(
+def _generate(
     folder: Folder,
     /,
     prompt: str = "",
@@ -63,7 +64,7 @@ def generate(
         seed: Of the random draws.
         dtype: Of the weights and the computation; the default is float32.
     """
-    from scratch_core.cli import writing
+    from scratch_core.cli.generate import generate
 
     sampling = {
         "temperature": temperature,
@@ -72,60 +73,55 @@ def generate(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }
-    writing.generate(folder, prompt, max_new_tokens, seed, dtype, sampling)
+    generate(folder, prompt, max_new_tokens, seed, dtype, sampling)
 
 
-def convert(source: Folder, destination: Folder, /) -> None:
+def _convert(source: Folder, destination: Folder, /) -> None:
     """Turn a Hugging Face folder into an Orbax folder, or an Orbax folder into a Hugging Face folder.
 
     Args:
         source: The folder to read; what it holds decides the direction.
         destination: The folder to make; it must not exist, or be empty.
     """
-    from scratch_core.cli import conversion
+    from scratch_core.cli.convert import convert
 
-    conversion.convert(source, destination)
+    convert(source, destination)
 
 
-def inspect(folder: Folder, /) -> None:
+def _inspect(folder: Folder, /) -> None:
     """Show the architecture, parameters, dtypes and sizes of a folder without loading it.
 
     Args:
         folder: A Hugging Face folder or a run of `scratch train`.
     """
-    from scratch_core.cli import listing
+    from scratch_core.cli.inspect import inspect
 
-    listing.inspect(folder)
+    inspect(folder)
 
 
-def predict(folder: Folder, image: Image, /, top: int = 5, picture: str | None = None) -> None:
-    """Say what an image shows, and save a picture of where the model looked.
+def _predict(folder: Folder, /) -> None:
+    """Let a model answer, such as what an image shows; `scratch predict FOLDER --help` shows what its task needs.
 
     Args:
-        folder: A Hugging Face folder or a run of `scratch train`, of an image classifier.
-        image: An image file.
-        top: How many classes to print.
-        picture: The file to write; the default is IMAGE-looked.png beside the image.
+        folder: A Hugging Face folder or a run of `scratch train`.
     """
-    from scratch_core.cli import predicting
+    # Only for the help, as for train.
+    raise ConfigError(f"predict {folder}: not reached")
 
-    predicting.predict(folder, image, picture, top)
 
-
-# Not called `doctor`: importing the module of that name puts it there in this package.
-def check_machine() -> int:
+def _doctor() -> int:
     """Check in seconds whether this machine computes right and how fast; exit with 1 if something is wrong, else 0.
 
     One line per probe: cores and quota, compilation cache, known faults of XLA's CPU compiler, float32 and bfloat16
     products, memory bandwidth. What is only slow, or cannot be probed here, is said and is not wrong.
     """
-    from scratch_core.cli import doctor
+    from scratch_core.cli.doctor import print_findings
 
-    return doctor.print_findings()
+    return print_findings()
 
 
 def _bound(command: Callable[..., int | None]) -> Callable[..., Callable[[], int | None]]:
-    """Return the same command, which when called only binds its arguments: parsing is over before anything runs."""
+    """Return the same command, but when called it only binds its arguments: all is parsed before anything runs."""
 
     @functools.wraps(command)
     def bind(*positional: Any, **named: Any) -> Callable[[], int | None]:
@@ -140,18 +136,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        if arguments[:1] == ["train"] and arguments[1:2] not in ([], ["-h"], ["--help"]):
-            from scratch_core.cli import training
+        first, second = (*arguments, "", "")[:2]
+        if first in ("train", "predict") and second not in ("", "-h", "--help"):
+            subject = "NAME" if first == "train" else "FOLDER"
+            if second.startswith("-"):
+                raise ConfigError(
+                    f"{second} comes too early: write `scratch {first} {subject} ...` with options after it"
+                )
+            if first == "train":
+                from scratch_core.cli.train import run
 
-            return training.run(arguments[1], arguments[2:])
+                return run(second, arguments[2:])
+            from scratch_core.cli.predict import predict
+
+            predict(second, arguments[2:])
+            return 0
         commands: dict[str, Callable[..., Any]] = {
-            "models": models,
-            "train": train,
-            "generate": generate,
-            "convert": convert,
-            "inspect": inspect,
-            "predict": predict,
-            "doctor": check_machine,
+            "models": _models,
+            "train": _train,
+            "generate": _generate,
+            "convert": _convert,
+            "inspect": _inspect,
+            "predict": _predict,
+            "doctor": _doctor,
         }
         from scratch_core.cli.parsing import one_line
 

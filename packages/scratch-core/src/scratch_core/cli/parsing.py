@@ -1,9 +1,12 @@
-"""Wrong arguments as one line: tyro explains them in a box of several, and exits."""
+"""Arguments to dataclasses, by tyro; wrong arguments become one line, where tyro prints a box and exits."""
 
 import contextlib
 import io
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import tyro
 
 from scratch_core.errors import ConfigError
 
@@ -11,14 +14,30 @@ from scratch_core.errors import ConfigError
 @contextlib.contextmanager
 def one_line() -> Generator[None]:
     """Within it, arguments that tyro refuses raise ConfigError with the first words of its box."""
-    told = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(output):
             yield
     except SystemExit as end:
         if end.code != 2:
             raise
-        raise ConfigError(f"{_first_words(told.getvalue())} (--help tells what there is)") from None
+        raise ConfigError(f"{_first_words(output.getvalue())} (--help shows all arguments)") from None
+
+
+def parse(form: type, prog: str, arguments: Sequence[str], default: Any = None) -> Any:
+    """Return the dataclass ``form`` filled from arguments; what is not given comes from the instance ``default``.
+
+    Prints the help and exits if the arguments ask for it. Raises ConfigError for wrong arguments.
+    """
+    with one_line():
+        return tyro.cli(form, prog=prog, args=arguments, default=default)
+
+
+def parse_some(form: type, arguments: Sequence[str]) -> Any:
+    """Return the dataclass ``form`` filled from those arguments that it has; all others are left alone, help too."""
+    without_help = [argument for argument in arguments if argument not in ("-h", "--help")]
+    with one_line():
+        return tyro.cli(form, args=without_help, return_unknown_args=True)[0]
 
 
 def _first_words(box: str) -> str:

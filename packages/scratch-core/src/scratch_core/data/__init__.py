@@ -1,4 +1,4 @@
-"""Data: what a batch holds, tokenizers, text and images, batches by number, two datasets that need no network."""
+"""Data: sources, tokenizers, text and images, batches by number, and two datasets that need no network."""
 
 from scratch_core.data.batches import (
     CausalLMBatch,
@@ -13,9 +13,17 @@ from scratch_core.data.batches import (
 from scratch_core.data.counts import CountModels
 from scratch_core.data.digits import Digits, load_digits
 from scratch_core.data.image_sets import Augmentation, ImageSplit, augmented, load_images
-from scratch_core.data.images import ImageProcessor, read_image
+from scratch_core.vision.images import ImageProcessor, read_image
 from scratch_core.data.pipelines import ImageEvaluation, TextEvaluation, Windows, training_batches
-from scratch_core.data.text import TokenSplit, load_text, open_tokens, save_tokens, standard_library
+from scratch_core.data.sources import (
+    Document,
+    Documents,
+    open_documents,
+    open_tokens,
+    save_tokens,
+    standard_library,
+)
+from scratch_core.data.text import TokenSplit, load_text
 from scratch_core.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer
 
 __all__ = [
@@ -24,6 +32,8 @@ __all__ = [
     "CausalLMBatch",
     "CountModels",
     "Digits",
+    "Document",
+    "Documents",
     "GraphBatch",
     "HuggingFaceTokenizer",
     "ImageClassificationBatch",
@@ -44,6 +54,7 @@ __all__ = [
     "load_images",
     "load_text",
     "load_tokenizer",
+    "open_documents",
     "open_tokens",
     "read_image",
     "save_tokens",

@@ -23,7 +23,7 @@ import numpy as np
 
 from scratch_core.data.batches import ImageClassificationBatch
 from scratch_core.data.digits import load_digits
-from scratch_core.data.images import ImageProcessor, read_image
+from scratch_core.vision.images import ImageProcessor, pillow, read_image
 from scratch_core.errors import ConfigError, DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -118,8 +118,7 @@ def load_images(folder: str | Path | None, processor: ImageProcessor) -> ImageSp
 
 
 def _in_memory(arrays: Any, labels: tuple[str, ...], description: str, processor: ImageProcessor) -> ImageSplit:
-    from PIL import Image
-
+    Image = pillow("training on images")
     train_images, train_labels, test_images, test_labels = arrays
     for images, numbers in ((train_images, train_labels), (test_images, test_labels)):
         if len(images) != len(numbers) or len(numbers) == 0:
@@ -232,7 +231,7 @@ def _opened(files: list[tuple[Path, int]], processor: ImageProcessor, channels: 
 class Augmentation:
     """What :func:`augmented` does; the zeros do nothing."""
 
-    crop: int = 0  # move by up to this many pixels each way; what comes in repeats the edge
+    crop: int = 0  # shift by up to this many pixels each way; the border is filled by repeating the edge
     flip: bool = False  # mirror left and right, half of the images
     mixup: float = 0.0  # alpha
 

@@ -1,19 +1,17 @@
-"""Text files to arrays of tokens, split into what is trained on and what is held out.
+"""Documents to arrays of tokens, split into what is trained on and what is held out.
 
-Every file becomes bos, its tokens, eos; the files are laid end to end in one integer array, which `save_tokens` can
-write and memory-map. A folder is split by file, so that no held-out sentence has its neighbour in the training part;
-a single file is split by position.
+Every document becomes bos, its tokens, eos; the documents are laid end to end in one integer array. Several documents
+are split by document, so that no held-out sentence has its neighbour in the training part; a single one is split by
+position.
 """
 
 import hashlib
-import os
-import sysconfig
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from scratch_core.data.sources import Document, Documents, open_documents
 from scratch_core.data.tokenizers import Tokenizer
 from scratch_core.errors import DataError
 
@@ -35,46 +33,27 @@ class TokenSplit:
         return digest.hexdigest()
 
 
-def standard_library() -> list[Path]:
-    """Return the running Python's own library, every .py file but tests and installed packages, sorted by name."""
-    root = Path(sysconfig.get_path("stdlib"))
-    skipped = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-    files = [path for path in root.rglob("*.py") if not skipped & set(path.relative_to(root).parts)]
-    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
-
-
 def load_text(source: str | Path | None, tokenizer: Tokenizer, *, validation_fraction: float = 0.05) -> TokenSplit:
-    """Read ``source`` (a text file, a folder of text files, or None: the standard library) as tokens.
+    """Return the tokens of a source that :func:`open_documents` knows, in two parts.
 
-    Of a folder, hidden files and files that hold a NUL byte (no text) are left out; ``validation_fraction`` of the
-    bytes, in whole files picked by the hash of their name, are held out. Of a single file the end is held out.
-    Raises DataError if ``source`` is missing, unreadable or empty.
+    Of several documents ``validation_fraction`` of the bytes are held out, in whole documents picked by the hash of
+    their name; of a single one the end is held out. Token ids are taken as they are, without bos and eos. Raises
+    DataError as `open_documents` does, and for token ids that the tokenizer does not have.
     """
-    if source is None:
-        root, names = Path(sysconfig.get_path("stdlib")), standard_library()
-        label = "the standard library's source"
-    elif str(source) == "":
-        raise DataError("the name of the text is empty: name a file or a folder")
-    elif Path(source).is_dir():
-        root = Path(source)
-        names = sorted(path for path in root.rglob("*") if path.is_file() and not _hidden(path.relative_to(root)))
-        label = str(source)
-    elif Path(source).is_file():
-        return _split_file(Path(source), tokenizer, validation_fraction)
-    else:
-        raise DataError(f"no such file or folder: {source}")
-
-    texts = {path.relative_to(root).as_posix(): data for path in names if (data := _read(path)) and b"\0" not in data}
-    if not texts:
-        raise DataError(f"{label} holds no text: {len(names)} files found, all empty or binary")
-    if len(texts) == 1:  # nothing to hold out by file
-        return _split_file(root / next(iter(texts)), tokenizer, validation_fraction)
-    held_out = split_by_file({name: len(data) for name, data in texts.items()}, validation_fraction)
-    train = _concatenate([data for name, data in texts.items() if name not in held_out], tokenizer)
-    validation = _concatenate([texts[name] for name in texts if name in held_out], tokenizer)
-    size = sum(map(len, texts.values()))
-    left_out = f", {len(names) - len(texts)} empty or binary left out" if len(names) > len(texts) else ""
-    description = f"{label}: {len(texts)} files, {size:,} bytes, {len(held_out)} files held out{left_out}"
+    found = open_documents(source)
+    if len(found.documents) == 1:
+        return _split_by_position(found, tokenizer, validation_fraction)
+    sizes = {name: len(content) for name, content in found.documents}
+    held_out = split_by_file(sizes, validation_fraction)
+    parts: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+    for document in found.documents:
+        parts[document.name in held_out].append(_tokens(document, tokenizer))
+    train, validation = map(np.concatenate, parts)
+    left_out = f", {found.left_out} empty or binary left out" if found.left_out else ""
+    description = (
+        f"{found.label}: {len(sizes)} {found.unit}, {sum(sizes.values()):,} bytes, "
+        f"{len(held_out)} {found.unit} held out{left_out}"
+    )
     return TokenSplit(train, validation, description)
 
 
@@ -92,64 +71,25 @@ def split_by_file(sizes: dict[str, int], fraction: float) -> set[str]:
     return chosen or {min(sizes, key=lambda name: (sizes[name], name))}
 
 
-def save_tokens(tokens: np.ndarray, path: str | Path) -> None:
-    """Write ``tokens`` as .npy with a sha256 beside it (.npy.sha256): numpy itself notices no flipped bit."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        np.save(file, np.ascontiguousarray(tokens))
-    path.with_name(path.name + ".sha256").write_text(_sha256(partial) + "\n")
-    os.replace(partial, path)
-
-
-def open_tokens(path: str | Path, *, verify: bool = True) -> np.ndarray:
-    """Memory-map what `save_tokens` wrote. Raises DataError if it is missing, no .npy, or (``verify``) damaged."""
-    path = Path(path)
-    try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-        expected = path.with_name(path.name + ".sha256").read_text().strip() if verify else None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as tokens: {error}") from error
-    if verify and (found := _sha256(path)) != expected:
-        raise DataError(f"{path} is damaged: sha256 {found[:12]}..., expected {str(expected)[:12]}...; make it again")
-    return tokens
-
-
-def _split_file(path: Path, tokenizer: Tokenizer, fraction: float) -> TokenSplit:
-    data = _read(path)
-    if not data:
-        raise DataError(f"{path} is empty: training needs text")
-    if b"\0" in data:
-        raise DataError(f"{path} holds a NUL byte: it is no text")
-    tokens = _concatenate([data], tokenizer)
+def _split_by_position(found: Documents, tokenizer: Tokenizer, fraction: float) -> TokenSplit:
+    (document,) = found.documents
+    tokens = _tokens(document, tokenizer)
     cut = len(tokens) - max(1, round(fraction * len(tokens)))
-    description = f"{path}: {len(data):,} bytes, the last {len(tokens) - cut:,} of {len(tokens):,} tokens held out"
+    size = f"{len(document.content):,} {'bytes' if isinstance(document.content, bytes) else 'token ids'}"
+    description = f"{found.label}: {size}, the last {len(tokens) - cut:,} of {len(tokens):,} tokens held out"
     return TokenSplit(tokens[:cut], tokens[cut:], description)
 
 
-def _concatenate(texts: Sequence[bytes], tokenizer: Tokenizer) -> np.ndarray:
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-
-    def parts() -> Iterator[np.ndarray]:
-        for text in texts:
-            yield from (np.array([i], dtype) for i in [tokenizer.bos_id] if i is not None)
-            yield tokenizer.encode(text).astype(dtype)
-            yield from (np.array([i], dtype) for i in [tokenizer.eos_id] if i is not None)
-
-    return np.concatenate(list(parts()))
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _tokens(document: Document, tokenizer: Tokenizer) -> np.ndarray:
+    """Return bos, the tokens of a text, eos; token ids as they are. Raises DataError for ids beyond the vocabulary."""
+    ids = document.content
+    if isinstance(ids, bytes):
+        dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
+        first, last = ([] if special is None else [special] for special in (tokenizer.bos_id, tokenizer.eos_id))
+        return np.concatenate([np.array(first, dtype), tokenizer.encode(ids).astype(dtype), np.array(last, dtype)])
+    if ids.min() < 0 or ids.max() >= tokenizer.vocab_size:
+        raise DataError(
+            f"{document.name} holds token ids from {ids.min()} to {ids.max()}, the tokenizer has "
+            f"{tokenizer.vocab_size}: name the --tokenizer that made them"
+        )
+    return ids

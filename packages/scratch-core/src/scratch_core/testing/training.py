@@ -7,22 +7,17 @@ import numpy as np
 import optax
 from flax import nnx
 
-from scratch_core.errors import ConfigError
 from scratch_core.parallel import make_mesh
+from scratch_core.tasks import find_task
 from scratch_core.testing.goldens import assert_close
 from scratch_core.train.trainer import Trainer
 
 MESHES = {"1x1": (1, 1), "8x1": (8, 1), "1x4": (1, 4), "4x2": (4, 2)}
 
 
-def model_loss(model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    """Return ``model.loss(batch)``, as a loss function for the trainer."""
-    return model.loss(batch)
-
-
 def overfit_one_batch(model: Any, batch: Any, *, steps: int = 60, rate: float = 3e-3) -> float:
     """Train on one batch with Adam; fail unless the loss falls below a tenth. A step that is not finite fails too."""
-    trainer = Trainer(model, optax.adam(rate), model_loss, max_skipped=1)
+    trainer = Trainer(model, optax.adam(rate), max_skipped=1)
     before = trainer.evaluate([batch])["loss"]
     trainer.fit([batch] * steps, steps)
     after = trainer.evaluate([batch])["loss"]
@@ -48,7 +43,8 @@ def check_meshes(model_class: Any, config: Any) -> None:
 
 def _losses(model_class: Any, config: Any, batch: Any, size: tuple[int, int]) -> list[float]:
     model = model_class(config, rngs=nnx.Rngs(0))
-    trainer = Trainer(model, optax.adam(1e-3), model_loss, mesh=make_mesh(fsdp=size[0], tensor=size[1]))
+    mesh = make_mesh(fsdp=size[0], tensor=size[1])
+    trainer = Trainer(model, optax.adam(1e-3), handling=find_task(model_class.task), mesh=mesh)
     losses = []
     for step in range(3):
         losses.append(trainer.evaluate([batch])["loss"])
@@ -56,13 +52,6 @@ def _losses(model_class: Any, config: Any, batch: Any, size: tuple[int, int]) ->
     return losses
 
 
-def random_batch(task: str, config: Any, batch_size: int = 8) -> dict[str, np.ndarray]:
-    """Return a batch of noise for a task, always the same. Raises ConfigError for a task without one."""
-    rng = np.random.default_rng(0)
-    if task == "causal_lm":
-        return {"input_ids": rng.integers(0, config.vocab_size, (batch_size, 32)).astype(np.int32)}
-    if task == "image_classification":
-        size, channels = getattr(config, "image_size", 32), config.num_channels
-        images = rng.normal(size=(batch_size, size, size, channels)).astype(np.float32)
-        return {"images": images, "labels": rng.integers(0, config.num_classes, batch_size).astype(np.int32)}
-    raise ConfigError(f"no batch of noise is known for the task {task!r}")
+def random_batch(task: str, config: Any, batch_size: int = 8) -> Any:
+    """Return the task's batch of noise, always the same. Raises ConfigError for a task that is not installed."""
+    return find_task(task).noise(config, batch_size)

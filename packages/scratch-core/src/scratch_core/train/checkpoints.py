@@ -1,15 +1,15 @@
-"""Checkpoints of a run: written by Orbax in the background, the newest few kept, every array checked when read.
+r"""Checkpoints of a run: written by Orbax in the background, the newest few kept, every array checked when read.
 
-Orbax writes a step atomically (a kill during a save leaves the steps before it intact) but loads a flipped bit without
-a word. So each step's metadata holds a digest of every array, taken from the live values before they were written;
-`restore` compares, names the damaged array, and goes back to the newest step that is whole.
+Orbax writes a step atomically (a kill during a save leaves the steps before it intact), but it does not notice a
+flipped bit when it loads. So each step's metadata holds a digest of every array, computed from the values before they
+are written. `restore` compares the digests, names the damaged array, and goes back to the newest intact step.
 
 The digest of an array with elements $x_i$ read as unsigned integers is
 
-$$ d = \\sum_i \\mathrm{mix}(x_i \\oplus \\mathrm{mix}(i)) \\bmod 2^{32} \\tag{1} $$
+$$ d = \sum_i \mathrm{mix}(x_i \oplus \mathrm{mix}(i)) \bmod 2^{32} \tag{1} $$
 
 where mix is the 32-bit finaliser of MurmurHash3 (Appleby 2011), a bijection: a change of one element always changes
-$d$. A sum does not care about the order, so the digest is the same on any mesh.
+$d$. A sum does not depend on the order, so the digest is the same on any mesh.
 """
 
 import math
@@ -60,7 +60,7 @@ class Checkpoints:
         same number is replaced. Raises CheckpointError if the save before this one failed.
         """
         self.wait()
-        arrays = jax.tree.map(_raw, state)
+        arrays = jax.tree.map(_to_array, state)
         about = {"arrays": {name: _describe(x) | {"digest": int(d)} for name, x, d in _digests(arrays)}}
         response = self._orbax.save_checkpointables_async(
             step, {"state": arrays}, custom_metadata=about, overwrite=step in self.steps()
@@ -124,7 +124,7 @@ class Checkpoints:
             raise _Damaged(f"it cannot be read ({_reason(error)})") from error
         if wrong := [name for name, _, digest in _digests(arrays) if int(digest) != expected[name]]:
             raise _Damaged(f"the digest of {', '.join(wrong)} differs")
-        return jax.tree.map(_cooked, arrays, like)
+        return jax.tree.map(_to_key, arrays, like)
 
 
 class _Damaged(Exception):
@@ -179,16 +179,16 @@ def _is_key(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _raw(x: jax.Array) -> jax.Array:
+def _to_array(x: jax.Array) -> jax.Array:
     return jax.random.key_data(x) if _is_key(x) else x
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-    raw = _raw(x)
+    raw = _to_array(x)
     return jax.ShapeDtypeStruct(raw.shape, raw.dtype, sharding=raw.sharding)
 
 
-def _cooked(raw: jax.Array, like: jax.Array) -> jax.Array:
+def _to_key(raw: jax.Array, like: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(raw, impl=jax.random.key_impl(like)) if _is_key(like) else raw
 
 

@@ -41,7 +41,7 @@ class MetricsLog:
         return records
 
     def truncate_after(self, step: int) -> None:
-        """Drop the lines of later steps: they will be made again by the run that goes on from ``step``."""
+        """Drop the lines of later steps: the run that resumes at ``step`` writes them again."""
         if self.path is None or not self.path.exists():
             return
         kept = [record for record in self.read() if record.get("step", 0) <= step]
@@ -51,21 +51,21 @@ class MetricsLog:
 
 
 class Throughput:
-    """Things per second since the last question; the first step, which compiles, is not counted."""
+    """Units per second between two calls of `rate`; the first step, which compiles, is not counted."""
 
     def __init__(self):
         self._since: float | None = None
         self._count = 0
 
     def add(self, count: int) -> None:
-        """Note that a step over ``count`` things is done."""
+        """Note that a step over ``count`` units is done."""
         if self._since is None:
             self._since = time.monotonic()
         else:
             self._count += count
 
     def rate(self) -> float | None:
-        """Return things per second since the last call; None if nothing was counted."""
+        """Return units per second since the last call; None if nothing was counted."""
         now = time.monotonic()
         if self._since is None or not self._count or now <= self._since:
             return None
@@ -73,19 +73,14 @@ class Throughput:
         return rate
 
 
-def batch_size(batch: dict[str, Any]) -> tuple[int, str]:
-    """Return how much a batch holds and in which unit: tokens, images, or examples."""
-    if "input_ids" in batch:
-        return batch["input_ids"].size, "tokens"
-    rows = len(next(iter(batch.values())))
-    return rows, "images" if "images" in batch else "examples"
-
-
 class Progress:
-    """Shows how far a run is: a bar on a terminal, a plain line per logged step elsewhere. Used as a context."""
+    """Shows how far a run is: a bar on a terminal, a plain line per logged step elsewhere. Used as a context.
 
-    def __init__(self, total: int, start: int = 0, *, stream: TextIO | None = None):
-        self.stream = stream or sys.stderr
+    ``unit`` is what the rates of `report` count, such as "tokens".
+    """
+
+    def __init__(self, total: int, start: int = 0, *, unit: str = "examples", stream: TextIO | None = None):
+        self.stream, self.unit = stream or sys.stderr, unit
         self.total, self.start = total, start
         self._first: tuple[int, float] | None = None  # step and time after the first step, which compiled
         self._bar: Any = None
@@ -116,9 +111,9 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
-    def report(self, step: int, loss: float, rate: float | None, unit: str) -> None:
+    def report(self, step: int, loss: float, rate: float | None) -> None:
         """Show the numbers of a logged step."""
-        speed = "" if rate is None else f"{rate:,.0f} {unit}/s"
+        speed = "" if rate is None else f"{rate:,.0f} {self.unit}/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=speed)
             return

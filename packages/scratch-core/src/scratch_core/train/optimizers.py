@@ -1,7 +1,14 @@
-"""The usual recipe: AdamW with warm-up, cosine decay and clipping, put together from optax."""
+"""Optimizers that a run can choose by name, and the usual recipe: AdamW, warm-up, cosine decay, clipping.
+
+A package that brings an optimizer registers one object in its pyproject.toml, under the name of ``--optimizer``:
+
+    [project.entry-points."scratch.optimizers"]
+    adamw = "scratch_core.train.optimizers:ADAMW"
+"""
 
 from collections.abc import Sequence
 from functools import partial
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -9,6 +16,25 @@ import optax
 
 from scratch_core.errors import ConfigError
 from scratch_core.paths import matches
+
+OPTIMIZERS = "scratch.optimizers"
+
+
+class Optimizer:
+    """Base of the optimizers that a run can name."""
+
+    def build(
+        self, learning_rate: optax.ScalarOrSchedule, *, weight_decay: float, decayed: Sequence[str]
+    ) -> optax.GradientTransformation:
+        """Return the optax optimizer; weight decay acts on the parameters of ``decay_mask(parameters, decayed)``."""
+        raise NotImplementedError(f"{type(self).__name__} must define build(learning_rate, weight_decay, decayed)")
+
+    def evaluation_parameters(self, optimizer_state: Any, parameters: Any) -> Any:
+        """Return the parameters that are evaluated and saved, in the structure of the trained ``parameters``.
+
+        By default these are the trained ones. Schedule-free methods and moving averages keep others in their state.
+        """
+        return parameters
 
 
 def warmup_cosine(peak: float, steps: int, *, warmup: int | None = None, final: float = 0.1) -> optax.Schedule:
@@ -39,6 +65,30 @@ def adamw(
     mask = partial(decay_mask, decayed=tuple(decayed))
     adam = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
     return adam if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), adam)
+
+
+class AdamW(Optimizer):
+    """:func:`adamw`, by name."""
+
+    def build(
+        self, learning_rate: optax.ScalarOrSchedule, *, weight_decay: float, decayed: Sequence[str]
+    ) -> optax.GradientTransformation:
+        """Return AdamW with clipping to a global norm of 1."""
+        return adamw(learning_rate, weight_decay=weight_decay, decayed=decayed)
+
+
+ADAMW = AdamW()
+
+
+def find_optimizer(name: str) -> Optimizer:
+    """Return an installed optimizer. Raises ConfigError that lists the installed ones."""
+    for point in metadata.entry_points(group=OPTIMIZERS, name=name):
+        return point.load()
+    names = ", ".join(sorted(point.name for point in metadata.entry_points(group=OPTIMIZERS))) or "none"
+    raise ConfigError(
+        f"no installed package provides the optimizer {name!r} (installed: {names}): install the package that does, "
+        "or name another with --optimizer"
+    )
 
 
 def decay_mask(parameters: Any, decayed: Sequence[str] = ()) -> Any:

@@ -1,16 +1,17 @@
-"""The training loop: one jitted step over a pure state, and around it what a run of hours needs.
+r"""The training loop: one jitted step over a pure state, and around it what a run of hours needs.
 
-The model is split once into a static definition and a state of plain arrays; a step merges it inside `jax.jit`, so
-that no module is walked in Python while training runs. With micro-batches $i = 1 \\dots A$ of summed loss $S_i$ and
+The model is split once into a static definition and a state of plain arrays. A step merges them inside `jax.jit`, so
+that no module is walked in Python while training runs. With micro-batches $i = 1 \dots A$ of summed loss $S_i$ and
 weight $W_i$ (the number of targets), the gradient is that of the one large batch, whatever the padding:
 
-$$ g = \\frac{\\sum_i \\nabla S_i}{\\sum_i W_i} \\tag{1} $$
+$$ g = \frac{\sum_i \nabla S_i}{\sum_i W_i} \tag{1} $$
 
-Batches are addressed by step (``dataset[k]``): the step is all there is to know about the position in the data, so a
-run that restores parameters, optimizer state, RNG and step goes on as if it had never stopped.
+Batches are addressed by step (``dataset[k]``), so the step is the whole position in the data: a run that restores
+parameters, optimizer state, RNG and step continues exactly as if it had never stopped.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,16 +23,27 @@ import optax
 from flax import nnx
 
 from scratch_core.errors import ConfigError, DataError, TrainingError
+from scratch_core.train.batches import BatchHandling
 from scratch_core.train.checkpoints import Checkpoints
 from scratch_core.train.interrupt import Interrupt
-from scratch_core.train.metrics import MetricsLog, Progress, Throughput, batch_size
+from scratch_core.train.metrics import MetricsLog, Progress, Throughput
 
 LossFunction = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 
 
+def model_loss(model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the (sum, weight) of the model's own loss."""
+    return model.loss(batch)
+
+
+def trained_parameters(optimizer_state: Any, parameters: Any) -> Any:
+    """Return the parameters as they are trained: what is evaluated with most optimizers."""
+    return parameters
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How `Trainer.fit` ended: at which step, with which last loss, and by which signal (None: it is done)."""
+    """How `Trainer.fit` ended: at which step, with which last loss, and by which signal (None: all steps are done)."""
 
     step: int
     loss: float
@@ -39,24 +51,28 @@ class Outcome:
 
 
 class Trainer:
-    """Trains ``model`` with an optax ``optimizer`` on a loss function ``(model, batch) -> (sum, weight)``.
+    """Trains ``model`` with an optax ``optimizer`` on ``loss_fn(model, batch) -> (sum, weight)``.
 
-    ``trainable`` is the nnx filter of what is learnt; all else (frozen parameters, running statistics, RNG) is carried
-    along. ``accumulate`` splits each batch into that many micro-batches. With a ``mesh`` the model is sharded by the
-    table in parallel.py and batches over its data axes. With a ``folder``, metrics.jsonl and checkpoints/ are written
-    there, a checkpoint every ``save_every`` steps and at the end, the newest ``keep`` kept. ``learning_rate`` (a
-    schedule) is only for the log. After ``max_skipped`` updates in a row that were not finite, fit raises.
+    ``loss_fn`` None is the model's own loss. ``handling`` counts, places and splits batches; a task is one.
+    ``trainable`` is the nnx filter of what is learned; everything else (frozen parameters, running statistics, RNG) is
+    carried along. ``accumulate`` splits each batch into this many micro-batches. With a ``mesh`` the model is sharded
+    by the table in parallel.py and batches over its data axes. With a ``folder``, metrics.jsonl and checkpoints/ are
+    written there, a checkpoint every ``save_every`` steps and at the end, the newest ``keep`` kept. ``learning_rate``
+    (a schedule) is only for the log. After ``max_skipped`` updates in a row that were not finite, fit raises.
+    ``evaluation_parameters(optimizer_state, parameters)`` gives the parameters that are evaluated and that the model
+    gets at the end, for optimizers that keep a second set.
 
-    During `fit` the model's arrays are donated to the step; when fit returns (or raises) the model holds the trained
-    ones, in evaluation mode. Raises ConfigError for a number that makes no sense.
+    While steps are taken, the model's arrays are donated to them. Afterwards, also after an exception, the model holds
+    the trained ones, in evaluation mode. Raises ConfigError for a number that makes no sense.
     """
 
     def __init__(
         self,
         model: nnx.Module,
         optimizer: optax.GradientTransformation,
-        loss_fn: LossFunction,
+        loss_fn: LossFunction | None = None,
         *,
+        handling: BatchHandling | None = None,
         trainable: Any = nnx.Param,
         accumulate: int = 1,
         mesh: jax.sharding.Mesh | None = None,
@@ -66,12 +82,14 @@ class Trainer:
         log_every: int = 10,
         max_skipped: int = 10,
         learning_rate: Callable[[int], Any] | None = None,
+        evaluation_parameters: Callable[[Any, Any], Any] = trained_parameters,
     ):
         numbers = {"accumulate": accumulate, "save_every": save_every, "keep": keep, "log_every": log_every}
         for name, value in (numbers | {"max_skipped": max_skipped}).items():
             if value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
-        self.model, self.optimizer, self.loss_fn, self.trainable = model, optimizer, loss_fn, trainable
+        self.model, self.optimizer, self.loss_fn, self.trainable = model, optimizer, loss_fn or model_loss, trainable
+        self.handling, self.evaluation_parameters = handling or BatchHandling(), evaluation_parameters
         self.accumulate, self.mesh, self.learning_rate = accumulate, mesh, learning_rate
         self.save_every, self.log_every, self.max_skipped = save_every, log_every, max_skipped
         self.folder = None if folder is None else Path(folder)
@@ -112,48 +130,61 @@ class Trainer:
         loss is not finite ``max_skipped`` times in a row; these updates were skipped, so the model is still sound.
         """
         step, loss, waiting, throughput = self.step, float("nan"), None, Throughput()
-        try:
-            with Interrupt() as interrupt, Progress(steps, step) as progress:
-                while step < steps and not interrupt.received:
-                    batch = dataset[step]
-                    metrics = self.train_step(batch)
-                    step += 1
-                    if waiting is not None:  # read a step late, so that the device never waits for Python
-                        loss = self._report(*waiting, steps, throughput, progress)
-                    waiting = (step, metrics, batch_size(batch))
-                    if step == steps or interrupt.received or step % self.save_every == 0:
-                        loss, waiting = self._report(*waiting, steps, throughput, progress), None
-                        self.save()
-            if self.checkpoints is not None:
-                self.checkpoints.wait()
-        finally:
-            self.update_model()
+        with (
+            Interrupt() as interrupt,
+            Progress(steps, step, unit=self.handling.unit) as progress,
+            closing(self.steps(dataset, steps)) as taken,
+        ):
+            for step, metrics in taken:
+                if waiting is not None:  # read a step late, so that the device never waits for Python
+                    loss = self._report(*waiting, steps, throughput, progress)
+                waiting = (step, metrics)
+                ending = step == steps or interrupt.received is not None
+                if ending or step % self.save_every == 0:
+                    loss, waiting = self._report(*waiting, steps, throughput, progress), None
+                    self.save()
+                if ending:
+                    break
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
         return Outcome(step, loss, interrupt.received if step < steps else None)
+
+    def steps(self, dataset: Any, until: int) -> Generator[tuple[int, dict[str, Any]], None, None]:
+        """Take the steps up to ``until`` one by one, and yield the number of each with its metrics.
+
+        For a loop of your own: ``for step, metrics in trainer.steps(dataset, 1000): ...``, with `save` and `evaluate`
+        where you want them. The metrics are those of `train_step`, still on the device, and "count", the units in the
+        batch. The model gets the trained arrays when the loop ends, also by break or by an exception.
+        """
+        step = self.step
+        try:
+            while step < until:
+                batch = dataset[step]
+                metrics = self.train_step(batch)
+                step += 1
+                yield step, metrics | {"count": self.handling.count(batch)}
+        finally:
+            self._update_model()
 
     def train_step(self, batch: Any) -> dict[str, jax.Array]:
         """Take one step on ``batch`` and return "loss", "gradient_norm" and "skipped", still on the device.
 
-        For a loop of one's own, which ends with `update_model`; `fit` does both.
+        The step donates the arrays of the model, which stays unusable: `steps` and `fit` update it at their end.
         """
-        self.state, metrics = self._step(self.state, self._prepared(batch))
+        self.state, metrics = self._step(self.state, self._placed(batch))
         return metrics
 
-    def update_model(self) -> None:
-        """Put the trained arrays into the model, in evaluation mode: steps donate the ones it had."""
-        nnx.update(self.model, nnx.State(self.state["parameters"]), nnx.State(self.state["rest"]))
-        self.model.eval()
-
     def evaluate(self, dataset: Iterable[Any], metrics: Mapping[str, LossFunction] | None = None) -> dict[str, float]:
-        """Return the mean loss over all of ``dataset``, and of each of ``metrics``, in evaluation mode.
+        """Return the mean loss over all of ``dataset``, and the mean of each of ``metrics``, in evaluation mode.
 
-        A metric is a function of the loss's form; each is sum / weight over the whole dataset, so the batches' sizes
-        do not matter. Raises DataError if nothing was counted.
+        A metric has the form of a loss: (model, batch) -> (sum, weight). Each mean is sum / weight over the whole
+        dataset, so the sizes of the batches do not matter. Raises DataError if nothing was counted.
         """
         functions = {"loss": self.loss_fn, **(metrics or {})}
         totals = {name: [0.0, 0.0] for name in functions}
+        parameters = self._parameters_to_evaluate()
         for batch in dataset:
-            state = self.state["parameters"], self.state["rest"]
-            result = self._evaluate(tuple(functions.items()), *state, self._prepared(batch))
+            result = self._evaluate(tuple(functions.items()), parameters, self.state["rest"], self._placed(batch))
             for name, (total, weight) in jax.device_get(result).items():
                 totals[name][0] += float(total)
                 totals[name][1] += float(weight)
@@ -167,14 +198,14 @@ class Trainer:
             self.checkpoints.save(self.step, self.state)
 
     def restore(self) -> list[str]:
-        """Go to the newest intact checkpoint, if there is one; returns a line for each damaged one passed over.
+        """Go to the newest intact checkpoint, if there is one; return a line for each damaged one that was skipped.
 
-        Metrics of later steps are dropped. Raises CheckpointError if none is intact, or of another model.
+        Metrics of later steps are dropped. Raises CheckpointError if none is intact, or if it is of another model.
         """
         found = None if self.checkpoints is None else self.checkpoints.restore(self.state)
         if found is not None:
             self.state = found.state
-            self.update_model()
+            self._update_model()
         self.metrics.truncate_after(self.step)
         return [] if found is None else found.damaged
 
@@ -195,7 +226,7 @@ class Trainer:
                 return (*jax.tree.map(jnp.add, sums, terms), rest), None
 
             zeros = jax.tree.map(partial(jnp.zeros_like, dtype=jnp.float32), parameters), jnp.zeros(()), jnp.zeros(())
-            carry, _ = jax.lax.scan(add, (*zeros, rest), jax.tree.map(self._micro_batches, batch))
+            carry, _ = jax.lax.scan(add, (*zeros, rest), self.handling.split(batch, self.accumulate))
             gradients, total, weight, new_rest = carry
         loss = total / weight
         gradients = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)  # eq. 1
@@ -224,23 +255,15 @@ class Trainer:
         (total, (weight, new_rest)), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
         return gradients, total, weight, new_rest
 
-    def _micro_batches(self, x: jax.Array) -> jax.Array:
-        if x.shape[0] % self.accumulate:
-            raise ConfigError(f"accumulate={self.accumulate} must divide the batch size {x.shape[0]}")
-        # Every A-th row, not A blocks: rows that are spread over devices stay spread over devices.
-        return x.reshape(-1, self.accumulate, *x.shape[1:]).swapaxes(0, 1)
-
     def _evaluation_step(self, functions: Any, parameters: Any, rest: Any, batch: Any) -> dict[str, Any]:
         model = nnx.merge(self._evaluating, nnx.State(parameters), nnx.State(rest))
         return {name: function(model, batch) for name, function in functions}
 
-    def _report(
-        self, step: int, metrics: Any, size: tuple[int, str], steps: int, throughput: Throughput, progress: Progress
-    ) -> float:
+    def _report(self, step: int, metrics: Any, steps: int, throughput: Throughput, progress: Progress) -> float:
         loss, norm, skipped = (
             x.item() for x in jax.device_get([metrics[k] for k in ("loss", "gradient_norm", "skipped")])
         )
-        throughput.add(size[0])
+        throughput.add(metrics["count"])
         progress.advance(step)
         if step == 1 or step == steps or step % self.log_every == 0 or skipped:
             rate = throughput.rate()
@@ -248,9 +271,9 @@ class Trainer:
             if self.learning_rate is not None:
                 record["learning_rate"] = float(self.learning_rate(step - 1))
             if rate is not None:
-                record[f"{size[1]}_per_second"] = round(rate, 1)
+                record[f"{self.handling.unit}_per_second"] = round(rate, 1)
             self.metrics.append(record)
-            progress.report(step, loss, rate, size[1])
+            progress.report(step, loss, rate)
         if skipped >= self.max_skipped:
             raise TrainingError(
                 f"the loss or its gradient was not finite in {skipped} steps in a row, up to step {step}: "
@@ -262,12 +285,16 @@ class Trainer:
         _, parameters, rest = nnx.split(model, self.trainable, ...)
         return nnx.to_pure_dict(parameters), nnx.to_pure_dict(rest)
 
-    def _prepared(self, batch: Any) -> Any:
-        if self.mesh is None:
-            return batch
-        from scratch_core.parallel import shard_batch
+    def _parameters_to_evaluate(self) -> Any:
+        return self.evaluation_parameters(self.state["optimizer"], self.state["parameters"])
 
-        return shard_batch(batch, self.mesh)
+    def _update_model(self) -> None:
+        """Put the trained arrays into the model, in evaluation mode: steps donate the ones it had."""
+        nnx.update(self.model, nnx.State(self._parameters_to_evaluate()), nnx.State(self.state["rest"]))
+        self.model.eval()
+
+    def _placed(self, batch: Any) -> Any:
+        return batch if self.mesh is None else self.handling.place(batch, self.mesh)
 
     def _on_mesh(self, state: dict[str, Any]) -> dict[str, Any]:
         """Put what is on no mesh yet (counters, RNG) onto it, whole on every device."""

@@ -17,7 +17,7 @@ from scratch_core.vision.labels import label
 if TYPE_CHECKING:
     from PIL import Image
 
-    from scratch_core.data.images import ImageProcessor
+    from scratch_core.vision.images import ImageProcessor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class VisionModel(PretrainedModel):
 
     def read_companions(self, folder: Path) -> None:
         """Read the preprocessing from preprocessor_config.json, if the folder has one. Raises CheckpointError."""
-        from scratch_core.data.images import ImageProcessor
+        from scratch_core.vision.images import ImageProcessor
 
         self.processor = ImageProcessor.from_folder(folder)
 

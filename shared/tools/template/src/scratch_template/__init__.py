@@ -12,6 +12,7 @@ SPEC = ModelSpec(
     name="template",
     models={"causal_lm": "scratch_template:Template"},
     presets={"tiny": 140_352},
+    recipes={"tiny": {"steps": 600, "learning_rate": 3e-3, "batch_size": 16}},
 )
 
 __all__ = ["SPEC", "Template", "TemplateConfig"]

@@ -38,6 +38,15 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+def pillow(purpose: str) -> Any:
+    """Return the module PIL.Image. Raises MissingExtraError, which says what Pillow is needed for."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise MissingExtraError("images", purpose) from None
+    return Image
+
+
 def read_image(image: Any, num_channels: int = 3) -> Any:
     """Return an image file, or a Pillow image, as a Pillow image of 8 bits: "RGB", or "L" for one channel.
 
@@ -45,10 +54,9 @@ def read_image(image: Any, num_channels: int = 3) -> Any:
     are kept, an alpha channel is left out, and of an animation the first frame is taken. Raises DataError for a
     missing, damaged, truncated or unknown file, for more than 3 channels wanted, and beyond MAX_PIXELS.
     """
-    try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError:
-        raise MissingExtraError("images", "reading image files") from None
+    Image = pillow("reading image files")
+    from PIL import ImageOps, UnidentifiedImageError
+
     if num_channels not in (1, 3):
         raise DataError(f"an image file gives 1 or 3 channels, the model wants {num_channels}")
     name = "the image" if isinstance(image, Image.Image) else str(image)
@@ -81,8 +89,7 @@ def read_image(image: Any, num_channels: int = 3) -> Any:
 
 def _to_8_bits(image: Any, name: str) -> Any:
     """Return an image that Pillow's own convert() treats rightly: it would clip 16 bits to 255."""
-    from PIL import Image
-
+    Image = pillow("reading image files")
     if image.mode == "F":
         raise DataError(f"{name} holds floating-point pixels of unknown range: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -142,8 +149,7 @@ class ImageProcessor:
 
     def picture(self, values: np.ndarray) -> Any:
         """Return one normalised image [rows, columns, channels] as a Pillow image: what :meth:`resized` gave."""
-        from PIL import Image
-
+        Image = pillow("showing an image")
         if self.mean:
             values = values * np.array(self.std) + np.array(self.mean)
         pixels = np.round(values / self.scale).clip(0, 255).astype(np.uint8)
@@ -301,8 +307,7 @@ def overlay(image: Any, heat_YX: np.ndarray) -> Any:
 
     heat_YX is of any size and scale >= 0; it is stretched over the whole image.
     """
-    from PIL import Image
-
+    Image = pillow("showing where a model looked")
     image = image.convert("RGB")
     heat_YX = np.asarray(heat_YX, np.float32)
     span = heat_YX.max() - heat_YX.min()

@@ -1,0 +1,172 @@
+"""`scratch train NAME`: the one run loop, for every task.
+
+The model and ``--task`` choose the task, which gives the options. Their defaults are the recipe of the preset; with
+``--start``, the task's defaults for fine-tuning; with ``--resume``, the options of the run.
+"""
+
+import dataclasses
+import signal
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import tyro
+from flax import nnx
+
+from scratch_core import registry
+from scratch_core.cli import runs
+from scratch_core.cli.parsing import parse, parse_some
+from scratch_core.errors import ConfigError
+from scratch_core.registry import ModelSpec
+from scratch_core.tasks import Job, RunOptions, Task, find_task
+from scratch_core.tasks.options import flag
+
+if TYPE_CHECKING:
+    from scratch_core.train import Optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The arguments that decide which options there are, and what their defaults are; the others are read later."""
+
+    task: str | None = None
+    preset: str = "tiny"
+    start: str | None = None
+    resume: str | None = None
+    steps: str | None = None  # these two: only whether they are given
+    learning_rate: str | None = None
+
+
+def run(name: str, arguments: Sequence[str]) -> int:
+    """Train model ``name`` with the options in ``arguments``; return 0, or 128 + the signal that ended it early."""
+    spec = registry.find(name)
+    arguments = _with_resume(name, list(arguments))
+    choice = parse_some(Choice, arguments)
+    if choice.resume is None:
+        task, record = find_task(_task_name(spec, choice.task)), None
+        default = _defaults(spec, task, choice, asks_for_help=bool({"-h", "--help"} & set(arguments)))
+    else:
+        folder, record = runs.stored(choice.resume, name)
+        task = find_task(_task_name(spec, record.get("task")))
+        record.setdefault("horizon", record.get("options", {}).get("steps"))  # records were once written without it
+        default = runs.stored_options(folder, record, task.Options)
+    options = parse(task.Options, f"scratch train {name}", arguments, default).absolute()
+    options.check()
+
+    from scratch_core.train import find_optimizer, keep_memory  # a wrong argument need not wait for them
+
+    optimizer = find_optimizer(options.optimizer)
+    keep_memory()
+    if record is None:
+        folder = runs.new_folder(options.out, f"{name}-{options.preset if options.start is None else 'tuned'}")
+        job = task.prepare(spec, options)
+        runs.create(folder, name, options, job.description, job.fingerprint)
+        if options.start is not None:  # a copy, so that the run can be resumed when the checkpoint is gone
+            (folder / "start").mkdir()
+            job.save(folder / "start")
+        return _train(spec, task, options, job, optimizer, folder, horizon=options.steps)
+    runs.check_unchanged(folder, default, options)
+    job = task.prepare(spec, options)
+    runs.check_data(folder, record, job.description, job.fingerprint)
+    record["options"]["steps"] = options.steps
+    runs.write_record(folder, record)
+    return _train(spec, task, options, job, optimizer, folder, horizon=record["horizon"])
+
+
+def _with_resume(name: str, arguments: list[str]) -> list[str]:
+    """Give a ``--resume`` that stands alone its value: the newest run."""
+    if "--resume" in arguments:
+        value = arguments.index("--resume") + 1
+        if arguments[value : value + 1] == [] or arguments[value].startswith("--"):
+            arguments.insert(value, runs.newest(name))
+    return arguments
+
+
+def _task_name(spec: ModelSpec, task: str | None) -> str:
+    name = spec.task if task is None else task
+    if name not in spec.models:
+        raise ConfigError(f"--task {name}: {spec.name} has no such task; choose one of: {', '.join(spec.models)}")
+    return name
+
+
+def _defaults(spec: ModelSpec, task: Task, choice: Choice, *, asks_for_help: bool) -> RunOptions:
+    """Return the options of a new run as they are without arguments.
+
+    Raises ConfigError if neither the arguments nor the recipe give the number of steps or the learning rate.
+    """
+    recipe = spec.recipe(choice.preset) if choice.start is None else task.fine_tuning
+    names = {field.name for field in dataclasses.fields(task.Options)}
+    if unknown := sorted(recipe.keys() - names):
+        raise ConfigError(f"the recipe of {spec.name} {choice.preset} names no option of {task.name}: {unknown[0]}")
+    given = {"steps": choice.steps, "learning_rate": choice.learning_rate}
+    missing = [flag(option) for option, value in given.items() if value is None and option not in recipe]
+    if missing and not asks_for_help:
+        origin = (
+            f"the preset {choice.preset} of {spec.name}" if choice.start is None else f"fine-tuning for {task.name}"
+        )
+        them = "them" if len(missing) > 1 else "it"
+        raise ConfigError(f"{origin} has no default for {' and '.join(missing)}: give {them} on the command line")
+    values: dict[str, Any] = {"task": task.name, "steps": tyro.MISSING, "learning_rate": tyro.MISSING, **recipe}
+    return task.Options(**values)
+
+
+def _train(
+    spec: ModelSpec, task: Task, options: RunOptions, job: Job, optimizer: "Optimizer", folder: Path, *, horizon: int
+) -> int:
+    """Train, evaluate, save; ``horizon`` is the number of steps of the learning rate's schedule."""
+    from scratch_core.train import Trainer, warmup_cosine
+
+    resume_command = runs.command("train", spec.name, "--resume", str(folder))
+    with on_interrupt_print(f"to resume: {resume_command}"):
+        print(f"data    {job.description}", flush=True)
+        count = sum(x.size for x in jax.tree.leaves(nnx.state(job.model, nnx.Param)))
+        origin = options.preset if options.start is None else f"from {options.start}"
+        print(f"model   {spec.name} {origin}, {count:,} parameters", flush=True)
+        schedule = warmup_cosine(options.learning_rate, horizon)
+        trainer = Trainer(
+            job.model,
+            optimizer.build(schedule, weight_decay=options.weight_decay, decayed=job.model.decayed),
+            job.loss,
+            handling=task,
+            trainable=job.trainable,
+            accumulate=options.accumulate,
+            folder=folder,
+            save_every=options.save_every,
+            learning_rate=schedule,
+            evaluation_parameters=optimizer.evaluation_parameters,
+        )
+        try:
+            for line in trainer.restore():
+                print(f"warning: {line}", flush=True)
+            if trainer.step:
+                print(f"resumed at step {trainer.step} of {options.steps}", flush=True)
+            else:
+                job.show_before()
+            print(f"run     {folder}: {options.steps} steps of {job.update}", flush=True)
+            outcome = trainer.fit(job.batches, options.steps)
+            job.save(folder)
+            if outcome.interrupted:
+                print(
+                    f"stopped by {outcome.interrupted} after step {outcome.step} of {options.steps}, saved in {folder}"
+                )
+                print(f"to resume: {resume_command}")
+                return 128 + signal.Signals[outcome.interrupted].value
+            results = trainer.evaluate(job.held_out, job.metrics)
+        finally:
+            trainer.close()
+        job.show_after(folder, results)
+        print(f"saved in {folder}")
+        print(f"next: {runs.command(*job.next_command(folder))}")
+    return 0
+
+
+@contextmanager
+def on_interrupt_print(message: str) -> Generator[None]:
+    """Print ``message`` when Ctrl-C ends what is inside."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\n{message}", flush=True)
+        raise

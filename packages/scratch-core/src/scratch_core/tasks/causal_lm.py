@@ -1,0 +1,229 @@
+"""Causal language modelling: text in, a model that continues text out."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+
+from scratch_core import weights
+from scratch_core.data.counts import CountModels
+from scratch_core.data.pipelines import TextEvaluation, Windows, training_batches
+from scratch_core.data.text import TokenSplit, load_text
+from scratch_core.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from scratch_core.errors import ConfigError, DataError
+from scratch_core.generation import stream
+from scratch_core.registry import ModelSpec
+from scratch_core.tasks.options import RunOptions, flag
+from scratch_core.tasks.task import Job, Task
+
+SAMPLE = {"temperature": 0.8}
+SAMPLE_TOKENS = 200
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextOptions(RunOptions):
+    """Train a causal language model on text."""
+
+    paths: ClassVar[tuple[str, ...]] = ("data", "tokenizer", "start")
+
+    data: Annotated[str | None, tyro.conf.arg(metavar="FILE|FOLDER")] = None
+    """A text file or a folder of them, a .jsonl file whose rows have a "text", or a .npy file of token ids.
+    The default is the source of Python's own standard library."""
+    tokenizer: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """A folder with a tokenizer.json. The default is bytes; with --start, the checkpoint's own."""
+    batch_size: int = 16
+    """Examples per update."""
+    sequence_length: int = 128
+    """Tokens per example."""
+    evaluation_tokens: int = 200_000
+    """Largest number of held-out tokens for the final figures."""
+
+    def check(self) -> None:
+        """Raise ConfigError for a number that makes no sense."""
+        super().check()
+        for name in ("sequence_length", "evaluation_tokens"):
+            if getattr(self, name) < 2:
+                raise ConfigError(f"{flag(name)} {getattr(self, name)} must be at least 2")
+
+
+class CausalLMTask(Task):
+    """Each token is predicted from those before it."""
+
+    name: ClassVar[str] = "causal_lm"
+    unit: ClassVar[str] = "tokens"
+    Options: ClassVar[type[RunOptions]] = TextOptions
+    # The rate is that of Llama 2's supervised fine-tuning: https://arxiv.org/abs/2307.09288, section 3.1.
+    fine_tuning: ClassVar[Mapping[str, Any]] = {"steps": 600, "learning_rate": 2e-5}
+    contract: ClassVar[str] = "scratch_core.testing:CausalLMContract"
+    instead_of_predict: ClassVar[str] = 'a language model continues a text: `scratch generate FOLDER --prompt "..."`'
+
+    def count(self, batch: Any) -> int:
+        """Return the number of tokens, padding included."""
+        return batch["input_ids"].size
+
+    def prepare(self, spec: ModelSpec, options: TextOptions) -> "TextJob":
+        """Return the job of a run. Raises ConfigError or DataError if model, tokenizer and text do not fit."""
+        model, tokenizer = build(spec, options)
+        tokens = load_text(options.data, tokenizer)
+        windows = Windows(tokens.train, options.sequence_length)
+        held_out = tokens.validation[: options.evaluation_tokens]
+        return TextJob(
+            model=model,
+            batches=training_batches(windows, options.batch_size, seed=options.seed),
+            held_out=TextEvaluation(held_out, options.batch_size, options.sequence_length),
+            description=tokens.description,
+            fingerprint=tokens.fingerprint(),
+            update=f"{options.batch_size} x {options.sequence_length} tokens",
+            tokenizer=tokenizer,
+            tokens=tokens,
+            prompt=sample_prompt(options, tokens, tokenizer),
+            seed=options.seed,
+        )
+
+    def noise(self, config: Any, batch_size: int) -> dict[str, np.ndarray]:
+        """Return random tokens, 32 for each row."""
+        rng = np.random.default_rng(0)
+        return {"input_ids": rng.integers(0, config.vocab_size, (batch_size, 32)).astype(np.int32)}
+
+
+TASK = CausalLMTask()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextJob(Job):
+    """A run on text: shows a sample before and after, and compares the loss with counting."""
+
+    held_out: TextEvaluation
+    tokenizer: Tokenizer
+    tokens: TokenSplit
+    prompt: str
+    seed: int
+
+    def save(self, folder: Path) -> None:
+        """Write the model and its tokenizer."""
+        self.tokenizer.save(folder)
+        self.model.save_pretrained(folder)
+
+    def show_before(self) -> None:
+        """Print what the untrained model writes."""
+        self.show_sample("before")
+
+    def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
+        """Print the held-out loss in bits per byte, and what the model writes now."""
+        show_bits_per_byte(results["loss"], self.tokens.train, self.held_out.tokens, self.tokenizer)
+        self.show_sample("after")
+
+    def next_command(self, folder: Path) -> tuple[str, ...]:
+        """Return the command that lets the model write more."""
+        return "generate", str(folder), "--prompt", self.prompt
+
+    def show_sample(self, when: str) -> None:
+        """Print what the model writes now."""
+        limit = self.model.config.max_positions
+        length = len(self.tokenizer.encode(self.prompt))
+        room = SAMPLE_TOKENS if limit is None else min(SAMPLE_TOKENS, limit - length - 1)
+        pieces = stream_text(self.model, self.tokenizer, self.prompt, room, self.seed, SAMPLE) if room > 0 else ()
+        print(f"--- sample {when} training ---\n{printable(self.prompt + ''.join(pieces))}\n---", flush=True)
+
+
+def build(spec: ModelSpec, options: TextOptions) -> tuple[Any, Tokenizer]:
+    """Return the model and the tokenizer; a new model gets the tokenizer's special tokens.
+
+    Raises ConfigError if the tokenizer or the length of the examples does not fit the model.
+    """
+    folder = None if options.checkpoint is None else weights.resolve(options.checkpoint)
+    source = options.tokenizer or folder
+    tokenizer: Tokenizer = ByteTokenizer() if source is None else load_tokenizer(source)
+    model_class = spec.model(TASK.name)
+    if folder is not None:
+        model = model_class.from_pretrained(folder)
+        _check_fit(model.config, str(folder), options, tokenizer)
+        return model, tokenizer
+    config = spec.config(options.preset)
+    _check_fit(config, f"--preset {options.preset}", options, tokenizer)
+    config = dataclasses.replace(
+        config, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id
+    )
+    return model_class(config, dtype=jnp.float32, rngs=nnx.Rngs(options.seed)), tokenizer
+
+
+def _check_fit(config: Any, origin: str, options: TextOptions, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"{origin} has vocab_size={config.vocab_size}, fewer than the tokenizer's {tokenizer.vocab_size} tokens"
+        )
+    longest = config.max_positions
+    if longest is not None and options.sequence_length > longest:
+        raise ConfigError(
+            f"--sequence-length {options.sequence_length} is more than the {longest} positions of {origin}"
+        )
+
+
+def sample_prompt(options: TextOptions, tokens: TokenSplit, tokenizer: Tokenizer) -> str:
+    """Return what the samples begin with: "def " for Python, else the first word of the held-out text."""
+    if options.data is None:
+        return "def "
+    words = tokenizer.decode(tokens.validation[:200].tolist()).split()
+    return words[0][:20] + " " if words else ""
+
+
+def show_bits_per_byte(loss: float, train: np.ndarray, held_out: np.ndarray, tokenizer: Tokenizer) -> None:
+    """Print the held-out loss beside that of counting, on the same targets."""
+    size = tokenizer.count_bytes(held_out[1:])
+    counts = CountModels(train, tokenizer.vocab_size)
+    bits = loss * (len(held_out) - 1) / math.log(2)
+    print(f"held-out bits per byte ({len(held_out) - 1:,} targets, {size:,} bytes):")
+    for name, value in (
+        ("this model", bits),
+        ("bigram counts", counts.bigram_bits(held_out)),
+        ("unigram counts", counts.unigram_bits(held_out)),
+    ):
+        print(f"  {name:15} {value / size:.3f}", flush=True)
+
+
+def stream_text(
+    model: Any, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, seed: int, sampling: dict[str, Any]
+) -> Iterator[str]:
+    """Yield the continuation of ``prompt``, which follows bos where the tokenizer has one; ends at any eos.
+
+    Raises DataError for an empty prompt without bos, and for one that is too long for the model.
+    """
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = np.array([*bos, *tokenizer.encode(prompt)], np.int32)
+    if not ids.size:
+        raise DataError("the prompt is empty and the tokenizer has no bos: give a --prompt")
+    ends = end_tokens(model.config, tokenizer)
+    if sampling.get("temperature") == 0:
+        sampling = {name: value for name, value in sampling.items() if name in ("temperature", "repetition_penalty")}
+    pieces = stream(model, ids[None], max_new_tokens=max_new_tokens, key=jax.random.key(seed), **sampling)
+    decoder = tokenizer.stream()
+    for token in until(ends, (int(token) for piece in pieces for token in piece[0])):
+        yield decoder.push(token)
+    yield decoder.finish()
+
+
+def end_tokens(config: Any, tokenizer: Tokenizer) -> set[int]:
+    """Return the tokens that end a text: the config's eos_token_id (one or several) and the tokenizer's own."""
+    eos = config.eos_token_id
+    named = set(eos) if isinstance(eos, Iterable) else {eos}
+    return {int(token) for token in named | {tokenizer.eos_id} if token is not None}
+
+
+def until(ends: set[int], tokens: Iterable[int]) -> Iterator[int]:
+    """Yield ``tokens`` up to the first that is in ``ends``, which is left out."""
+    for token in tokens:
+        if token in ends:
+            return
+        yield token
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control characters (an untrained model writes any byte) shown as U+FFFD."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

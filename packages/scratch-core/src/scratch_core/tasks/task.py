@@ -1,0 +1,111 @@
+"""What a task is, and how an installed one is found.
+
+A package that brings a task registers one object in its pyproject.toml, under the name that its model classes give as
+``task``:
+
+    [project.entry-points."scratch.tasks"]
+    causal_lm = "scratch_core.tasks.causal_lm:TASK"
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+from flax import nnx
+
+from scratch_core.errors import ConfigError
+from scratch_core.pretrained import PretrainedModel
+from scratch_core.registry import ModelSpec
+from scratch_core.tasks.options import RunOptions
+from scratch_core.train.batches import BatchHandling
+
+if TYPE_CHECKING:
+    from scratch_core.train.trainer import LossFunction
+
+TASKS = "scratch.tasks"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one run trains, on which data, and what it shows and saves: what :meth:`Task.prepare` returns.
+
+    ``batches[k]`` is the batch of step k. ``held_out`` gives the batches of the evaluation. ``description`` is one
+    line about the data; a resumed run must have data of the same ``fingerprint``. ``update`` says what one update
+    reads, such as "64 images". ``trainable`` is the nnx filter of what is learned. ``metrics`` are measured on the
+    held-out data beside the loss.
+    """
+
+    model: PretrainedModel
+    batches: Any
+    held_out: Iterable[Any]
+    description: str
+    fingerprint: str
+    update: str
+    trainable: Any = nnx.Param
+    metrics: "Mapping[str, LossFunction]" = dataclasses.field(default_factory=dict)
+
+    def loss(self, model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        """Return the (sum, weight) that is trained on: by default the model's own loss."""
+        return model.loss(batch)
+
+    def save(self, folder: Path) -> None:
+        """Write the model, and what is needed to use it, into a folder."""
+        self.model.save_pretrained(folder)
+
+    def show_before(self) -> None:
+        """Print what the model does before its first step; by default nothing."""
+
+    def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
+        """Print what the trained model does; ``results`` are the loss and the metrics of the held-out data."""
+        for name, value in results.items():
+            print(f"held-out {name} {value:.4f}", flush=True)
+
+    def next_command(self, folder: Path) -> tuple[str, ...]:
+        """Return the words after `scratch` of a command that uses the trained model."""
+        return "inspect", str(folder)
+
+
+class Task(BatchHandling):
+    """Base of the tasks: which options a run has, how it is prepared, how a batch is handled.
+
+    One instance serves all runs: it keeps nothing.
+    """
+
+    name: ClassVar[str]
+    """The name of the entry point, and the ``task`` of the model classes."""
+    Options: ClassVar[type[RunOptions]] = RunOptions
+    """The options of `scratch train`."""
+    fine_tuning: ClassVar[Mapping[str, Any]] = {}
+    """Defaults of a run that starts from a checkpoint, where a preset's recipe does not apply."""
+    contract: ClassVar[str]
+    """The test class that the tests of a package inherit for its model, as "scratch_core.testing:CausalLMContract"."""
+    PredictOptions: ClassVar[type | None] = None
+    """A dataclass with what follows the folder in `scratch predict FOLDER ...`; None: there is no such command."""
+    instead_of_predict: ClassVar[str] = ""
+    """Which command to use where there is no `scratch predict`."""
+
+    def prepare(self, spec: ModelSpec, options: Any) -> Job:
+        """Return the job of a run; ``options`` are of the class ``Options``. Raises ConfigError or DataError."""
+        raise NotImplementedError(f"{type(self).__name__} must define prepare(spec, options)")
+
+    def noise(self, config: Any, batch_size: int) -> Any:
+        """Return a batch of random numbers that a model of this configuration can be trained on, always the same."""
+        raise NotImplementedError(f"{type(self).__name__} must define noise(config, batch_size)")
+
+    def predict(self, folder: Path, model_class: type[PretrainedModel], options: Any) -> None:
+        """Print what the model of a folder answers; ``options`` are of the class ``PredictOptions``."""
+        raise NotImplementedError(f"{type(self).__name__} must define predict(folder, model_class, options)")
+
+
+def find_task(name: str) -> Task:
+    """Return an installed task. Raises ConfigError that lists the installed ones."""
+    for point in metadata.entry_points(group=TASKS, name=name):
+        return point.load()
+    names = ", ".join(sorted(point.name for point in metadata.entry_points(group=TASKS))) or "none"
+    raise ConfigError(
+        f"no installed package provides the task {name!r} (installed: {names}): install the package that does, "
+        f"or name another task with --task"
+    )

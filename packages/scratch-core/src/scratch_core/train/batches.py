@@ -1,0 +1,37 @@
+"""What training must know about a batch: how much it holds, where it goes, how it is split."""
+
+from typing import Any, ClassVar
+
+import jax
+
+from scratch_core.errors import ConfigError
+from scratch_core.parallel import shard_batch
+
+
+class BatchHandling:
+    """The handling of a batch that is a tree of arrays with one row per example; a task overrides what differs."""
+
+    unit: ClassVar[str] = "examples"
+    """What :meth:`count` counts, for the throughput that a run shows."""
+
+    def count(self, batch: Any) -> int:
+        """Return how many units a batch holds: the rows of its first array."""
+        return len(jax.tree.leaves(batch)[0])
+
+    def place(self, batch: Any, mesh: jax.sharding.Mesh) -> Any:
+        """Return the batch on the devices of a mesh, split over its data axes. Raises ConfigError if it cannot be."""
+        return shard_batch(batch, mesh)
+
+    def split(self, batch: Any, parts: int) -> Any:
+        """Return the batch as micro-batches: the same tree, each array with a new first axis of length ``parts``.
+
+        Runs inside jit. Raises ConfigError if ``parts`` does not divide the batch.
+        """
+
+        def rows(x: jax.Array) -> jax.Array:
+            if x.shape[0] % parts:
+                raise ConfigError(f"accumulate={parts} must divide the batch size {x.shape[0]}")
+            # Micro-batch i takes the rows i, i + parts, ...: rows that are spread over devices stay spread.
+            return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+        return jax.tree.map(rows, batch)
