@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from scratch_core.data import ImageEvaluation, image_sets, load_digits, training_batches
 from scratch_core.data.image_sets import Augmentation, PictureFiles, Pictures, augmented, load_images
-from scratch_core.vision.images import ImageProcessor
 from scratch_core.errors import ConfigError, DataError
 from scratch_core.losses import accuracy
+from scratch_core.vision.images import ImageProcessor
 
 GREY = ImageProcessor((8, 8), mean=(0.5,), std=(0.5,))
 COLOUR = ImageProcessor((32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
-from scratch_core.vision.images import ImageProcessor, overlay, read_image
 from scratch_core.errors import ConfigError, DataError
+from scratch_core.vision.images import ImageProcessor, overlay, read_image
 
 PHOTOS = Path(__file__).parent / "photos"
 PHOTO = PHOTOS / "china.jpg"

@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 from PIL import Image
 from scratch_core import cli, registry
-from scratch_core.vision.images import ImageProcessor
 from scratch_core.errors import CheckpointError, DataError
 from scratch_core.train.plots import draw_confusion
 from scratch_core.vision import VisionModel, grad_cam, labels_to_hf, read_labels
+from scratch_core.vision.images import ImageProcessor
 from scratch_core.weights import Rule, transpose
 
 

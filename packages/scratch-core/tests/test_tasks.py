@@ -11,12 +11,12 @@ from flax import nnx
 from safetensors.numpy import load_file
 from scratch_core import data
 from scratch_core.cli import main
-from scratch_core.vision.images import ImageProcessor
 from scratch_core.errors import ConfigError, MissingExtraError
 from scratch_core.parallel import make_mesh
 from scratch_core.tasks import Task, find_task
 from scratch_core.testing import ModelContract, random_batch
 from scratch_core.train import Trainer, find_optimizer
+from scratch_core.vision.images import ImageProcessor
 
 ENTRY_POINTS = """
 [scratch.models]

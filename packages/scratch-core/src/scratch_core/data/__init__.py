@@ -13,7 +13,6 @@ from scratch_core.data.batches import (
 from scratch_core.data.counts import CountModels
 from scratch_core.data.digits import Digits, load_digits
 from scratch_core.data.image_sets import Augmentation, ImageSplit, augmented, load_images
-from scratch_core.vision.images import ImageProcessor, read_image
 from scratch_core.data.pipelines import ImageEvaluation, TextEvaluation, Windows, training_batches
 from scratch_core.data.sources import (
     Document,
@@ -25,6 +24,7 @@ from scratch_core.data.sources import (
 )
 from scratch_core.data.text import TokenSplit, load_text
 from scratch_core.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from scratch_core.vision.images import ImageProcessor, read_image
 
 __all__ = [
     "Augmentation",

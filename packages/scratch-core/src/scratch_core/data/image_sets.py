@@ -23,8 +23,8 @@ import numpy as np
 
 from scratch_core.data.batches import ImageClassificationBatch
 from scratch_core.data.digits import load_digits
-from scratch_core.vision.images import ImageProcessor, pillow, read_image
 from scratch_core.errors import ConfigError, DataError
+from scratch_core.vision.images import ImageProcessor, pillow, read_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 IN_MEMORY = 2**30

@@ -12,7 +12,6 @@ import tyro
 from flax import nnx
 
 from scratch_core.data.image_sets import Augmentation, ImageSplit, augmented, load_images
-from scratch_core.vision.images import IMAGENET_MEAN, IMAGENET_STD, ImageProcessor, overlay, read_image
 from scratch_core.data.pipelines import ImageEvaluation, training_batches
 from scratch_core.errors import CheckpointError, ConfigError
 from scratch_core.fine_tuning import freeze, replace_head
@@ -23,6 +22,7 @@ from scratch_core.tasks.options import RunOptions
 from scratch_core.tasks.task import Job, Task
 from scratch_core.train.plots import draw_confusion
 from scratch_core.vision import VisionModel
+from scratch_core.vision.images import IMAGENET_MEAN, IMAGENET_STD, ImageProcessor, overlay, read_image
 
 ANY_SIZE = 32
 """Rows and columns of training images for a model that reads images of any size."""
