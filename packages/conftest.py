@@ -9,6 +9,8 @@ import os
 import numpy as np
 import pytest
 
+pytest.register_assert_rewrite("scratch_core.testing")  # so that a failing contract shows its values
+
 try:
     from scratch_core import compiler
     from scratch_core.testing.shapes import shapes_checked

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 SPEC = ModelSpec(
     name="template",
     models={"causal_lm": "scratch_template:Template"},
-    presets={"tiny": 140_352},
+    presets={"tiny": 140_608},
     recipes={"tiny": {"steps": 600, "learning_rate": 3e-3, "batch_size": 16}},
 )
 
