@@ -1,7 +1,7 @@
 """What the root tests share: where the tree is, which packages it holds, and how to call uv and git.
 
 A test that takes ``package`` runs once for every folder in ``packages/``; one that takes ``model_package`` once for
-every package that registers a model, which is what sets a model package apart from the others.
+every package that registers a model.
 """
 
 import importlib.util

@@ -25,7 +25,7 @@ def package_of(tag: str, packages: Path = PACKAGES) -> Path:
     file = packages / name / "pyproject.toml"
     if not file.is_file():
         known = ", ".join(sorted(path.parent.name for path in packages.glob("*/pyproject.toml")))
-        raise ValueError(f"the tag {tag!r} names {name}, which is none of the packages: {known}")
+        raise ValueError(f"the tag {tag!r} names {name}, which is not a package; the packages are: {known}")
     project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
     if version != project["version"]:
         raise ValueError(
@@ -36,7 +36,7 @@ def package_of(tag: str, packages: Path = PACKAGES) -> Path:
 
 
 def add_urls(file: Path, repository: str, tag: str) -> None:
-    """Write the addresses of the repository into [project.urls] of a pyproject.toml, before what is there."""
+    """Write the addresses of the repository into [project.urls] of a pyproject.toml, before the existing ones."""
     repository = repository.rstrip("/")
     folder = f"{repository}/blob/{tag}/packages/{file.parent.name}"
     lines = (

@@ -59,7 +59,7 @@ class CausalLM(PretrainedModel):
     ) -> tuple[jax.Array, tuple[Any, ...]]:
         """Return x_BTD after all layers, and each layer's cache with these T tokens appended (None without one).
 
-        Padding has position -1; attention_mask None says that there is none, which spares a layer from asking.
+        Padding has position -1; attention_mask None means that there is no padding, so that a layer need not handle it.
         """
         after = []
         for layer, cache in zip(self.layers, caches, strict=True):

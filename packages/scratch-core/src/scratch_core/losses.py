@@ -1,8 +1,8 @@
-r"""Losses as (sum, weight): the total over what counts, and how much counts.
+r"""Losses as (sum, weight): the total loss over the targets, and the number of targets.
 
-The mean is their quotient, taken once over everything: over the micro-batches of an accumulated step, over
-the batches of an evaluation, over the devices of a mesh. So each of these gives exactly the mean over
-all examples, however unevenly padding fell.
+The mean is their quotient. It is taken once: over all micro-batches of an accumulated step, all batches of an
+evaluation, all devices of a mesh. Each of these therefore gives exactly the mean over all targets, however unevenly
+padding is distributed.
 
 $$ \mathrm{sum} = -\sum_t w_t \log p(y_t), \qquad \mathrm{weight} = \sum_t w_t $$
 
@@ -67,7 +67,7 @@ def image_classification_loss(
 
 
 def accuracy(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Return the number of images classified rightly, and the number of images; a label of -100 is none.
+    """Return the number of correctly classified images and the number of images; a label of -100 is not counted.
 
     batch as for the loss, labels int [B].
     """

@@ -35,18 +35,18 @@ def check_decoding(model: Any, seed: int = 0) -> None:
         cache = model.init_cache(B, T + 5)
         prefill_BTV, cache = decode(padded_BT, cache, mask_BT)
         last_B1V, _ = decode(padded_BT, model.init_cache(B, T + 5), mask_BT, last_only=True)
-        going_on = np.repeat(ids_BT[:, :1], 2, axis=1)
-        more, _ = decode(going_on, cache)
+        more_ids = np.repeat(ids_BT[:, :1], 2, axis=1)
+        more, _ = decode(more_ids, cache)
         assert np.isfinite(full_BTV).all()
         for row, length in enumerate(lengths):
-            alone = np.concatenate([ids_BT[row : row + 1, :length], going_on[row : row + 1]], axis=1)
+            alone = np.concatenate([ids_BT[row : row + 1, :length], more_ids[row : row + 1]], axis=1)
             by_itself = np.asarray(forward(alone))[0]
             real = mask_BT[row] == 1
             what = f"row of {length}, padded on the {side}"
             assert_close(full_BTV[row, real], by_itself[:length], CACHED, what)
             assert_close(np.asarray(prefill_BTV)[row, real], by_itself[:length], CACHED, f"{what}, decoded")
             assert_close(np.asarray(last_B1V)[row], by_itself[length - 1 : length], CACHED, f"{what}, last logits")
-            assert_close(np.asarray(more)[row], by_itself[length:], CACHED, f"{what}, going on")
+            assert_close(np.asarray(more)[row], by_itself[length:], CACHED, f"{what}, continued")
 
 
 def check_causal(model: Any, seed: int = 0) -> None:
@@ -92,7 +92,7 @@ def check_two_traces(model: Any, write: Callable[..., Any] = generate) -> None:
 
 
 def check_beam_search(model: Any, seed: int = 0) -> None:
-    """One beam is greedy, and beams have the scores of the full pass: each goes on with its own cache."""
+    """One beam equals greedy decoding, and the scores of several equal those of full passes: each has its own cache."""
     B, T, W, new = 2, 18, 3, 8
     ids_BT = np.random.default_rng(seed).integers(0, model.config.vocab_size, (B, T)).astype(np.int32)
     mask_BT = np.array([[1] * T, [0] * 5 + [1] * (T - 5)])

@@ -12,7 +12,7 @@ def keep_memory() -> bool:
     On a CPU, XLA allocates the temporary memory of each step anew. glibc takes blocks of that size from the system and
     returns them right after, so every step of a large model begins with the system clearing gigabytes, page by page.
     Call this before the first computation: the threads of JAX allocate as they were set up when they started.
-    Only glibc's allocator can be told so; elsewhere nothing changes.
+    Only glibc's allocator has these settings; elsewhere nothing changes.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
