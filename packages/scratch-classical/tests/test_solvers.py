@@ -30,14 +30,6 @@ THREE = np.digitize(Y, np.quantile(Y, [0.33, 0.67]))
 WEIGHT = RANDOM.uniform(0.5, 2, 40)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """Problems this small take nearly all of their time to compile. The goldens are compared with full optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(autouse=True)
 def in_float64():
     with precision(np.float64):

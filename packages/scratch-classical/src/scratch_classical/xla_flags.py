@@ -30,7 +30,7 @@ def switch_off_faulty_fusions() -> None:
         f"jaxlib {version('jaxlib')} computes wrong numbers on a CPU unless some fusions are off, and JAX's backend "
         "started before scratch_classical was imported. Import scratch_classical before JAX computes anything, or set "
         f'this before Python starts: export XLA_FLAGS="{wanted}"',
-        stacklevel=3,
+        stacklevel=4,  # the line that imports scratch_classical
     )
 
 
