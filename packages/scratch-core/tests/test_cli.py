@@ -223,11 +223,20 @@ def test_bad_input_is_one_line_and_exit_code_2(toy, text, tmp_path, fails):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("steps", "4"), ("steps", 4.5), ("learning_rate", [1]), ("data", 5), ("seed", None), ("new", 1), ("horizon", 0)],
+    [
+        ("steps", "4"),
+        ("steps", 4.5),
+        ("learning_rate", [1]),
+        ("data", 5),
+        ("seed", None),
+        ("new", 1),
+        ("horizon", 0),
+        ("options", 5),
+    ],
 )
 def test_a_record_that_was_edited_is_one_line(run, fails, name, value):
     record = json.loads(Path("run/run.json").read_text())
-    (record if name == "horizon" else record["options"])[name] = value
+    (record if name in ("horizon", "options") else record["options"])[name] = value
     Path("run/run.json").write_text(json.dumps(record))
     assert "run.json is damaged, or of another version: " in fails("train", "toy", "--resume", "run")
 

@@ -164,7 +164,7 @@ def test_evaluation_and_the_final_model_read_the_parameters_of_the_optimizer():
         trainer = Trainer(model, optax.sgd(0.1), causal_lm_loss, **options)
         losses.append([trainer.fit(data, k + 1).loss for k in range(3)])
         evaluated = trainer.evaluate([data[0]])["loss"]
-        assert evaluated == pytest.approx(float(np.divide(*causal_lm_loss(model, data[0]))), abs=1e-6)
+        assert evaluated == pytest.approx(float(np.divide(*causal_lm_loss(model, data[0]))), abs=1e-5)
     assert losses[0] == losses[1]
     same(jax.tree.map(lambda x: x / 2, parameters(plain)), parameters(halved))
 

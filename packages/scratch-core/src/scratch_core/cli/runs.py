@@ -97,6 +97,7 @@ def stored_options(folder: Path, record: dict[str, Any], form: type[Options]) ->
         for name, value in record["options"].items():
             if not _fits(value, types[name]):
                 raise TypeError(f"{name}={value!r}")
+        record.setdefault("horizon", record["options"]["steps"])  # records were once written without it
         if type(record["horizon"]) is not int or record["horizon"] < 1:
             raise TypeError(f"horizon={record['horizon']!r}")
         return form(**record["options"], resume=str(folder))

@@ -50,7 +50,6 @@ def run(name: str, arguments: Sequence[str]) -> int:
     else:
         folder, record = runs.stored(choice.resume, name)
         task = find_task(_task_name(spec, record.get("task")))
-        record.setdefault("horizon", record.get("options", {}).get("steps"))  # records were once written without it
         default = runs.stored_options(folder, record, task.Options)
     options = parse(task.Options, f"scratch train {name}", arguments, default).absolute()
     options.check()

@@ -1,4 +1,4 @@
-r"""Unigram and bigram count models: what a language model must beat to have learnt anything.
+r"""Unigram and bigram count models: what a language model must beat to have learned anything.
 
 With counts $c$ over the training tokens and vocabulary size $V$,
 

@@ -1,7 +1,7 @@
 """Batches by number: batch k is a pure function of the data, the seed and k, so that the step is the whole position.
 
-Training batches come from a Grain `MapDataset` (shuffled anew in each epoch, endless, random access): a run that goes
-on at step k reads ``batches[k]`` and needs no other state. Evaluation batches are a finite sequence in fixed order.
+Training batches come from a Grain `MapDataset` (shuffled in each epoch, endless, random access): a run that resumes at
+step k reads ``batches[k]`` and needs no other state. Evaluation batches are a finite sequence in fixed order.
 With several processes, process i of n reads rows i, i + n, ... of the same global order.
 """
 

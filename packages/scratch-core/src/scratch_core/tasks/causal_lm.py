@@ -96,7 +96,7 @@ class CausalLMTask(Task):
 TASK = CausalLMTask()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TextJob(Job):
     """A run on text: shows a sample before and after, and compares the loss with counting."""
 

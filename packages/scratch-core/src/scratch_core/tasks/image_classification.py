@@ -150,7 +150,7 @@ class ImageClassificationTask(Task):
 TASK = ImageClassificationTask()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ImageJob(Job):
     """A run on images: ends with the accuracy and the confusion matrix."""
 

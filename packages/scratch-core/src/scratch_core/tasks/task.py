@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TASKS = "scratch.tasks"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
     """What one run trains, on which data, and what it shows and saves: what :meth:`Task.prepare` returns.
 

@@ -74,7 +74,7 @@ class Checkpoints:
         (step, response), self._saving = self._saving, None
         try:
             saved = response is not None and response.result()
-        except Exception as error:  # whatever the file system or Orbax had to say
+        except Exception as error:  # of the file system or of Orbax
             raise CheckpointError(f"{self.folder}: step {step} could not be saved: {error}") from error
         if not saved:
             raise CheckpointError(f"{self.folder}: step {step} was not saved, and Orbax gave no reason")

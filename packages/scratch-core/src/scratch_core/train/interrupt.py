@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: finish the step, save, and return, instead of losing what was learnt."""
+"""Ctrl-C and SIGTERM during training: finish the step, save, and return, instead of losing what was learned."""
 
 import signal
 import threading
