@@ -8,7 +8,6 @@ SHARDED = """
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time is compilation
 from jax.sharding import NamedSharding, PartitionSpec
 from scratch_classical import KNeighborsClassifier, LogisticRegression, Ridge
 from scratch_classical import solve_ridge, solve_logistic_regression
