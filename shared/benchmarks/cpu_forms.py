@@ -154,13 +154,6 @@ def ssd_chunk_size() -> Case:
 
 
 @case
-def ssd_step() -> Case:
-    from scratch_mamba2 import ssd
-
-    return "one step instead of a block of one", ssd.quadratic, ssd.step, _ssd_arrays(1), 100
-
-
-@case
 def causal_convolution() -> Case:
     def plain(x, kernel):
         return lax.conv_general_dilated(
