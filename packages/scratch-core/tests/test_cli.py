@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from scratch_core.cli import main
+from scratch_core.registry import find
 
 SMALL = ["--steps", "12", "--batch-size", "4", "--sequence-length", "16", "--evaluation-tokens", "200"]
 ENTRY_POINTS = """
@@ -209,6 +210,8 @@ def test_bad_input_is_one_line_and_exit_code_2(toy, text, tmp_path, fails):
         (["predict", "no_config", "photo.png"], "has no config.json"),
         (["generate", "nowhere"], "there is no folder nowhere"),
         (["generate", ""], "the folder's name is empty"),
+        (["predict", "", "photo.png"], "the folder's name is empty"),
+        (["train", ""], "model '' is not installed"),
         (["generate", "nowhere", "--seed", "-1"], "--seed -1 must be in 0"),
         (["generate", "no_config"], "has no config.json"),
         (["inspect", "nowhere"], "there is no folder nowhere"),
@@ -286,14 +289,13 @@ def test_arguments_that_cannot_be_parsed_are_one_line_too(toy, fails):
 def test_the_preset_gives_the_defaults_and_where_it_has_none_they_are_asked_for(toy, text, fails, capsys):
     narrow = ["train", "toy", "--data", text, "--preset", "narrow"]
     assert "the preset narrow of toy has no default for --steps: give it on the command line" in fails(*narrow)
-    from scratch_toy import SPEC
-
+    recipes = find("toy").recipes
     with pytest.MonkeyPatch.context() as patch:
-        patch.delitem(SPEC.recipes, "narrow")
+        patch.delitem(recipes, "narrow")
         message = "the preset narrow of toy has no default for --steps and --learning-rate: give them on the command"
         assert message in fails(*narrow)
         assert "--learning-rate: give it" in fails(*narrow, "--steps", "12")
-        patch.setitem(SPEC.recipes, "tiny", {"stepz": 3})
+        patch.setitem(recipes, "tiny", {"stepz": 3})
         assert "the recipe of toy tiny names no option of causal_lm: stepz" in fails("train", "toy")
     assert "vocab_size=100" in fails(*narrow, "--steps", "12")  # all is known: the run gets as far as the model
     for arguments, steps, rate in (([], "600", "0.003"), (["--preset", "narrow"], "(required)", "0.001"),

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file
-from scratch_core import data
+from scratch_core import data, load
 from scratch_core.cli import main
 from scratch_core.errors import ConfigError, MissingExtraError
 from scratch_core.parallel import make_mesh
+from scratch_core.registry import find
 from scratch_core.tasks import Task, find_task
 from scratch_core.testing import ModelContract, random_batch
 from scratch_core.train import Trainer, find_optimizer
@@ -40,12 +42,11 @@ def heat_path(install):
 
 @pytest.fixture
 def heat(heat_path, tmp_path, monkeypatch):
-    """The package is installed, and the working directory is empty."""
+    """The module of the package, which is installed; the working directory is empty."""
     monkeypatch.syspath_prepend(str(heat_path))
     monkeypatch.chdir(tmp_path)
-    import scratch_heat
-
-    return scratch_heat
+    find("heat").model()
+    return sys.modules["scratch_heat"]
 
 
 def test_a_task_of_another_package_is_trained_resumed_and_predicts(heat, fails, logged, capsys):
@@ -173,12 +174,10 @@ def test_noise_fits_the_configuration():
         ("images", "PIL", lambda folder: data.read_image(folder / "photo.png")),
         ("images", "PIL", lambda folder: data.load_images(None, ImageProcessor((8, 8), mean=(0.5,), std=(0.5,)))),
         ("tokenizers", "tokenizers", lambda folder: data.load_tokenizer(folder)),
-        ("hub", "huggingface_hub", lambda folder: __import__("scratch_core").load("owner/name")),
+        ("hub", "huggingface_hub", lambda folder: load("owner/name")),
     ],
 )
 def test_a_missing_extra_is_named_with_its_command(extra, blocked, use, tmp_path, monkeypatch):
-    import sys
-
     (tmp_path / "tokenizer.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, blocked, None)

@@ -136,20 +136,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        first, second = (*arguments, "", "")[:2]
-        if first in ("train", "predict") and second not in ("", "-h", "--help"):
-            subject = "NAME" if first == "train" else "FOLDER"
-            if second.startswith("-"):
-                raise ConfigError(
-                    f"{second} comes too early: write `scratch {first} {subject} ...` with options after it"
-                )
-            if first == "train":
+        if arguments[:1] in (["train"], ["predict"]) and arguments[1:2] not in ([], ["-h"], ["--help"]):
+            command, subject, *rest = arguments
+            if subject.startswith("-"):
+                name = "NAME" if command == "train" else "FOLDER"
+                raise ConfigError(f"{subject} comes too early: write `scratch {command} {name} ...`")
+            if command == "train":
                 from scratch_core.cli.train import run
 
-                return run(second, arguments[2:])
+                return run(subject, rest)
             from scratch_core.cli.predict import predict
 
-            predict(second, arguments[2:])
+            predict(subject, rest)
             return 0
         commands: dict[str, Callable[..., Any]] = {
             "models": _models,
@@ -164,13 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         description = "Models written from scratch: train, generate, convert. With --debug, errors show a traceback."
         with one_line():
-            command = tyro.extras.subcommand_cli_from_dict(
+            run_command = tyro.extras.subcommand_cli_from_dict(
                 {name: _bound(command) for name, command in commands.items()},
                 prog="scratch",
                 description=description,
                 args=arguments,
             )
-        return command() or 0
+        return run_command() or 0
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
