@@ -116,7 +116,7 @@ def test_the_last_norm_can_start_at_zero():
     config = ResNetConfig(depths=(2, 1), widths=(32, 64), stem_width=16, zero_init_last=True)
     model = ResNet(config, rngs=nnx.Rngs(0))
     x = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, 4, 4, 32)))
-    np.testing.assert_array_equal(model.stages[0][1](x), x)
+    np.testing.assert_array_equal(forward(model.stages[0][1], x), x)
     assert not (model.stages[0][1].layers[0].norm.scale[...] == 0).any()
 
 
