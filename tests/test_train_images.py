@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from scratch_core import cli
 from scratch_core.data import load_digits
 
-STEPS = 90
+STEPS = 150  # a signal sent after the second checkpoint must arrive before the last step
 MIXED = ["--mixup", "0.2", "--flip", "--crop", "1", "--label-smoothing", "0.1", "--save-every", "15"]
 TRAIN = ["train", "resnet", "--data", "photos", "--image-size", "8", "--batch-size", "8", *MIXED]
 
