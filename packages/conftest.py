@@ -1,10 +1,11 @@
-"""Every test of a package runs with the shapes of arrays checked against their names, and with its own randomness.
+"""Tests of models and layers run with array shapes checked against their names; each test has its own randomness.
 
 A test session has 8 simulated devices, so that tests of meshes need no process of their own, and a compilation cache
 that its workers and child processes share. No test runs if the compiler computes wrong numbers.
 """
 
 import os
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,9 +16,7 @@ try:
     from scratch_core import compiler
     from scratch_core.testing.shapes import shapes_checked
 except ImportError:  # a package that stands on its own, tested alone
-    from contextlib import nullcontext as shapes_checked
-
-    compiler = None
+    compiler, shapes_checked = None, nullcontext
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -37,9 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_num_cpu_devices", 8)
 
 
+# The tests that run models and layers; the hook slows every Python call down, and the others name few arrays.
+SHAPES_CHECKED = {"test_model", "test_parity", "test_layers", "test_generation", "test_beam", "test_ssd"}
+
+
 @pytest.fixture(autouse=True)
-def _check_shapes():
-    with shapes_checked():
+def _check_shapes(request: pytest.FixtureRequest):
+    with shapes_checked() if request.path.stem in SHAPES_CHECKED else nullcontext():
         yield
 
 

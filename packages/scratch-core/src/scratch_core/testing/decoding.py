@@ -6,8 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from scratch_core.generation import beam_search, generate
+from scratch_core.generation import beam, beam_search, generate
+from scratch_core.generation.generate import decode_loop, prefill
 from scratch_core.testing.goldens import CACHED, assert_close, jitted
+
+PROGRAMS: tuple[Any, ...] = (prefill, decode_loop, beam.prefill, beam.decode_loop)
 
 
 def check_decoding(model: Any, seed: int = 0) -> None:
@@ -87,7 +90,8 @@ def check_two_traces(model: Any, write: Callable[..., Any] = generate) -> None:
             ids = np.ones((2, length), np.int32)
             write(model, ids, max_new_tokens=new)
 
-    jax.clear_caches()
+    for program in PROGRAMS:  # they may have been compiled for this model before
+        program.clear_cache()
     assert count_traces(model, run) == 2
 
 

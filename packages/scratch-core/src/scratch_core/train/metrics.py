@@ -20,7 +20,7 @@ class MetricsLog:
         if self.path is None:
             return
         line = (json.dumps(record) + "\n").encode()
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             os.write(file, line)
         finally:
