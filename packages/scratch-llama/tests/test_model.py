@@ -14,6 +14,7 @@ from scratch_llama import Llama, LlamaConfig
 
 class TestLlama(CausalLMContract):
     model_class = Llama
+    config = dataclasses.replace(LlamaConfig.tiny(), num_layers=2)
     decayed = (
         "layers.*.attention.key.kernel",
         "layers.*.attention.out.kernel",

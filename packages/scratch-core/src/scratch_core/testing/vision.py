@@ -33,7 +33,7 @@ def check_image_classifier(golden: Path, atol: float = LOGITS) -> None:
 
 def noise(config: Any, batch_size: int, size: int = 32, seed: int = 0) -> jax.Array:
     """Return images [B, Y, X, C] of noise, in the configuration's image size or else of ``size`` x ``size``."""
-    size = getattr(config, "image_size", size)
+    size = config.image_size or size  # None: any size
     shape = (batch_size, size, size, config.num_channels)
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
