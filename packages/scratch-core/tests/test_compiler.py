@@ -98,7 +98,7 @@ def test_a_file_of_flags_is_read_and_not_spoilt(tmp_path):
 
 
 def test_another_version_or_none_changes_nothing(monkeypatch):
-    for version in ("0.10.1", "0.13.0", None):
+    for version in ("0.10.1", "0.12.0.1", "0.13.0", None):
         monkeypatch.setattr(compiler, "jaxlib_version", lambda version=version: version)
         monkeypatch.setenv("XLA_FLAGS", "")
         compiler.avoid_faulty_fusions()

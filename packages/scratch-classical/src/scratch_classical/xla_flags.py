@@ -1,6 +1,6 @@
-"""Keep jaxlib from computing wrong numbers on a CPU. ``__init__`` imports this module before any other.
+"""Keep jaxlib 0.10.2 from computing wrong numbers on a CPU. ``__init__`` imports this module before any other.
 
-The versions in FAULTY_JAXLIBS compute some products that are followed by a sum wrongly and report no error, for example
+That version computes some products that are followed by a sum wrongly and reports no error, for example
 ``jax.vmap(lambda row: jnp.sum((A @ row) ** 2))(X)`` with a constant matrix A (jax issue 39103). The fault is in the
 fusion of the product with the sum (YNNPACK), which can be switched off only in the environment and only before JAX's
 backend starts.
@@ -11,7 +11,7 @@ import sys
 import warnings
 from importlib.metadata import version
 
-FAULTY_JAXLIBS = ("0.10.2", "0.11.0", "0.11.1", "0.12.0", "0.12.0.1")
+FAULTY_JAXLIBS = ("0.10.2",)
 FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 SETTING = f"{FLAG}-reduce"  # the default kinds of fusion without that of reductions
 

@@ -1,10 +1,13 @@
 """Right numbers from XLA's CPU compiler: ``import scratch_core`` switches a known fault off.
 
-Every jaxlib from 0.10.2 on that is known here computes wrong numbers on a CPU where it fuses a matrix product with the
-reduction after it through YNNPACK: 0.10.2 those of a small matrix (https://github.com/jax-ml/jax/issues/39103), all of
-them those of 256 and more products with a constant. One flag in XLA_FLAGS keeps reductions out of these fusions, and
-leaves the fast bfloat16 and int8 products. XLA reads XLA_FLAGS once, when JAX's backend starts; processes started from
-this one inherit it.
+jaxlib 0.10.2, the newest for Python 3.11, computes wrong numbers on a CPU where it fuses a matrix product with the
+reduction after it through YNNPACK (https://github.com/jax-ml/jax/issues/39103). One flag in XLA_FLAGS keeps reductions
+out of these fusions, and leaves the fast bfloat16 and int8 products. XLA reads XLA_FLAGS once, when JAX's backend
+starts; processes started from this one inherit it.
+
+Nothing is set for other versions. 0.12.0 and 0.12.0.1 have one of the faults left: 256 and more products with an array
+that the compiler sees to be constant, followed by a sum. The Mixer of scratch-mamba2 hides such a constant from it. The
+same flag mends it there too, but it doubles the time of a ResNet's training step.
 """
 
 import os
@@ -13,7 +16,8 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
-FAULTY_JAXLIBS = ("0.10.2", "0.11.0", "0.11.1", "0.12.0", "0.12.0.1")
+FAULTY_JAXLIBS = ("0.10.2",)
+FAULTY_WITH_CONSTANTS = ("0.12.0", "0.12.0.1")
 FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 SETTING = f"{FLAG}-reduce"  # the default kinds of fusion but that of reductions
 
@@ -67,21 +71,12 @@ def faulty_product_error() -> float:
     def squared_norm(row):
         return jnp.sum(jnp.matmul(matrix, row, precision="highest") ** 2)
 
-    @jax.jit
-    @jax.vmap
-    def squared_row_sums(x):
-        return jnp.sum(jnp.matmul(x, jnp.ones((32, 128)), precision="highest") ** 2, axis=-1)
-
     errors = []
     # The rows beyond the first 2^15 are the wrong ones, of some batch sizes and not of others.
     for count in (32_769, 36_000, 40_000):
         rows = random.normal(size=(count, 3)).astype(np.float32)
         right = np.sum((rows.astype(np.float64) @ matrix.T.astype(np.float64)) ** 2, axis=1)
         errors.append(np.max(np.abs(np.asarray(squared_norm(rows)) - right)) / np.max(right))
-    for count in (256, 512):
-        x = random.normal(size=(count, 24, 32)).astype(np.float32)
-        right = 128 * np.sum(x.astype(np.float64), axis=-1) ** 2
-        errors.append(np.max(np.abs(np.asarray(squared_row_sums(x)) - right)) / np.max(right))
     return float(np.max(errors))  # NaN stays NaN
 
 

@@ -105,7 +105,9 @@ class Mixer(nnx.Module):
         c = self.config
         window_BWC = jnp.zeros((batch_size, c.conv_width - 1, _channels(c)), self.dtype)
         state_BGNRP = jnp.zeros((batch_size, c.num_groups, c.d_state, c.num_heads // c.num_groups, c.head_dim))
-        return MixerState(window_BWC, state_BGNRP)
+        # XLA's CPU compiler (jaxlib 0.12.0.1) computes wrong products from 256 rows on where it sees that a factor is
+        # constant and fuses the product with the norm after it. The barrier hides the constant.
+        return MixerState(window_BWC, jax.lax.optimization_barrier(state_BGNRP))
 
     def __call__(
         self, u_BTD: jax.Array, length_B: jax.Array | None, before: MixerState

@@ -22,7 +22,14 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from scratch_core.compiler import FAULTY_JAXLIBS, SETTING, faulty_product_error, jaxlib_version, product_fault
+from scratch_core.compiler import (
+    FAULTY_JAXLIBS,
+    FAULTY_WITH_CONSTANTS,
+    SETTING,
+    faulty_product_error,
+    jaxlib_version,
+    product_fault,
+)
 
 STYLES = {"ok": "green", "slow": "yellow", "wrong": "bold red", "skipped": "dim"}
 CHILD_SECONDS = 120
@@ -244,6 +251,11 @@ def judge_products(error: float) -> Finding:
     figure = f"off by {error:.0e} of the largest value"
     if fault := product_fault(error):
         return Finding("products", figure, "wrong", fault)
+    if jaxlib_version() in FAULTY_WITH_CONSTANTS and SETTING not in os.environ.get("XLA_FLAGS", ""):
+        figure += (
+            f" (but jaxlib {jaxlib_version()} is known to compute 256 and more products with a constant, followed by a "
+            f"sum, wrongly: if your code has them, set {SETTING} in XLA_FLAGS; it makes reductions slower)"
+        )
     if jaxlib_version() in FAULTY_JAXLIBS and SETTING in os.environ.get("XLA_FLAGS", ""):
         figure += f" (jaxlib {jaxlib_version()} with its faulty fusions off: {SETTING})"
     return Finding("products", figure)
