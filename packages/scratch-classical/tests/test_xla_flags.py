@@ -49,7 +49,7 @@ def test_the_product_is_right_after_the_import():
     assert float(difference) < 1e-3
 
 
-@pytest.mark.skipif(JAXLIB != "0.10.2", reason=f"jaxlib {JAXLIB} computes this product right, and others wrongly")
+@pytest.mark.skipif(JAXLIB != "0.10.2", reason=f"jaxlib {JAXLIB} computes this product right without the flag")
 def test_the_product_is_wrong_without_the_import():
     """Without this the test above would prove nothing."""
     assert float(lines_of(PRODUCT)[-1]) > 1

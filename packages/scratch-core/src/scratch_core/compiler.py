@@ -7,7 +7,7 @@ starts; processes started from this one inherit it.
 
 Nothing is set for other versions. 0.12.0 and 0.12.0.1 have one of the faults left: 256 and more products with an array
 that the compiler sees to be constant, followed by a sum. The Mixer of scratch-mamba2 hides such a constant from it. The
-same flag mends it there too, but it doubles the time of a ResNet's training step.
+same flag mends it there too, but it makes training steps with batch norm slower.
 """
 
 import os
