@@ -1,11 +1,10 @@
-"""Tests of models and layers run with array shapes checked against their names; each test has its own randomness.
+"""All tests run with array shapes checked against their names; each test has its own randomness.
 
 A test session has 8 simulated devices, so that tests of meshes need no process of their own, and a compilation cache
 that its workers and child processes share. No test runs if the compiler computes wrong numbers.
 """
 
 import os
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,9 +13,11 @@ pytest.register_assert_rewrite("scratch_core.testing")  # so that a failing cont
 
 try:
     from scratch_core import compiler
-    from scratch_core.testing.shapes import shapes_checked
+    from scratch_core.testing.shapes import check_shapes_on_import
 except ImportError:  # a package that stands on its own, tested alone
-    compiler, shapes_checked = None, nullcontext
+    compiler = None
+else:
+    check_shapes_on_import()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -34,16 +35,6 @@ def pytest_configure(config: pytest.Config) -> None:
     import jax
 
     jax.config.update("jax_num_cpu_devices", 8)
-
-
-# The tests that run models and layers; the hook slows every Python call down, and the others name few arrays.
-SHAPES_CHECKED = {"test_model", "test_parity", "test_layers", "test_generation", "test_beam", "test_ssd"}
-
-
-@pytest.fixture(autouse=True)
-def _check_shapes(request: pytest.FixtureRequest):
-    with shapes_checked() if request.path.stem in SHAPES_CHECKED else nullcontext():
-        yield
 
 
 @pytest.fixture

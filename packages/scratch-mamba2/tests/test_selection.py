@@ -10,7 +10,7 @@ def test_selective_copying_needs_selection():
     spec = importlib.util.spec_from_file_location("mamba2_selection", SCRIPT)
     selection = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(selection)
-    task = selection.Task(marked=4, length=48, batch=32)
-    selective, invariant = (selection.train(task, which, steps=400) for which in (True, False))
+    task = selection.Task(marked=3, length=36, batch=16)
+    selective, invariant = (selection.train(task, which, steps=360) for which in (True, False))
     assert selective > 0.9
     assert invariant < 0.5

@@ -19,6 +19,7 @@ __all__ = [
     "check_image_classifier",
     "check_meshes",
     "check_round_trip",
+    "check_shapes_on_import",
     "check_two_traces",
     "count_parameters",
     "count_traces",
@@ -28,7 +29,6 @@ __all__ = [
     "random_batch",
     "read_io",
     "read_tensors",
-    "shapes_checked",
     "with_legacy_config",
 ]
 
@@ -50,6 +50,7 @@ __getattr__ = lazy(
     check_image_classifier="vision",
     check_meshes="training",
     check_round_trip="goldens",
+    check_shapes_on_import="shapes",
     check_two_traces="decoding",
     count_parameters="parameters",
     count_traces="decoding",
@@ -59,6 +60,5 @@ __getattr__ = lazy(
     random_batch="training",
     read_io="goldens",
     read_tensors="goldens",
-    shapes_checked="shapes",
     with_legacy_config="goldens",
 )

@@ -1,67 +1,80 @@
 """Array names carry their shape, and this checks that they tell the truth: ``x_BTD`` has three axes.
 
-Needs no JAX: a test session imports it first.
+The modules of ``scratch_*`` packages are compiled with one call at the end of each function that has such names. Other
+code runs as it always does, so that a whole test session can afford the check.
 """
 
-import contextlib
-import os
+import ast
 import re
 import sys
-from collections.abc import Generator
-from types import CodeType, FrameType
+from collections.abc import Mapping, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import CodeType, ModuleType
 from typing import Any
 
 SUFFIX = re.compile(r"[a-z0-9]_([A-Z]+)$")
+OWN = "scratch_core.testing"  # pytest rewrites its assertions instead
 
 
-def _check_return(frame: FrameType, event: str, _: Any) -> Any:
-    """A local tracing function: when a function returns, check the names of its arrays."""
-    if event != "return":
-        return _check_return
-    local = frame.f_locals
+def check_names(local: Mapping[str, Any], where: str) -> None:
+    """Raise AssertionError unless each array in ``local`` has as many axes as its name has letters.
+
+    One letter means one size: that of the integer of this name, or of the first axis that has it.
+    """
     size = {k: v for k, v in local.items() if len(k) == 1 and k.isupper() and isinstance(v, int)}
     for name, value in local.items():
         if (found := SUFFIX.search(name)) and hasattr(value, "shape"):
-            where = f"{frame.f_code.co_filename}:{frame.f_code.co_name}: {name} has shape {value.shape}"
-            assert len(value.shape) == len(found[1]), where
+            what = f"{where}: {name} has shape {value.shape}"
+            assert len(value.shape) == len(found[1]), what
             for letter, n in zip(found[1], value.shape, strict=True):
-                assert size.setdefault(letter, n) == n, f"{where}, but {letter}={size[letter]}"
-    return _check_return
+                assert size.setdefault(letter, n) == n, f"{what}, but {letter}={size[letter]}"
 
 
-class _Tracers(dict):
-    """The local tracing function of each code object: none outside of ``scratch_*`` packages."""
-
-    def __missing__(self, code: CodeType) -> Any:
-        names = code.co_varnames + code.co_cellvars + code.co_freevars
-        ours = f"{os.sep}scratch_" in code.co_filename and any(map(SUFFIX.search, names))
-        self[code] = _check_return if ours else None
-        return self[code]
+def check_shapes_on_import() -> None:
+    """Check the names of arrays, tracers too, in each module of a ``scratch_*`` package that is imported after this."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
 
 
-_TRACERS = _Tracers()
+class _Finder(MetaPathFinder):
+    """Finds the modules of ``scratch_*`` packages, and has them compiled with checks."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not fullname.startswith("scratch_") or fullname.startswith(OWN):
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and type(spec.loader) is SourceFileLoader:
+            spec.loader = _Loader(fullname, spec.loader.path)
+        return spec
 
 
-def _on_call(frame: FrameType, event: str, _: Any) -> Any:
-    """The global tracing function, which runs at every call of a Python function: it has to be quick."""
-    tracer = _TRACERS[frame.f_code]
-    if tracer is not None:
-        frame.f_trace_lines = False
-    return tracer
+class _Loader(SourceFileLoader):
+    """Compiles a module with checks, and leaves the cache of compiled modules alone."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        tree = ast.parse(self.get_data(path), path)
+        after_docstring = 1 if ast.get_docstring(tree, clean=False) is not None else 0
+        tree.body.insert(after_docstring, ast.parse(f"from {__name__} import check_names as __check_names__").body[0])
+        return compile(ast.fix_missing_locations(_Checked(path).visit(tree)), path, "exec")
 
 
-@contextlib.contextmanager
-def shapes_checked() -> Generator[None]:
-    """Check the suffix of every array name within ``scratch_*`` code, tracers too, when its function returns.
+class _Checked(ast.NodeTransformer):
+    """Puts the body of every function that names arrays into ``try: ... finally: check_names(locals(), where)``."""
 
-    ``x_BTD`` must have three axes, and one letter means one size throughout a call. Nothing is checked under
-    a debugger or coverage, which need the same hook.
-    """
-    if sys.gettrace() is not None:
-        yield
-        return
-    sys.settrace(_on_call)
-    try:
-        yield
-    finally:
-        sys.settrace(None)
+    def __init__(self, path: str):
+        self.path = path
+
+    def visit_FunctionDef(self, function: ast.FunctionDef) -> ast.FunctionDef:
+        self.generic_visit(function)
+        names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+        names |= {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
+        if any(map(SUFFIX.search, names)):
+            check = ast.parse(f"__check_names__(locals(), {f'{self.path}:{function.name}'!r})").body
+            docstring = 1 if ast.get_docstring(function, clean=False) is not None else 0
+            body = function.body[docstring:] or [ast.Pass()]
+            function.body[docstring:] = [ast.Try(body=body, handlers=[], orelse=[], finalbody=check)]
+        return function
