@@ -5,6 +5,7 @@ from scratch_core.layers.cache import DecoderCache, KeyValueCache
 from scratch_core.layers.dropout import DropPath, drop_path_rates, dropout
 from scratch_core.layers.feed_forward import MLP, GatedMLP, gelu
 from scratch_core.layers.linear import Linear
+from scratch_core.layers.lora import LoRALinear, LoRAParam
 from scratch_core.layers.masks import causal_mask, padding_mask, positions_from_mask
 from scratch_core.layers.norm import LayerNorm, RMSNorm
 from scratch_core.layers.patches import PatchEmbedding
@@ -28,6 +29,8 @@ __all__ = [
     "Linear",
     "LinearScaling",
     "Llama3Scaling",
+    "LoRALinear",
+    "LoRAParam",
     "MultiHeadAttention",
     "MultiQueryAttention",
     "PatchEmbedding",
