@@ -1,6 +1,7 @@
 """Layers that two models use unchanged. A variant lives, written out, in the package of its model."""
 
 from scratch_core.layers.attention import GroupedQueryAttention, MultiHeadAttention, MultiQueryAttention, attend
+from scratch_core.layers.blocks import ScannedBlocks, run_blocks, scan_layers, unscan_layers
 from scratch_core.layers.cache import DecoderCache, KeyValueCache
 from scratch_core.layers.dropout import DropPath, drop_path_rates, dropout
 from scratch_core.layers.feed_forward import MLP, GatedMLP, gelu
@@ -36,6 +37,7 @@ __all__ = [
     "PatchEmbedding",
     "RMSNorm",
     "Rope",
+    "ScannedBlocks",
     "attend",
     "causal_mask",
     "drop_path_rates",
@@ -46,4 +48,7 @@ __all__ = [
     "positions_from_mask",
     "read_rope",
     "rope_to_hf",
+    "run_blocks",
+    "scan_layers",
+    "unscan_layers",
 ]

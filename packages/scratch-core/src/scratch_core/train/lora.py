@@ -13,8 +13,7 @@ from typing import Any
 from flax import nnx
 
 from scratch_core.errors import ConfigError
-from scratch_core.layers import Linear
-from scratch_core.layers.lora import LoRALinear
+from scratch_core.layers import Linear, LoRALinear, ScannedBlocks
 from scratch_core.paths import matches, unmatched
 
 
@@ -27,6 +26,8 @@ def add_lora(model: nnx.Module, *patterns: str, rank: int = 8, alpha: float = 16
     adapter, and if rank is not smaller than both sides of a kernel.
     """
     layers = dict(linear_layers(model))
+    if any(isinstance(module, ScannedBlocks) for _, module in nnx.iter_modules(model)):
+        raise ConfigError("LoRA on scanned layers: call add_lora before scan_layers, or unscan_layers first")
     if not patterns:
         raise ConfigError("LoRA needs at least one pattern of linear layers, such as '*.query'")
     _check_patterns(model, patterns, layers)

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from scratch_core.errors import CheckpointError
 from scratch_core.layers.lora import LoRAParam
 from scratch_core.weights.files import INDEX, SINGLE
-from scratch_core.weights.key_table import Rule, find_rule, flatten, is_learned
+from scratch_core.weights.key_table import Rule, find_rule, flatten, is_learned, unstack
 
 SHARD_BYTES = 5_000_000_000
 
@@ -80,7 +80,7 @@ def to_hf(model: Any, state: Any = None) -> dict[str, np.ndarray]:
     table has no row for one of them.
     """
     rules = [rule for rule in model.rules(model.config) if isinstance(rule, Rule)]
-    ours = flatten(nnx.state(model, is_learned) if state is None else state)
+    ours = unstack(flatten(nnx.state(model, is_learned) if state is None else state))
     result, missing = {}, []
     for path, value in ours.items():
         found = find_rule(rules, path, value.shape)
