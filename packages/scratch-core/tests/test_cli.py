@@ -152,6 +152,24 @@ def test_a_run_of_other_data_is_refused(toy, text, fails):
     assert Path("run/run.json").read_text() == record
 
 
+def test_lora_trains_adapters_beside_a_checkpoint_and_saves_them_alone_and_merged(run, text, fails, capsys):
+    tune = ["train", "toy", "--data", text, *SMALL, "--learning-rate", "0.1", "--lora", "head", "--lora-rank", "2"]
+    assert "--lora needs a checkpoint to --start from" in fails(*tune)
+    assert "['*.query'] match no linear layer of Toy; it has head" in fails(
+        *tune, "--lora", "*.query", "--start", "run"
+    )
+    assert main([*tune, "--start", "run"]) == 0
+    assert "lora    560 parameters in 1 layers" in capsys.readouterr().out
+    start, tuned = load_file("run/model.safetensors"), load_file("runs/toy-tuned/model.safetensors")
+    adapter = load_file("runs/toy-tuned/adapter/adapter_model.safetensors")
+    a, b = (adapter[f"base_model.model.head.lora_{letter}.weight"] for letter in "AB")
+    assert np.abs(b).max() > 0.01
+    np.testing.assert_allclose(tuned["head.weight"], start["head.weight"] + 16 / 2 * b @ a, atol=5e-5)
+    np.testing.assert_array_equal(tuned["embedding.weight"], start["embedding.weight"])
+    assert main(["train", "toy", "--resume", "--steps", "14"]) == 0
+    assert main(["generate", "runs/toy-tuned", "--prompt", "the", "--max-new-tokens", "3"]) == 0
+
+
 def test_a_run_that_starts_from_a_checkpoint_no_longer_needs_it(run, text, fails, logged, capsys):
     shutil.copytree(run, "checkpoint")
     start = load_file("checkpoint/model.safetensors")

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch", "transformers>=5", "safetensors", "numpy"]
+# dependencies = ["torch", "transformers>=5", "peft", "safetensors", "numpy"]
 # ///
 """Make golden folders like those beside this file, with the reference library. The tests never run it.
 
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.numpy import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -116,6 +117,24 @@ def write_beams(folder: Path) -> None:
     (folder / "beams.json").write_text(f'{{{head},\n"cases": [\n{lines}\n]}}\n')
 
 
+def write_adapter(folder: Path, target: Path) -> None:
+    """Write a PEFT adapter for the checkpoint in ``folder``, with the logits of the adapted model on some tokens."""
+    torch.manual_seed(6)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    targets = ["q_proj", "v_proj", "o_proj", "down_proj", "lm_head"]
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=6, target_modules=targets)).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    ids = torch.randint(1, model.config.vocab_size, (2, 14))
+    logits = adapted(ids).logits
+    adapted.save_pretrained(target)
+    (target / "README.md").unlink()
+    fields = json.loads((target / "adapter_config.json").read_text()) | {"base_model_name_or_path": folder.name}
+    (target / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    save_file({"input_ids": ids.int().numpy(), "logits": logits.detach().numpy()}, target / "io.safetensors")
+
+
 def legacy(fields: dict) -> dict:
     """Return a config in the spelling from before transformers 5."""
     fields = dict(fields)
@@ -149,6 +168,7 @@ def main() -> None:
         fields = json.loads((folder / name / "config.json").read_text())
         (folder / name / "config.legacy.json").write_text(json.dumps(legacy(fields), indent=1))
     write_beams(folder / "llama2")
+    write_adapter(folder / "llama3", folder.parent / "adapter")
 
 
 if __name__ == "__main__":

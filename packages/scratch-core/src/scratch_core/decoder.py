@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from scratch_core.layers.blocks import run_blocks
 from scratch_core.layers.cache import DecoderCache
 from scratch_core.layers.masks import positions_from_mask
 from scratch_core.losses import causal_lm_loss
@@ -30,6 +31,8 @@ class CausalLM(PretrainedModel):
     task: ClassVar[str] = "causal_lm"
     layers: Any
     norm: Any
+    remat_layers: bool = False
+    """Keep only each layer's input for the backward pass, and compute the layer again there."""
 
     def embed(self, input_ids: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Return x_BTD, what the first layer reads; positions_BT (int32) are -1 at padding."""
@@ -60,12 +63,15 @@ class CausalLM(PretrainedModel):
         """Return x_BTD after all layers, and each layer's cache with these T tokens appended (None without one).
 
         Padding has position -1; attention_mask None means that there is no padding, so that a layer need not handle it.
+        After `scan_layers(model)` the layers are scanned, except where there are caches.
         """
-        after = []
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x_BTD, cache = layer(x_BTD, positions_BT, cache)
-            after.append(cache)
-        return x_BTD, tuple(after)
+        return run_blocks(
+            self.layers,
+            lambda layer, x_BTD, cache: layer(x_BTD, positions_BT, cache),
+            x_BTD,
+            caches,
+            remat=self.remat_layers,
+        )
 
     def init_cache(self, batch_size: int, capacity: int) -> DecoderCache:
         """Return an empty cache with room for ``capacity`` tokens in each row."""

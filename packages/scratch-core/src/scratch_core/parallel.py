@@ -62,6 +62,8 @@ def shardings(
 
 
 def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, table: Mapping[str, tuple[str | None, ...]]) -> PartitionSpec:
+    if ".kinds." in path:  # scanned blocks: the first axis counts them, and every device takes each in turn
+        return PartitionSpec(None, *_spec(path.replace(".kinds.", "."), shape[1:], mesh, table))
     for glob, logical in table.items():
         if matches(path, glob) and len(logical) == len(shape):
             names = (MESH_AXES[name] if name else None for name in logical)

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from scratch_core import CausalLM
-from scratch_core.layers import DecoderCache, Linear, RMSNorm
+from scratch_core.layers import DecoderCache, Linear, RMSNorm, run_blocks
 
 from scratch_mamba2 import convert, ssd
 from scratch_mamba2.config import Mamba2Config
@@ -214,20 +214,20 @@ class Mamba2(CausalLM):
         caches: Iterable[MixerState | None],
         attention_mask: jax.Array | None,
     ) -> tuple[jax.Array, tuple[MixerState, ...]]:
-        """Return x_BTD after all layers, and each layer's state after the real tokens of each row."""
+        """Return x_BTD after all layers, and each layer's state after the real tokens of each row (None if scanned)."""
         length_B = order_BT = None
         if attention_mask is not None:
             length_B = (positions_BT >= 0).sum(axis=1)
             order_BT = jnp.argsort(positions_BT < 0, axis=1, stable=True)  # real tokens first, in their order
             x_BTD = jnp.take_along_axis(x_BTD, order_BT[..., None], axis=1)
-        after = []
-        for layer, before in zip(self.layers, caches, strict=True):
-            before = layer.mixer.empty_state(x_BTD.shape[0]) if before is None else before
-            x_BTD, state = layer(x_BTD, length_B, before)
-            after.append(state)
+
+        def run(layer: Block, x_BTD: jax.Array, before: MixerState | None) -> tuple[jax.Array, MixerState]:
+            return layer(x_BTD, length_B, layer.mixer.empty_state(x_BTD.shape[0]) if before is None else before)
+
+        x_BTD, after = run_blocks(self.layers, run, x_BTD, caches, remat=self.remat_layers)
         if order_BT is not None:
             x_BTD = jnp.take_along_axis(x_BTD, jnp.argsort(order_BT, axis=1)[..., None], axis=1)
-        return x_BTD, tuple(after)
+        return x_BTD, after
 
 
 def _channels(config: Mamba2Config) -> int:

@@ -1,10 +1,12 @@
 """Layers that two models use unchanged. A variant lives, written out, in the package of its model."""
 
 from scratch_core.layers.attention import GroupedQueryAttention, MultiHeadAttention, MultiQueryAttention, attend
+from scratch_core.layers.blocks import ScannedBlocks, run_blocks, scan_layers, unscan_layers
 from scratch_core.layers.cache import DecoderCache, KeyValueCache
 from scratch_core.layers.dropout import DropPath, drop_path_rates, dropout
 from scratch_core.layers.feed_forward import MLP, GatedMLP, gelu
 from scratch_core.layers.linear import Linear
+from scratch_core.layers.lora import LoRALinear, LoRAParam
 from scratch_core.layers.masks import causal_mask, padding_mask, positions_from_mask
 from scratch_core.layers.norm import LayerNorm, RMSNorm
 from scratch_core.layers.patches import PatchEmbedding
@@ -28,11 +30,14 @@ __all__ = [
     "Linear",
     "LinearScaling",
     "Llama3Scaling",
+    "LoRALinear",
+    "LoRAParam",
     "MultiHeadAttention",
     "MultiQueryAttention",
     "PatchEmbedding",
     "RMSNorm",
     "Rope",
+    "ScannedBlocks",
     "attend",
     "causal_mask",
     "drop_path_rates",
@@ -43,4 +48,7 @@ __all__ = [
     "positions_from_mask",
     "read_rope",
     "rope_to_hf",
+    "run_blocks",
+    "scan_layers",
+    "unscan_layers",
 ]

@@ -19,9 +19,12 @@ from scratch_core.data.text import TokenSplit, load_text
 from scratch_core.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from scratch_core.errors import ConfigError, DataError
 from scratch_core.generation import stream
+from scratch_core.layers.lora import LoRAParam
 from scratch_core.registry import ModelSpec
 from scratch_core.tasks.options import RunOptions, flag
 from scratch_core.tasks.task import Job, Task
+from scratch_core.train.lora import adapters, add_lora, merge_lora
+from scratch_core.train.lora_files import save_lora
 
 SAMPLE = {"temperature": 0.8}
 SAMPLE_TOKENS = 200
@@ -44,10 +47,20 @@ class TextOptions(RunOptions):
     """Tokens per example."""
     evaluation_tokens: int = 200_000
     """Largest number of held-out tokens for the final figures."""
+    lora: Annotated[str | None, tyro.conf.arg(metavar="PATTERNS")] = None
+    """With --start: train adapters on these linear layers and leave the rest as it is, such as
+    "*.attention.query,*.attention.value". Ten times the usual learning rate suits them. The run's folder gets the
+    merged model, and adapter/ in it the adapters alone."""
+    lora_rank: int = 8
+    """Rank of the adapters."""
+    lora_alpha: float = 16.0
+    """The adapters' output is multiplied by this number divided by the rank."""
 
     def check(self) -> None:
         """Raise ConfigError for a number that makes no sense."""
         super().check()
+        if self.lora is not None and self.start is None:
+            raise ConfigError("--lora needs a checkpoint to --start from: adapters on random weights learn little")
         for name in ("sequence_length", "evaluation_tokens"):
             if getattr(self, name) < 2:
                 raise ConfigError(f"{flag(name)} {getattr(self, name)} must be at least 2")
@@ -71,6 +84,9 @@ class CausalLMTask(Task):
     def prepare(self, spec: ModelSpec, options: TextOptions) -> "TextJob":
         """Return the job of a run. Raises ConfigError or DataError if model, tokenizer and text do not fit."""
         model, tokenizer = build(spec, options)
+        if options.lora is not None:
+            patterns = [pattern.strip() for pattern in options.lora.split(",")]
+            add_lora(model, *patterns, rank=options.lora_rank, alpha=options.lora_alpha, rngs=nnx.Rngs(options.seed))
         tokens = load_text(options.data, tokenizer)
         windows = Windows(tokens.train, options.sequence_length)
         held_out = tokens.validation[: options.evaluation_tokens]
@@ -81,6 +97,7 @@ class CausalLMTask(Task):
             description=tokens.description,
             fingerprint=tokens.fingerprint(),
             update=f"{options.batch_size} x {options.sequence_length} tokens",
+            trainable=nnx.Param if options.lora is None else LoRAParam,
             tokenizer=tokenizer,
             tokens=tokens,
             prompt=sample_prompt(options, tokens, tokenizer),
@@ -107,12 +124,19 @@ class TextJob(Job):
     seed: int
 
     def save(self, folder: Path) -> None:
-        """Write the model and its tokenizer."""
+        """Write the model and its tokenizer; of a model with adapters, the merged one, and the adapters alone."""
         self.tokenizer.save(folder)
-        self.model.save_pretrained(folder)
+        if self.trainable is not LoRAParam:
+            self.model.save_pretrained(folder)
+            return
+        merge_lora(self.model).save_pretrained(folder)
+        save_lora(self.model, folder / "adapter")
 
     def show_before(self) -> None:
-        """Print what the untrained model writes."""
+        """Print what the untrained model writes, and how large the adapters are."""
+        if self.trainable is LoRAParam:
+            count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.model, LoRAParam)))
+            print(f"lora    {count:,} parameters in {len(adapters(self.model))} layers", flush=True)
         self.show_sample("before")
 
     def show_after(self, folder: Path, results: Mapping[str, float]) -> None:

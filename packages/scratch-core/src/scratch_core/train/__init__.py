@@ -10,6 +10,8 @@ from scratch_core.lazy import lazy
 if TYPE_CHECKING:
     from scratch_core.train.batches import BatchHandling
     from scratch_core.train.checkpoints import Checkpoints
+    from scratch_core.train.lora import add_lora, merge_lora
+    from scratch_core.train.lora_files import load_lora, save_lora
     from scratch_core.train.memory import keep_memory
     from scratch_core.train.metrics import MetricsLog
     from scratch_core.train.optimizers import Optimizer, adamw, find_optimizer, warmup_cosine
@@ -23,8 +25,12 @@ __all__ = [
     "Outcome",
     "Trainer",
     "adamw",
+    "add_lora",
     "find_optimizer",
     "keep_memory",
+    "load_lora",
+    "merge_lora",
+    "save_lora",
     "warmup_cosine",
 ]
 
@@ -37,7 +43,11 @@ __getattr__ = lazy(
     Outcome="trainer",
     Trainer="trainer",
     adamw="optimizers",
+    add_lora="lora",
     find_optimizer="optimizers",
     keep_memory="memory",
+    load_lora="lora_files",
+    merge_lora="lora",
+    save_lora="lora_files",
     warmup_cosine="optimizers",
 )

@@ -60,7 +60,7 @@ def open_folder(folder: Path) -> Generator[dict[str, Any]]:
     with contextlib.ExitStack() as stack:
         files: dict[str, Any] = {}
         for name, keys in weight_files(folder).items():
-            file = stack.enter_context(_open(folder / name))
+            file = stack.enter_context(open_file(folder / name))
             held = set(file.keys())
             if absent := sorted(set(keys or ()) - held):
                 raise CheckpointError(f"{folder / INDEX} places keys in {name} that it lacks: {', '.join(absent)}")
@@ -103,7 +103,8 @@ def weight_files(folder: Path) -> dict[str, list[str] | None]:
     return names
 
 
-def _open(path: Path) -> Any:
+def open_file(path: Path) -> Any:
+    """Return an open safetensors file. Raises CheckpointError if it is missing, damaged or a pickle."""
     try:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:

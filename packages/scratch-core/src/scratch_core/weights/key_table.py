@@ -168,6 +168,27 @@ def flatten(state: Any) -> dict[str, Any]:
     return flat
 
 
+def unstack(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {dotted path: array} with the arrays of scanned blocks (layers/blocks.py) under the paths of a list."""
+    kinds: dict[str, int] = {}
+    for path in flat:
+        if found := _SCANNED.fullmatch(path):
+            kinds[found["stack"]] = max(kinds.get(found["stack"], 0), int(found["kind"]) + 1)
+    result: dict[str, Any] = {}
+    for path, value in flat.items():
+        found = _SCANNED.fullmatch(path)
+        if found is None:
+            result[path] = value
+            continue
+        for turn in range(value.shape[0]):
+            number = turn * kinds[found["stack"]] + int(found["kind"])
+            result[f"{found['stack']}.{number}.{found['rest']}"] = value[turn]
+    return result
+
+
+_SCANNED = re.compile(r"(?P<stack>.*)\.kinds\.(?P<kind>[0-9]+)\.(?P<rest>.*)")
+
+
 def is_learned(path: Any, value: Any) -> bool:
     """Return whether an nnx variable belongs in a checkpoint: a parameter or a running statistic."""
     return isinstance(value, nnx.Param | nnx.BatchStat) or getattr(value, "type", None) in (nnx.Param, nnx.BatchStat)

@@ -15,8 +15,9 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from scratch_core.errors import CheckpointError
+from scratch_core.layers.lora import LoRAParam
 from scratch_core.weights.files import INDEX, SINGLE
-from scratch_core.weights.key_table import Rule, find_rule, flatten, is_learned
+from scratch_core.weights.key_table import Rule, find_rule, flatten, is_learned, unstack
 
 SHARD_BYTES = 5_000_000_000
 
@@ -25,8 +26,13 @@ def save(model: Any, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> N
     """Write config.json and model.safetensors, or shards of at most ``shard_bytes`` with an index.
 
     Files appear whole or not at all; the config comes last. Other files in the folder stay.
-    Raises CheckpointError if the folder cannot be written.
+    Raises CheckpointError if the folder cannot be written, and for a model with LoRA adapters that are not merged.
     """
+    if adapted := [path for path, _ in nnx.to_flat_state(nnx.state(model, LoRAParam))]:
+        raise CheckpointError(
+            f"{'.'.join(map(str, adapted[0][:-1]))} has a LoRA adapter, which the base's files have no place for: save "
+            "merge_lora(model), or the adapters alone with save_lora(model, folder)"
+        )
     folder = Path(folder)
     tensors = to_hf(model)
     shards = _shards(tensors, shard_bytes)
@@ -67,12 +73,14 @@ def save(model: Any, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> N
 def to_hf(model: Any, state: Any = None) -> dict[str, np.ndarray]:
     """Return {their key: array} of the model's parameters and running statistics, in the dtype that save writes.
 
+    LoRA adapters are not among them: what is returned is the base that they stand beside.
+
     ``state``: any state or tree of the parameters' structure, such as gradients, is renamed and laid out
     likewise, keeping its dtypes; just the keys it holds are returned. Raises CheckpointError if the key
     table has no row for one of them.
     """
     rules = [rule for rule in model.rules(model.config) if isinstance(rule, Rule)]
-    ours = flatten(nnx.state(model, is_learned) if state is None else state)
+    ours = unstack(flatten(nnx.state(model, is_learned) if state is None else state))
     result, missing = {}, []
     for path, value in ours.items():
         found = find_rule(rules, path, value.shape)
