@@ -162,9 +162,13 @@ def test_a_run_that_starts_from_a_checkpoint_no_longer_needs_it(run, text, fails
 
     first = logged("runs/toy-tuned")[0]["loss"]
     shutil.rmtree("checkpoint")
-    shutil.rmtree("runs/toy-tuned/checkpoints")  # as if it had been killed before the first of them
+    shutil.rmtree("runs/toy-tuned/checkpoints")
+    assert "holds no step, so training would begin again" in fails("train", "toy", "--resume", "--steps", "14")
+    Path("runs/toy-tuned/checkpoints").mkdir()  # as if it had been killed before the first of them
+    Path("runs/toy-tuned/config.json").unlink()
     assert main(["train", "toy", "--resume", "--steps", "14"]) == 0
     out = capsys.readouterr().out
+    assert "no checkpoint was saved yet: the run starts again at step 0" in out
     assert "sample before training" in out
     assert "saved in runs/toy-tuned" in out
     assert logged("runs/toy-tuned")[0]["loss"] == first

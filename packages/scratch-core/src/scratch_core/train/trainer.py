@@ -7,11 +7,12 @@ weight $W_i$ (the number of targets), the gradient is that of the one large batc
 $$ g = \frac{\sum_i \nabla S_i}{\sum_i W_i} \tag{1} $$
 
 Batches are addressed by step (``dataset[k]``), so the step is the whole position in the data: a run that restores
-parameters, optimizer state, RNG and step continues exactly as if it had never stopped.
+parameters, optimizer state, RNG and step continues exactly as if it had never stopped: bit for bit on the same machine
+with the same versions and the same number of cores. Another number of cores sums in another order and rounds otherwise.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ import optax
 from flax import nnx
 
 from scratch_core.errors import ConfigError, DataError, TrainingError
+from scratch_core.folders import FolderLock
 from scratch_core.train.batches import BatchHandling
 from scratch_core.train.checkpoints import Checkpoints
 from scratch_core.train.interrupt import Interrupt
@@ -93,6 +95,8 @@ class Trainer:
         self.accumulate, self.mesh, self.learning_rate = accumulate, mesh, learning_rate
         self.save_every, self.log_every, self.max_skipped = save_every, log_every, max_skipped
         self.folder = None if folder is None else Path(folder)
+        # Process 0 alone writes; a second run in this folder would clear what this one is saving.
+        self._lock = FolderLock(self.folder) if self.folder is not None and jax.process_index() == 0 else None
         self.metrics = MetricsLog(None if self.folder is None else self.folder / "metrics.jsonl")
         self.checkpoints = None if self.folder is None else Checkpoints(self.folder / "checkpoints", keep)
 
@@ -123,15 +127,16 @@ class Trainer:
         """The number of steps taken so far."""
         return int(self.state["step"])
 
-    def fit(self, dataset: Any, steps: int) -> Outcome:
+    def fit(self, dataset: Any, steps: int, interrupt: Interrupt | None = None) -> Outcome:
         """Train on ``dataset[k]`` for k from the present step up to ``steps`` (a total, not an addition).
 
-        The first SIGINT or SIGTERM ends it after the step under way, with a checkpoint. Raises TrainingError when the
-        loss is not finite ``max_skipped`` times in a row; these updates were skipped, so the model is still sound.
+        The first SIGINT, SIGTERM or SIGHUP ends it after the step under way, with a checkpoint; ``interrupt`` is for a
+        caller that has noted signals since before. Raises TrainingError when the loss is not finite ``max_skipped``
+        times in a row; these updates were skipped, so the model is still sound.
         """
         step, loss, waiting, throughput = self.step, float("nan"), None, Throughput()
         with (
-            Interrupt() as interrupt,
+            nullcontext(interrupt) if interrupt is not None else Interrupt() as interrupt,
             Progress(steps, step, unit=self.handling.unit) as progress,
             closing(self.steps(dataset, steps)) as taken,
         ):
@@ -210,9 +215,14 @@ class Trainer:
         return [] if found is None else found.damaged
 
     def close(self) -> None:
-        """Wait for the save under way and end Orbax's threads."""
-        if self.checkpoints is not None:
-            self.checkpoints.close()
+        """Wait for the save under way, end Orbax's threads, and let other processes use the folder."""
+        try:
+            if self.checkpoints is not None:
+                self.checkpoints.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
 
     def _training_step(self, state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         parameters, rest = state["parameters"], state["rest"]
