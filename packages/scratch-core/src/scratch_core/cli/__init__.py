@@ -196,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command() -> None:
     """Be the command `scratch`: run `main` and end the process with its exit code."""
-    code = main()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C from now on ends the process, where Python printed a trace
-    sys.exit(code)
+    try:
+        sys.exit(main())
+    finally:  # a Ctrl-C from now on ends the process, where Python would print a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -56,6 +56,7 @@ def run(name: str, arguments: Sequence[str], interrupt: Interrupt) -> int:
     runs.check_out(options.out)
     optimizer = _ready(spec, options)
     job = task.prepare(spec, options)
+    _check_batch(job, options)
     interrupt.check()
     folder, lock = runs.create(options.out, f"{name}-{options.preset if options.start is None else 'tuned'}")
     try:
@@ -85,6 +86,7 @@ def _resume(spec: ModelSpec, run: str, arguments: Sequence[str], interrupt: Inte
         optimizer = _ready(spec, options)
         job = task.prepare(spec, options)
         runs.check_data(folder, record, job.description, job.fingerprint)
+        _check_batch(job, options)
         interrupt.check()
         record["options"]["steps"] = options.steps
         runs.write_record(folder, record)
@@ -166,17 +168,16 @@ def _train(
         origin = options.preset if options.start is None else f"from {options.start}"
         print(f"model   {spec.name} {origin}, {count:,} parameters", flush=True)
         schedule = warmup_cosine(options.learning_rate, horizon)
-        built = optimizer.build(schedule, weight_decay=options.weight_decay, decayed=job.model.decayed)
-        _check_batch(job, options)
         trainer = Trainer(
             job.model,
-            built,
+            optimizer.build(schedule, weight_decay=options.weight_decay, decayed=job.model.decayed),
             job.loss,
             handling=task,
             trainable=job.trainable,
             accumulate=options.accumulate,
             folder=folder,
             save_every=options.save_every,
+            keep=options.keep,
             learning_rate=schedule,
             evaluation_parameters=optimizer.evaluation_parameters,
         )
@@ -209,14 +210,14 @@ def _train(
 
 
 def _check_batch(job: Job, options: RunOptions) -> None:
+    """Raise ConfigError if a step cannot fit the memory beside the model."""
     from scratch_core.train.memory import batch_bytes, check_memory
 
     if job.example is not None:
-        needed = batch_bytes(job.model, job.loss, job.trainable, job.example, options.batch_size, options.accumulate)
-        check_memory(
-            {f"a batch of {options.batch_size:,}": needed},
-            f"choose a smaller --batch-size than {options.batch_size}, or split it with --accumulate",
-        )
+        size, parts = options.batch_size, options.accumulate
+        needed = batch_bytes(job.model, job.loss, job.trainable, job.example, size, parts)
+        remedy = f"choose a smaller --batch-size than {size}, or split it with --accumulate"
+        check_memory({f"a batch of {size:,}": needed}, remedy)
 
 
 @contextmanager

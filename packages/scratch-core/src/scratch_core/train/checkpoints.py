@@ -39,20 +39,20 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in ``folder``; the newest ``keep`` are kept.
+    """The checkpoints of one run, in ``folder``: the newest ``keep`` are kept, and the ``keep_best`` of lowest score.
 
     A state is any pytree of jax arrays, sharded or not; typed PRNG keys are stored as their data. One process at a
     time may write there: `FolderLock` of the run sees to it. Raises CheckpointError if ``folder`` cannot be used.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 3):
+    def __init__(self, folder: str | Path, keep: int = 3, keep_best: int = 0):
         from orbax.checkpoint import v1 as ocp  # 2 s of import: only when there is something to save or restore
 
         self.folder = Path(folder).absolute()
         if self.folder.exists() and not self.folder.is_dir():
             raise CheckpointError(f"{self.folder} is a file, but must be the folder of the checkpoints: move it away")
         options: dict[str, Any] = {
-            "preservation_policy": ocp.training.preservation_policies.LatestN(keep),
+            "preservation_policy": _Preserve(keep, keep_best),
             "save_decision_policy": _Always(),
             "cleanup_tmp_directories": True,
         }
@@ -74,11 +74,12 @@ class Checkpoints:
         """Return the steps that are there, oldest first."""
         return sorted(found.step for found in self._orbax.checkpoints)
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, score: float | None = None) -> None:
         """Start to write ``state``; returns as soon as its values are copied, so that it may be donated.
 
-        A save still under way is waited for first: Orbax would drop the second one silently. A damaged step of the
-        same number is replaced. Raises CheckpointError if the save before this one failed.
+        ``score`` is for ``keep_best``, such as a held-out loss: lower is better. A save still under way is waited for
+        first: Orbax would drop the second one silently. A damaged step of the same number is replaced. Raises
+        CheckpointError if the save before this one failed.
         """
         self.wait()
         arrays = jax.tree.map(_to_array, state)
@@ -88,6 +89,7 @@ class Checkpoints:
             response = self._orbax.save_checkpointables_async(
                 step,
                 {"state": arrays},
+                metrics=None if score is None or math.isnan(score) else {"score": float(score)},
                 custom_metadata={"arrays": about, "sha256": _sha256(about)},
                 overwrite=step in self.steps(),
             )
@@ -115,14 +117,16 @@ class Checkpoints:
             f"{self.folder}: step {step} could not be saved: {why_not_written(error, self.folder, size)}"
         )
 
-    def restore(self, like: Any) -> Restored | None:
+    def restore(self, like: Any, *, best: bool = False) -> Restored | None:
         """Return the newest intact step in the structure, dtypes and shardings of ``like``; None if there is no step.
 
-        Raises CheckpointError if there are steps, but each is damaged or of another structure.
+        With ``best`` the intact one of lowest score; those saved without a score come last. Raises CheckpointError if
+        there are steps, but each is damaged or of another structure.
         """
         self.wait()
         unusable = list(self._set_aside)
-        for step in reversed(self.steps()):
+        steps = self._orbax.checkpoints[::-1]
+        for step in [found.step for found in (sorted(steps, key=_score) if best else steps)]:
             try:
                 return Restored(step, self._read(step, like), unusable)
             except _Unusable as error:
@@ -147,6 +151,8 @@ class Checkpoints:
             if path.name.isdigit():
                 try:
                     ocp.checkpointables_metadata(path)
+                except OSError:  # it may be sound
+                    raise
                 except Exception as error:
                     aside = path.rename(path.with_name(f"damaged-{path.name}"))
                     self._set_aside.append(
@@ -184,6 +190,23 @@ class Checkpoints:
 
 class _Unusable(Exception):
     """A step that cannot be restored, with the reason."""
+
+
+class _Preserve:
+    """Orbax's policy of what to keep: the newest ``newest`` steps and the ``best`` of lowest score."""
+
+    def __init__(self, newest: int, best: int):
+        self._newest, self._best = newest, best
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        newest = sorted(found.step for found in checkpoints)[-self._newest :]
+        scored = sorted((found for found in checkpoints if _score(found) < math.inf), key=_score)
+        kept = {*newest, *(found.step for found in scored[: self._best])}
+        return [found.step in kept for found in checkpoints]
+
+
+def _score(checkpoint: Any) -> float:
+    return (checkpoint.metrics or {}).get("score", math.inf)
 
 
 class _Always:

@@ -59,7 +59,8 @@ class Trainer:
     ``trainable`` is the nnx filter of what is learned; everything else (frozen parameters, running statistics, RNG) is
     carried along. ``accumulate`` splits each batch into this many micro-batches. With a ``mesh`` the model is sharded
     by the table in parallel.py and batches over its data axes. With a ``folder``, metrics.jsonl and checkpoints/ are
-    written there, a checkpoint every ``save_every`` steps and at the end, the newest ``keep`` kept. ``learning_rate``
+    written there, a checkpoint every ``save_every`` steps and at the end; the newest ``keep`` are kept, and the
+    ``keep_best`` of lowest score among those that `save` gave a score. ``learning_rate``
     (a schedule) is only for the log. After ``max_skipped`` updates in a row that were not finite, fit raises.
     ``evaluation_parameters(optimizer_state, parameters)`` gives the parameters that are evaluated and that the model
     gets at the end, for optimizers that keep a second set.
@@ -81,6 +82,7 @@ class Trainer:
         folder: str | Path | None = None,
         save_every: int = 500,
         keep: int = 3,
+        keep_best: int = 0,
         log_every: int = 10,
         max_skipped: int = 10,
         learning_rate: Callable[[int], Any] | None = None,
@@ -98,7 +100,7 @@ class Trainer:
         # Process 0 alone writes; a second run in this folder would clear what this one is saving.
         self._lock = FolderLock(self.folder) if self.folder is not None and jax.process_index() == 0 else None
         self.metrics = MetricsLog(None if self.folder is None else self.folder / "metrics.jsonl")
-        self.checkpoints = None if self.folder is None else Checkpoints(self.folder / "checkpoints", keep)
+        self.checkpoints = None if self.folder is None else Checkpoints(self.folder / "checkpoints", keep, keep_best)
 
         if mesh is not None:
             from scratch_core.parallel import shard_model
@@ -197,17 +199,18 @@ class Trainer:
             raise DataError(f"nothing to evaluate: the dataset holds no target for {', '.join(empty)}")
         return {name: total / weight for name, (total, weight) in totals.items()}
 
-    def save(self) -> None:
-        """Start to write a checkpoint of the present step; does nothing without a folder."""
+    def save(self, score: float | None = None) -> None:
+        """Start to write a checkpoint of the present step; ``score`` is for ``keep_best``. Nothing without a folder."""
         if self.checkpoints is not None:
-            self.checkpoints.save(self.step, self.state)
+            self.checkpoints.save(self.step, self.state, score)
 
-    def restore(self) -> list[str]:
+    def restore(self, *, best: bool = False) -> list[str]:
         """Go to the newest intact checkpoint, if there is one; return a line for each damaged one that was skipped.
 
-        Metrics of later steps are dropped. Raises CheckpointError if none is intact, or if it is of another model.
+        With ``best`` it is that of lowest score. Metrics of later steps are dropped. Raises CheckpointError if none is
+        intact, or if it is of another model.
         """
-        found = None if self.checkpoints is None else self.checkpoints.restore(self.state)
+        found = None if self.checkpoints is None else self.checkpoints.restore(self.state, best=best)
         if found is not None:
             self.state = found.state
             self._update_model()
