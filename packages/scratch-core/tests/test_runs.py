@@ -407,7 +407,7 @@ def test_weights_that_may_not_be_read_are_said_to_be_so(trained):
 def test_what_cannot_fit_is_refused_before_it_is_taken(place, fails, monkeypatch):
     train = [*TRAIN, "--data", "book.txt"]
     message = fails(*train, "--batch-size", str(2**40))
-    assert "training needs about " in message
+    assert "training needs at least " in message
     assert "for a batch of 1,099,511,627,776), but " in message
     assert "are free: choose a smaller --batch-size" in message
     record = json.loads(Path("run/run.json").read_text())
@@ -416,12 +416,12 @@ def test_what_cannot_fit_is_refused_before_it_is_taken(place, fails, monkeypatch
     assert "for a batch of 1,000,000,000,000), but " in fails("train", "toy", "--resume", "run", "--steps", "8")
     monkeypatch.setitem(find("toy").presets, "tiny", 70_000_000_000)
     message = fails(*train)
-    assert "training needs about 1.1 TB (280.0 GB for parameters, 280.0 GB for gradients, 560.0 GB for the" in message
+    assert "training needs at least 1.1 TB (280.0 GB for parameters, 280.0 GB for gradients, " in message
     assert "choose a smaller preset than tiny" in message
     assert not Path("runs").exists()
 
 
-def test_the_estimate_of_a_batch_is_near_what_the_compiler_takes(monkeypatch):
+def test_the_estimate_of_a_batch_is_below_what_the_compiler_takes_and_not_far(monkeypatch):
     layers = [nnx.Linear(256, 256, rngs=nnx.Rngs(i)) for i in range(4)]
 
     class Stack(nnx.Module):
@@ -443,7 +443,7 @@ def test_the_estimate_of_a_batch_is_near_what_the_compiler_takes(monkeypatch):
     step = jax.jit(jax.grad(lambda p, x: loss(nnx.merge(graphdef, p), {"x": x})[0]))
     analysis = step.lower(parameters, jnp.zeros((size, 256))).compile().memory_analysis()
     taken = analysis.temp_size_in_bytes + size * 256 * 4
-    assert 0.5 < estimate / taken < 2, (estimate, taken)
+    assert 0.3 < estimate / taken < 1.1, (estimate, taken)
 
 
 def test_free_memory_is_known_where_linux_tells():
