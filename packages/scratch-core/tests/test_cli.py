@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -180,9 +181,13 @@ def test_a_run_that_starts_from_a_checkpoint_no_longer_needs_it(run, text, fails
 
     first = logged("runs/toy-tuned")[0]["loss"]
     shutil.rmtree("checkpoint")
-    shutil.rmtree("runs/toy-tuned/checkpoints")  # as if it had been killed before the first of them
+    shutil.rmtree("runs/toy-tuned/checkpoints")
+    assert "holds no step, so training would begin again" in fails("train", "toy", "--resume", "--steps", "14")
+    Path("runs/toy-tuned/checkpoints").mkdir()  # as if it had been killed before the first of them
+    Path("runs/toy-tuned/config.json").unlink()
     assert main(["train", "toy", "--resume", "--steps", "14"]) == 0
     out = capsys.readouterr().out
+    assert "no checkpoint was saved yet: the run starts again at step 0" in out
     assert "sample before training" in out
     assert "saved in runs/toy-tuned" in out
     assert logged("runs/toy-tuned")[0]["loss"] == first
@@ -214,6 +219,7 @@ def test_bad_input_is_one_line_and_exit_code_2(toy, text, tmp_path, fails):
         ([*train, "--weight-decay", "-1"], "--weight-decay -1.0 must be at least 0"),
         ([*train, "--steps", "0"], "--steps 0 must be at least 1"),
         ([*train, "--batch-size", "-1"], "--batch-size -1 must be at least 1"),
+        ([*train, "--keep", "0"], "--keep 0 must be at least 1"),
         ([*train, "--accumulate", "3"], "--accumulate 3 must divide --batch-size 4"),
         ([*train, "--sequence-length", "1"], "--sequence-length 1 must be at least 2"),
         ([*train, "--sequence-length", "301"], "--sequence-length 301 is more than the 300 positions"),
@@ -350,23 +356,49 @@ def test_help_loads_nothing_heavy(tmp_path):
         assert f"• {command} " in done.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_resume_continues(toy_path, text, tmp_path, logged, number):
-    running = process(toy_path, tmp_path, "train", "toy", "--data", text, *SMALL, "--steps", "1000000")
-    run = tmp_path / "runs" / "toy-tiny"
+def wait_for_steps(run, logged):
     for _ in range(1200):
         if (run / "metrics.jsonl").exists() and len(logged(run)) >= 3:
-            break
+            return
         time.sleep(0.1)
-    running.send_signal(number)
+
+
+def test_a_closed_terminal_saves(toy_path, text, tmp_path, logged):
+    run = tmp_path / "runs" / "toy-tiny"
+    terminal, end = pty.openpty()
+    code = (  # the terminal becomes that of the process, as in a shell
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])"
+    )
+    train = ["-m", "scratch_core.cli", "train", "toy", "--data", text, *SMALL, "--steps", "1000000"]
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, sys.executable, *train],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(toy_path), "JAX_NUM_CPU_DEVICES": str(jax.device_count())},
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        start_new_session=True,
+    )
+    os.close(end)
+    wait_for_steps(run, logged)
+    os.close(terminal)  # the system sends SIGHUP, and what is written from now on is an error
+    assert running.wait(timeout=120) == 128 + signal.SIGHUP
+    assert (run / "model.safetensors").exists()
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
+    assert not (run / "run.lock").exists()
+
+
+def test_a_signal_saves_and_resume_continues(toy_path, text, tmp_path, logged):
+    running = process(toy_path, tmp_path, "train", "toy", "--data", text, *SMALL, "--steps", "1000000")
+    run = tmp_path / "runs" / "toy-tiny"
+    wait_for_steps(run, logged)
+    running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=120)
-    assert running.returncode == 128 + number
+    assert running.returncode == 128 + signal.SIGINT
     assert "Traceback" not in err
-    step = int(re.search(rf"stopped by {number.name} after step (\d+) of 1000000, saved in runs/toy-tiny", out)[1])
+    step = int(re.search(r"stopped by SIGINT after step (\d+) of 1000000, saved in runs/toy-tiny", out)[1])
     assert "to resume: uv run scratch train toy --resume runs/toy-tiny" in out
     assert (run / "model.safetensors").exists()
-    if number == signal.SIGTERM:  # once is enough
-        return
     resumed = process(toy_path, tmp_path, "train", "toy", "--resume", "--steps", str(step + 30))
     out, err = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, err

@@ -1,6 +1,7 @@
 """Labelled images from local files, in the formats that they are passed around in, and changed at random."""
 
 import gzip
+import os
 import pickle
 import struct
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scratch_core.data import ImageEvaluation, image_sets, load_digits, training_batches
+from scratch_core.data import ImageEvaluation, fingerprints, image_sets, load_digits, training_batches
 from scratch_core.data.image_sets import Augmentation, PictureFiles, Pictures, augmented, load_images
 from scratch_core.errors import ConfigError, DataError
 from scratch_core.losses import accuracy
@@ -281,3 +282,30 @@ def test_accuracy_does_not_count_what_fills_a_batch_up():
 def test_augmentations_that_make_no_sense(numbers):
     with pytest.raises(ConfigError):
         Augmentation(**numbers)
+
+
+def test_the_fingerprint_is_of_the_contents_and_they_are_read_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = tmp_path / "photos"
+    (root / "a").mkdir(parents=True)
+    files = [root / "a" / "1.png", root / "a" / "2.png"]
+    for file in files:
+        file.write_bytes(b"x" * 100)
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+    first = fingerprints.fingerprint(root, files)
+    files[0].write_bytes(b"y" * 100)  # the same size
+    assert fingerprints.fingerprint(root, files) != first
+    files[0].write_bytes(b"x" * 100)
+    assert fingerprints.fingerprint(root, files[::-1]) == first
+
+    reads = []
+    read = fingerprints._sha256
+    monkeypatch.setattr(fingerprints, "_sha256", lambda path: reads.append(path.name) or read(path))
+    monkeypatch.setattr(fingerprints, "KEPT_FROM", 0)
+    for expected in (["1.png", "2.png"], ["1.png"], ["1.png"]):  # the first was changed just now: it is not trusted
+        reads.clear()
+        assert fingerprints.fingerprint(root, files) == first
+        assert reads == expected
+    for store in (tmp_path / "cache").rglob("*.json"):
+        store.write_text("[" * 100_000)
+    assert fingerprints.fingerprint(root, files) == first

@@ -8,6 +8,7 @@ shows it).
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
@@ -131,7 +132,10 @@ def _bound(command: Callable[..., int | None]) -> Callable[..., Callable[[], int
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit code: 0, 1 if `doctor` finds a fault, 2 for bad input, 130 after Ctrl-C."""
+    """Run the command; return the exit code.
+
+    0, 1 if `doctor` finds a fault, 2 for bad input, 128 + its number after a signal, so 130 after Ctrl-C.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -142,9 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 name = "NAME" if command == "train" else "FOLDER"
                 raise ConfigError(f"{subject} comes too early: write `scratch {command} {name} ...`")
             if command == "train":
-                from scratch_core.cli.train import run
+                from scratch_core.train.interrupt import Interrupt
 
-                return run(subject, rest)
+                with Interrupt(exits=True) as interrupt:  # before JAX is imported, which can swallow a Ctrl-C
+                    from scratch_core.cli.train import run
+
+                    return run(subject, rest, interrupt)
             from scratch_core.cli.predict import predict
 
             predict(subject, rest)
@@ -177,10 +184,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        print(f"scratch: error: {place}{text}", file=sys.stderr)
-        return 2
+        stopped = getattr(error, "signal", None)
+        print(f"scratch: {'error: ' if stopped is None else ''}{place}{text}", file=sys.stderr)
+        return 2 if stopped is None else 128 + stopped
     except KeyboardInterrupt:
         if debug:
             raise
         print("\nscratch: interrupted", file=sys.stderr)
         return 130
+
+
+def command() -> None:
+    """Be the command `scratch`: run `main` and end the process with its exit code."""
+    try:
+        sys.exit(main())
+    finally:  # a Ctrl-C from now on ends the process, where Python would print a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,7 +1,5 @@
 """`python -m scratch_core.cli` is `scratch`."""
 
-import sys
+from scratch_core.cli import command
 
-from scratch_core.cli import main
-
-sys.exit(main())
+command()

@@ -6,7 +6,6 @@ layout and the checkpoint's dtype (digests included, see train/checkpoints.py), 
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import scratch_core
 from scratch_core import registry, weights
 from scratch_core.config import read_json
 from scratch_core.errors import CheckpointError, ConfigError
+from scratch_core.folders import why_not_written, working_folder
 from scratch_core.train.checkpoints import Checkpoints
 
 NOTE = "orbax.json"
@@ -33,23 +33,27 @@ COMPANIONS = (
 def convert(source: str, destination: str) -> None:
     """Convert ``source`` into the new folder ``destination``, which appears whole or not at all.
 
-    Raises CheckpointError if ``source`` cannot be read, ConfigError if ``destination`` is not empty.
+    Raises CheckpointError if ``source`` cannot be read or ``destination`` not be written, ConfigError if ``destination`` is not empty.
     """
     src, dst = weights.resolve(source), Path(destination)
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise ConfigError(f"{dst} is there already and not empty: choose another destination")
     dst.parent.mkdir(parents=True, exist_ok=True)
     to_orbax = not (src / NOTE).exists()
-    with tempfile.TemporaryDirectory(dir=dst.parent, prefix=f".{dst.name}-") as temporary:
-        made = Path(temporary, "made")
-        made.mkdir()
-        (_to_orbax if to_orbax else _to_hugging_face)(src, made)
-        for pattern in COMPANIONS:
-            for path in src.glob(pattern):
-                shutil.copyfile(path, made / path.name)
-        if dst.exists():
-            dst.rmdir()
-        made.rename(dst)
+    try:
+        with working_folder(dst.parent, f".{dst.name}-") as temporary:
+            made = temporary / "made"
+            made.mkdir()
+            (_to_orbax if to_orbax else _to_hugging_face)(src, made)
+            for pattern in COMPANIONS:
+                for path in src.glob(pattern):
+                    shutil.copyfile(path, made / path.name)
+            if dst.exists():
+                dst.rmdir()
+            made.rename(dst)
+    except OSError as error:
+        needed = sum(path.stat().st_size for path in src.rglob("*") if path.is_file())
+        raise CheckpointError(f"{dst} cannot be written: {why_not_written(error, dst.parent, needed)}") from error
     print(f"{src} -> {dst} ({'Orbax' if to_orbax else 'Hugging Face'})")
 
 

@@ -2,13 +2,16 @@
 
 runs/llama-tiny/
   run.json           model, task, options, horizon of the schedule, data: what --resume reads
+  run.lock           which process works here, while it does
   metrics.jsonl      a line per logged step
   checkpoints/       Orbax: parameters, optimizer, RNG, step
   config.json model.safetensors ...    the trained model, in the Hugging Face layout
   start/             the same of what --start named
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shlex
@@ -18,46 +21,80 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from scratch_core.config import read_json
 from scratch_core.errors import CheckpointError, ConfigError, DataError
+from scratch_core.folders import FolderLock
 from scratch_core.tasks.options import RunOptions, flag
 
 RECORD = "run.json"
+FIELDS = ("model", "task", "options", "horizon", "data", "fingerprint", "scratch_core", "cores", "start")
+NOT_RECORDED = ("out", "resume")
 
 Options = TypeVar("Options", bound=RunOptions)
 
 
-def new_folder(out: str | None, name: str) -> Path:
-    """Return where a new run goes: ``out``, or the first of runs/NAME, runs/NAME-2, ... that is free; nothing is made.
-
-    Raises ConfigError if ``out`` is a file, or a folder that is not empty.
-    """
+def check_out(out: str | None) -> None:
+    """Raise ConfigError if ``out`` is no folder for a new run: a file, or a folder that is not empty."""
     if out is None:
-        number = 1
-        while (path := Path("runs", name if number == 1 else f"{name}-{number}")).exists():
-            number += 1
-        return path
+        return
+    if out == "":
+        raise ConfigError("--out is empty: name a folder, or leave it out")
     path = Path(out)
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and {name.name for name in path.iterdir()} - {"run.lock"}:
         if (path / RECORD).exists():
             raise ConfigError(f"{out} holds another run: choose another --out, or resume it with --resume {out}")
         raise ConfigError(f"{out} is not empty: choose another --out")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{out} is a file: choose another --out")
-    return path
 
 
-def create(folder: Path, model: str, options: RunOptions, data: str, fingerprint: str) -> None:
-    """Make the folder of a new run and write its record; the schedule's horizon is the number of steps."""
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {
+def create(out: str | None, name: str) -> tuple[Path, FolderLock]:
+    """Make the folder of a new run, for this process alone: ``out``, or the first of runs/NAME, runs/NAME-2, ...
+
+    Raises ConfigError if ``out`` holds something, or another process has it.
+    """
+    if out is not None:
+        lock = FolderLock(out)
+        try:
+            check_out(out)  # again: another run may have begun and ended there
+        except ConfigError:
+            lock.release()
+            raise
+        return Path(out), lock
+    number = 1
+    while True:
+        path = Path("runs", name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path, FolderLock(path)
+        number += 1
+
+
+def new_record(folder: Path, model: str, options: RunOptions, data: str, fingerprint: str) -> dict[str, Any]:
+    """Return the record of a new run; the schedule's horizon is the number of steps."""
+    return {
         "model": model,
         "task": options.task,
-        "options": {k: v for k, v in dataclasses.asdict(options).items() if k not in ("out", "resume")},
+        "options": {k: v for k, v in dataclasses.asdict(options).items() if k not in NOT_RECORDED},
         "horizon": options.steps,
         "data": data,
         "fingerprint": fingerprint,
         "scratch_core": version("scratch-core"),
+        "cores": cores(),
+        "start": digests(folder / "start"),
     }
-    write_record(folder, record)
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return {name: sha256} of the files in a folder; {} if there is none."""
+    found = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
@@ -85,8 +122,10 @@ def stored(run: str, model: str) -> tuple[Path, dict[str, Any]]:
     if not (folder / RECORD).is_file():
         raise CheckpointError(f"--resume {folder}: there is no run (no {RECORD} in that folder)")
     record = read_json(folder / RECORD)
-    if record.get("model") != model:
-        raise ConfigError(f"--resume {folder}: that is a run of {record.get('model')}, not of {model}")
+    if missing := [name for name in FIELDS if name not in record]:
+        raise _damaged(folder, f"it has no {missing[0]}")
+    if record["model"] != model:
+        raise ConfigError(f"--resume {folder}: that is a run of {record['model']}, not of {model}")
     return folder, record
 
 
@@ -97,12 +136,58 @@ def stored_options(folder: Path, record: dict[str, Any], form: type[Options]) ->
         for name, value in record["options"].items():
             if not _fits(value, types[name]):
                 raise TypeError(f"{name}={value!r}")
-        record.setdefault("horizon", record["options"]["steps"])  # records were once written without it
+        if record["scratch_core"] == version("scratch-core") and (missing := _missing(record, form)):
+            raise TypeError(f"it has no {missing[0]}")
         if type(record["horizon"]) is not int or record["horizon"] < 1:
             raise TypeError(f"horizon={record['horizon']!r}")
         return form(**record["options"], resume=str(folder))
     except (AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / RECORD} is damaged, or of another version: {error}") from error
+        raise _damaged(folder, error) from error
+
+
+def changes(record: dict[str, Any], form: type[RunOptions]) -> list[str]:
+    """Return a line for each reason why a resumed run may not give the very bits that it would have given."""
+    lines = []
+    if (then := record["scratch_core"]) != (now := version("scratch-core")):
+        new = "".join(f"; {flag(name)} is new and takes its default" for name in _missing(record, form))
+        lines.append(f"the run began with scratch-core {then}, this is {now}: results may differ{new}")
+    if (then := record["cores"]) != (now := cores()):
+        lines.append(f"the run began on {then} cores, now there are {now}: sums are rounded otherwise")
+    return lines
+
+
+def check_start(folder: Path, record: dict[str, Any]) -> None:
+    """Raise CheckpointError if the run's copy of its start is not what it began with."""
+    found = digests(folder / "start")
+    for name, digest in record["start"].items():
+        if found.get(name) != digest:
+            what = "is damaged: its digest differs" if name in found else "is missing"
+            raise CheckpointError(
+                f"{folder / 'start' / name} {what}: copy it again from {record['options']['start']}, or start a new run"
+            )
+
+
+def check_checkpoints(folder: Path) -> None:
+    """Raise CheckpointError if the run has saved a model, but its checkpoints are gone: it would begin again."""
+    there = folder / "checkpoints"
+    steps = any(path.name.isdigit() or path.name.startswith("damaged-") for path in there.glob("*"))
+    trained = (folder / "config.json").exists() or (not there.exists() and (folder / "metrics.jsonl").exists())
+    if trained and not steps:
+        raise CheckpointError(
+            f"{folder} has been trained, but {there} holds no step, so training would begin again: restore that "
+            f"folder, or start a new run (from the trained model: --start {folder})"
+        )
+
+
+def _missing(record: dict[str, Any], form: type[RunOptions]) -> list[str]:
+    names = {field.name for field in dataclasses.fields(form)} - set(NOT_RECORDED)
+    return sorted(names - record["options"].keys())
+
+
+def _damaged(folder: Path, reason: object) -> CheckpointError:
+    return CheckpointError(
+        f"{folder / RECORD} is damaged, or of another version: {reason}. Restore it, or start a new run"
+    )
 
 
 def _fits(value: Any, form: Any) -> bool:

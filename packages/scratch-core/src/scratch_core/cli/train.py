@@ -19,9 +19,12 @@ from scratch_core import registry
 from scratch_core.cli import runs
 from scratch_core.cli.parsing import parse, parse_some
 from scratch_core.errors import ConfigError
+from scratch_core.folders import FolderLock, remove_abandoned
 from scratch_core.registry import ModelSpec
 from scratch_core.tasks import Job, RunOptions, Task, find_task
 from scratch_core.tasks.options import flag
+from scratch_core.train.interrupt import Interrupt
+from scratch_core.weights.saving import SAVING
 
 if TYPE_CHECKING:
     from scratch_core.train import Optimizer
@@ -39,39 +42,71 @@ class Choice:
     learning_rate: str | None = None
 
 
-def run(name: str, arguments: Sequence[str]) -> int:
+def run(name: str, arguments: Sequence[str], interrupt: Interrupt) -> int:
     """Train model ``name`` with the options in ``arguments``; return 0, or 128 + the signal that ended it early."""
     spec = registry.find(name)
     arguments = _with_resume(name, list(arguments))
     choice = parse_some(Choice, arguments)
-    if choice.resume is None:
-        task, record = find_task(_task_name(spec, choice.task)), None
-        default = _defaults(spec, task, choice, asks_for_help=bool({"-h", "--help"} & set(arguments)))
-    else:
-        folder, record = runs.stored(choice.resume, name)
-        task = find_task(_task_name(spec, record.get("task")))
-        default = runs.stored_options(folder, record, task.Options)
+    if choice.resume is not None:
+        return _resume(spec, choice.resume, arguments, interrupt)
+    task = find_task(_task_name(spec, choice.task))
+    default = _defaults(spec, task, choice, asks_for_help=bool({"-h", "--help"} & set(arguments)))
     options = parse(task.Options, f"scratch train {name}", arguments, default).absolute()
     options.check()
-
-    from scratch_core.train import find_optimizer, keep_memory  # a wrong argument need not wait for them
-
-    optimizer = find_optimizer(options.optimizer)
-    keep_memory()
-    if record is None:
-        folder = runs.new_folder(options.out, f"{name}-{options.preset if options.start is None else 'tuned'}")
-        job = task.prepare(spec, options)
-        runs.create(folder, name, options, job.description, job.fingerprint)
+    runs.check_out(options.out)
+    optimizer = _ready(spec, options)
+    job = task.prepare(spec, options)
+    _check_batch(job, options)
+    interrupt.check()
+    folder, lock = runs.create(options.out, f"{name}-{options.preset if options.start is None else 'tuned'}")
+    try:
         if options.start is not None:  # a copy, so that the run can be resumed when the checkpoint is gone
             (folder / "start").mkdir()
             job.save(folder / "start")
-        return _train(spec, task, options, job, optimizer, folder, horizon=options.steps)
+        runs.write_record(folder, runs.new_record(folder, name, options, job.description, job.fingerprint))
+        return _train(spec, task, options, job, optimizer, folder, interrupt, horizon=options.steps)
+    finally:
+        lock.release()
+
+
+def _resume(spec: ModelSpec, run: str, arguments: Sequence[str], interrupt: Interrupt) -> int:
+    folder, record = runs.stored(run, spec.name)
+    task = find_task(_task_name(spec, record["task"]))
+    default = runs.stored_options(folder, record, task.Options)
+    options = parse(task.Options, f"scratch train {spec.name}", arguments, default).absolute()
+    options.check()
     runs.check_unchanged(folder, default, options)
-    job = task.prepare(spec, options)
-    runs.check_data(folder, record, job.description, job.fingerprint)
-    record["options"]["steps"] = options.steps
-    runs.write_record(folder, record)
-    return _train(spec, task, options, job, optimizer, folder, horizon=record["horizon"])
+    lock = FolderLock(folder)
+    try:
+        for line in runs.changes(record, task.Options):
+            print(f"warning: {line}", flush=True)
+        remove_abandoned(folder, SAVING, all_of_them=True)
+        runs.check_start(folder, record)
+        runs.check_checkpoints(folder)
+        optimizer = _ready(spec, options)
+        job = task.prepare(spec, options)
+        runs.check_data(folder, record, job.description, job.fingerprint)
+        _check_batch(job, options)
+        interrupt.check()
+        record["options"]["steps"] = options.steps
+        runs.write_record(folder, record)
+        return _train(spec, task, options, job, optimizer, folder, interrupt, horizon=record["horizon"])
+    finally:
+        lock.release()
+
+
+def _ready(spec: ModelSpec, options: RunOptions) -> "Optimizer":
+    """Return the optimizer. Raises ConfigError if it does not exist, or the model cannot fit the memory."""
+    from scratch_core.train import find_optimizer, keep_memory  # a wrong argument need not wait for them
+    from scratch_core.train.memory import check_memory, state_bytes
+
+    optimizer = find_optimizer(options.optimizer)
+    keep_memory()
+    if options.checkpoint is None:
+        built = optimizer.build(options.learning_rate, weight_decay=options.weight_decay, decayed=())
+        needed = state_bytes(built, spec.presets.get(options.preset, 0))
+        check_memory(needed, f"choose a smaller preset than {options.preset}, or a machine with more memory")
+    return optimizer
 
 
 def _with_resume(name: str, arguments: list[str]) -> list[str]:
@@ -112,12 +147,21 @@ def _defaults(spec: ModelSpec, task: Task, choice: Choice, *, asks_for_help: boo
 
 
 def _train(
-    spec: ModelSpec, task: Task, options: RunOptions, job: Job, optimizer: "Optimizer", folder: Path, *, horizon: int
+    spec: ModelSpec,
+    task: Task,
+    options: RunOptions,
+    job: Job,
+    optimizer: "Optimizer",
+    folder: Path,
+    interrupt: Interrupt,
+    *,
+    horizon: int,
 ) -> int:
     """Train, evaluate, save; ``horizon`` is the number of steps of the learning rate's schedule."""
     from scratch_core.train import Trainer, warmup_cosine
 
     resume_command = runs.command("train", spec.name, "--resume", str(folder))
+    interrupt.last_words = f"to resume: {resume_command}"
     with on_interrupt_print(f"to resume: {resume_command}"):
         print(f"data    {job.description}", flush=True)
         count = sum(x.size for x in jax.tree.leaves(nnx.state(job.model, nnx.Param)))
@@ -133,6 +177,7 @@ def _train(
             accumulate=options.accumulate,
             folder=folder,
             save_every=options.save_every,
+            keep=options.keep,
             learning_rate=schedule,
             evaluation_parameters=optimizer.evaluation_parameters,
         )
@@ -142,9 +187,12 @@ def _train(
             if trainer.step:
                 print(f"resumed at step {trainer.step} of {options.steps}", flush=True)
             else:
+                if options.resume is not None:
+                    print("no checkpoint was saved yet: the run starts again at step 0", flush=True)
                 job.show_before()
             print(f"run     {folder}: {options.steps} steps of {job.update}", flush=True)
-            outcome = trainer.fit(job.batches, options.steps)
+            interrupt.check()
+            outcome = trainer.fit(job.batches, options.steps, interrupt)
             job.save(folder)
             if outcome.interrupted:
                 print(
@@ -159,6 +207,17 @@ def _train(
         print(f"saved in {folder}")
         print(f"next: {runs.command(*job.next_command(folder))}")
     return 0
+
+
+def _check_batch(job: Job, options: RunOptions) -> None:
+    """Raise ConfigError if a step cannot fit the memory beside the model."""
+    from scratch_core.train.memory import batch_bytes, check_memory
+
+    if job.example is not None:
+        size, parts = options.batch_size, options.accumulate
+        needed = batch_bytes(job.model, job.loss, job.trainable, job.example, size, parts)
+        remedy = f"choose a smaller --batch-size than {size}, or split it with --accumulate"
+        check_memory({f"a batch of {size:,}": needed}, remedy)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ import numpy as np
 
 from scratch_core.data.batches import ImageClassificationBatch
 from scratch_core.data.digits import load_digits
+from scratch_core.data.fingerprints import fingerprint
 from scratch_core.errors import ConfigError, DataError
 from scratch_core.vision.images import ImageProcessor, pillow, read_image
 
@@ -125,13 +126,13 @@ def _in_memory(arrays: Any, labels: tuple[str, ...], description: str, processor
             raise DataError(f"{description}: {len(images)} images but {len(numbers)} labels")
         if numbers.max() >= len(labels):
             raise DataError(f"{description}: label {numbers.max()} is beyond the {len(labels)} classes")
-    fingerprint = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]
     channels = len(processor.mean) or (1 if train_images.ndim == 3 else 3)
     sources = [
         Pictures((read_image(Image.fromarray(image), channels) for image in images), numbers, processor)
         for images, numbers in ((train_images, train_labels), (test_images, test_labels))
     ]
-    return ImageSplit(*sources, labels, channels, description, fingerprint)
+    return ImageSplit(*sources, labels, channels, description, digest)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -202,11 +203,10 @@ def _folders(folder: Path, processor: ImageProcessor) -> ImageSplit:
             held_out += [(path, number) for path in _image_files(test / name)]
     if not held_out:
         raise DataError(f"{folder} has no images to hold out: put some into test/, or at least five into a class")
-    names = "\n".join(f"{p.relative_to(folder)} {p.stat().st_size}" for p, _ in (*kept, *held_out))
     channels = len(processor.mean) or 3
     sources = (_opened(part, processor, channels) for part in (kept, held_out))
     description = f"{len(kept) + len(held_out):,} images of {len(labels)} classes in {folder}"
-    return ImageSplit(*sources, labels, channels, description, hashlib.sha256(names.encode()).hexdigest()[:16])
+    return ImageSplit(*sources, labels, channels, description, fingerprint(folder, (p for p, _ in (*kept, *held_out))))
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

@@ -90,12 +90,15 @@ class CausalLMTask(Task):
         tokens = load_text(options.data, tokenizer)
         windows = Windows(tokens.train, options.sequence_length)
         held_out = tokens.validation[: options.evaluation_tokens]
+        if not tokenizer.count_bytes(held_out[1:1000]):
+            raise DataError(f"{tokens.description}: these hold no text to measure the loss on; give more text")
         return TextJob(
             model=model,
             batches=training_batches(windows, options.batch_size, seed=options.seed),
             held_out=TextEvaluation(held_out, options.batch_size, options.sequence_length),
             description=tokens.description,
             fingerprint=tokens.fingerprint(),
+            example=windows[0],
             update=f"{options.batch_size} x {options.sequence_length} tokens",
             trainable=nnx.Param if options.lora is None else LoRAParam,
             tokenizer=tokenizer,
@@ -200,7 +203,7 @@ def sample_prompt(options: TextOptions, tokens: TokenSplit, tokenizer: Tokenizer
 
 def show_bits_per_byte(loss: float, train: np.ndarray, held_out: np.ndarray, tokenizer: Tokenizer) -> None:
     """Print the held-out loss beside that of counting, on the same targets."""
-    size = tokenizer.count_bytes(held_out[1:])
+    size = tokenizer.count_bytes(held_out[1:1000])
     counts = CountModels(train, tokenizer.vocab_size)
     bits = loss * (len(held_out) - 1) / math.log(2)
     print(f"held-out bits per byte ({len(held_out) - 1:,} targets, {size:,} bytes):")

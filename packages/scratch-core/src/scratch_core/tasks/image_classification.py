@@ -103,6 +103,7 @@ class ImageClassificationTask(Task):
             held_out=ImageEvaluation(held_out, min(options.batch_size, len(images.test))),
             description=f"{images.description}: {len(images.train):,} to train on, {len(images.test):,} held out",
             fingerprint=images.fingerprint,
+            example=images.train[0],
             update=f"{options.batch_size} images",
             trainable=trainable,
             metrics={"accuracy": accuracy},

@@ -39,6 +39,8 @@ class RunOptions:
     """Of the parameters and the order of the data."""
     save_every: int = 200
     """Steps between checkpoints."""
+    keep: int = 3
+    """How many of the newest checkpoints to keep."""
     start: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Start from this checkpoint instead of from random parameters; --preset is not used then."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -63,7 +65,7 @@ class RunOptions:
 
     def check(self) -> None:
         """Raise ConfigError for a number that makes no sense."""
-        for name in ("steps", "batch_size", "accumulate", "save_every"):
+        for name in ("steps", "batch_size", "accumulate", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{flag(name)} {getattr(self, name)} must be at least 1")
         if not 0 < self.learning_rate < float("inf"):

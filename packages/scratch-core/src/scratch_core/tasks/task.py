@@ -35,7 +35,7 @@ class Job:
     ``batches[k]`` is the batch of step k. ``held_out`` gives the batches of the evaluation. ``description`` is one
     line about the data; a resumed run must have data of the same ``fingerprint``. ``update`` says what one update
     reads, such as "64 images". ``trainable`` is the nnx filter of what is learned. ``metrics`` are measured on the
-    held-out data beside the loss.
+    held-out data beside the loss. ``example`` is one example of a batch, by which the memory of a step is estimated.
     """
 
     model: PretrainedModel
@@ -45,6 +45,7 @@ class Job:
     fingerprint: str
     update: str
     trainable: Any = nnx.Param
+    example: Any = None
     metrics: "Mapping[str, LossFunction]" = dataclasses.field(default_factory=dict)
 
     def loss(self, model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:

@@ -2,7 +2,8 @@ r"""Checkpoints of a run: written by Orbax in the background, the newest few kep
 
 Orbax writes a step atomically (a kill during a save leaves the steps before it intact), but it does not notice a
 flipped bit when it loads. So each step's metadata holds a digest of every array, computed from the values before they
-are written. `restore` compares the digests, names the damaged array, and goes back to the newest intact step.
+are written, and a digest of these descriptions themselves. `restore` compares the digests, names the damaged array,
+and goes back to the newest intact step.
 
 The digest of an array with elements $x_i$ read as unsigned integers is
 
@@ -12,7 +13,12 @@ where mix is the 32-bit finaliser of MurmurHash3 (Appleby 2011), a bijection: a 
 $d$. A sum does not depend on the order, so the digest is the same on any mesh.
 """
 
+import contextlib
+import hashlib
+import json
+import logging
 import math
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scratch_core.errors import CheckpointError
+from scratch_core.folders import why_not_written
 
 
 class Restored(NamedTuple):
@@ -32,103 +39,174 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in ``folder``; the newest ``keep`` are kept.
+    """The checkpoints of one run, in ``folder``: the newest ``keep`` are kept, and the ``keep_best`` of lowest score.
 
-    A state is any pytree of jax arrays, sharded or not; typed PRNG keys are stored as their data.
+    A state is any pytree of jax arrays, sharded or not; typed PRNG keys are stored as their data. One process at a
+    time may write there: `FolderLock` of the run sees to it. Raises CheckpointError if ``folder`` cannot be used.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 3):
+    def __init__(self, folder: str | Path, keep: int = 3, keep_best: int = 0):
         from orbax.checkpoint import v1 as ocp  # 2 s of import: only when there is something to save or restore
 
         self.folder = Path(folder).absolute()
-        self._orbax: Any = ocp.training.Checkpointer(
-            str(self.folder),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),  # ty: ignore[invalid-argument-type]
-            save_decision_policy=_Always(),
-            cleanup_tmp_directories=True,
-        )
-        self._saving: tuple[int, Any] | None = None
+        if self.folder.exists() and not self.folder.is_dir():
+            raise CheckpointError(f"{self.folder} is a file, but must be the folder of the checkpoints: move it away")
+        options: dict[str, Any] = {
+            "preservation_policy": _Preserve(keep, keep_best),
+            "save_decision_policy": _Always(),
+            "cleanup_tmp_directories": True,
+        }
+        self._set_aside: list[str] = []
+        _quieten()
+        try:
+            try:
+                self._orbax: Any = ocp.training.Checkpointer(str(self.folder), **options)
+            except ValueError:  # of one damaged step: Orbax opens all or none
+                self._set_aside_damaged(ocp)
+                self._orbax = ocp.training.Checkpointer(str(self.folder), **options)
+        except Exception as error:  # of the file system or of Orbax
+            raise CheckpointError(
+                f"{self.folder} cannot be opened: {why_not_written(error, self.folder, 0)}"
+            ) from error
+        self._saving: tuple[int, int, Any] | None = None  # step, bytes, Orbax's answer
 
     def steps(self) -> list[int]:
         """Return the steps that are there, oldest first."""
         return sorted(found.step for found in self._orbax.checkpoints)
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, score: float | None = None) -> None:
         """Start to write ``state``; returns as soon as its values are copied, so that it may be donated.
 
-        A save still under way is waited for first: Orbax would drop the second one silently. A damaged step of the
-        same number is replaced. Raises CheckpointError if the save before this one failed.
+        ``score`` is for ``keep_best``, such as a held-out loss: lower is better. A save still under way is waited for
+        first: Orbax would drop the second one silently. A damaged step of the same number is replaced. Raises
+        CheckpointError if the save before this one failed.
         """
         self.wait()
         arrays = jax.tree.map(_to_array, state)
-        about = {"arrays": {name: _describe(x) | {"digest": int(d)} for name, x, d in _digests(arrays)}}
-        response = self._orbax.save_checkpointables_async(
-            step, {"state": arrays}, custom_metadata=about, overwrite=step in self.steps()
-        )
-        self._saving = (step, response)
+        about = {name: _describe(x) | {"digest": int(d)} for name, x, d in _digests(arrays)}
+        size = sum(x.nbytes for x in jax.tree.leaves(arrays))
+        try:
+            response = self._orbax.save_checkpointables_async(
+                step,
+                {"state": arrays},
+                metrics=None if score is None or math.isnan(score) else {"score": float(score)},
+                custom_metadata={"arrays": about, "sha256": _sha256(about)},
+                overwrite=step in self.steps(),
+            )
+        except Exception as error:
+            raise self._not_saved(step, size, error) from error
+        self._saving = (step, size, response)
 
     def wait(self) -> None:
         """Return when the save under way is on disk. Raises CheckpointError if it is not."""
         if self._saving is None:
             return
-        (step, response), self._saving = self._saving, None
+        (step, size, response), self._saving = self._saving, None
         try:
             saved = response is not None and response.result()
-        except Exception as error:  # of the file system or of Orbax
-            raise CheckpointError(f"{self.folder}: step {step} could not be saved: {error}") from error
+        except Exception as error:
+            raise self._not_saved(step, size, error) from error
         if not saved:
             raise CheckpointError(f"{self.folder}: step {step} was not saved, and Orbax gave no reason")
 
-    def restore(self, like: Any) -> Restored | None:
+    def _not_saved(self, step: int, size: int, error: Exception) -> CheckpointError:
+        """Remove what was written of a step, and return the error that says why it failed."""
+        for partial in self.folder.glob(f"{step}.*tmp*"):
+            shutil.rmtree(partial, ignore_errors=True)
+        return CheckpointError(
+            f"{self.folder}: step {step} could not be saved: {why_not_written(error, self.folder, size)}"
+        )
+
+    def restore(self, like: Any, *, best: bool = False) -> Restored | None:
         """Return the newest intact step in the structure, dtypes and shardings of ``like``; None if there is no step.
 
-        Raises CheckpointError if every step is damaged, or if the newest readable one is of another structure.
+        With ``best`` the intact one of lowest score; those saved without a score come last. Raises CheckpointError if
+        there are steps, but each is damaged or of another structure.
         """
         self.wait()
-        damaged: list[str] = []
-        for step in reversed(self.steps()):
+        unusable = list(self._set_aside)
+        steps = self._orbax.checkpoints[::-1]
+        for step in [found.step for found in (sorted(steps, key=_score) if best else steps)]:
             try:
-                return Restored(step, self._read(step, like), damaged)
-            except _Damaged as error:
-                damaged.append(f"{self.folder}: step {step} is damaged: {error}")
-        if damaged:
-            raise CheckpointError("no step is intact: " + "; ".join(damaged))
+                return Restored(step, self._read(step, like), unusable)
+            except _Unusable as error:
+                unusable.append(f"{self.folder}: step {step} {error}")
+        if aside := sorted(path.name for path in self.folder.glob("damaged-*")):
+            unusable.append(f"{self.folder} holds what is left of damaged steps, {', '.join(aside)}")
+        if unusable:
+            damaged = any("damaged" in line for line in unusable)
+            raise CheckpointError(("no step is intact: " if damaged else "") + "; ".join(unusable))
         return None
 
     def close(self) -> None:
-        """Wait for the save under way and release Orbax's threads."""
+        """Wait for the save under way and release Orbax's threads. Raises CheckpointError if that save failed."""
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            with contextlib.suppress(Exception):  # Orbax raises the failure of the save once more
+                self._orbax.close()
+
+    def _set_aside_damaged(self, ocp: Any) -> None:
+        for path in self.folder.glob("[0-9]*"):
+            if path.name.isdigit():
+                try:
+                    ocp.checkpointables_metadata(path)
+                except OSError:  # it may be sound
+                    raise
+                except Exception as error:
+                    aside = path.rename(path.with_name(f"damaged-{path.name}"))
+                    self._set_aside.append(
+                        f"{self.folder}: step {path.name} is damaged: its metadata cannot be read "
+                        f"({_reason(error)}); it is now in {aside.name}"
+                    )
 
     def _read(self, step: int, like: Any) -> Any:
         arrays = jax.tree.map(lambda x: _abstract(x), like)
         try:
-            about = self._orbax.checkpointables_metadata(step).custom_metadata["arrays"]
+            stored = self._orbax.checkpointables_metadata(step).custom_metadata
+            about, sha256 = stored["arrays"], stored.get("sha256")
             expected = {name: about[name]["digest"] for name in about}
             found = {name: {k: about[name][k] for k in ("shape", "dtype")} for name in about}
         except Exception as error:
-            raise _Damaged(f"its metadata cannot be read ({_reason(error)})") from error
+            raise _Unusable(f"is damaged: its metadata cannot be read ({_reason(error)})") from error
+        if set(stored) != {"arrays"} and sha256 != _sha256(about):  # "arrays" alone: written before there was a sha256
+            raise _Unusable("is damaged: the digest of its metadata differs")
         wanted = {name: _describe(x) for name, x in _named(arrays)}
         if wanted != found:
             differing = [n for n in sorted(wanted.keys() | found.keys()) if wanted.get(n) != found.get(n)]
             name = differing[0]
-            raise CheckpointError(
-                f"{self.folder}: step {step} is of another model or optimizer: {len(differing)} arrays differ, first "
-                f"{name}: wanted {wanted.get(name)}, found {found.get(name)}"
+            raise _Unusable(
+                f"is of another model or optimizer: {len(differing)} arrays differ, first {name}: "
+                f"wanted {wanted.get(name)}, found {found.get(name)}"
             )
         try:
             arrays = self._orbax.load_checkpointables(step, {"state": arrays})["state"]
         except Exception as error:
-            raise _Damaged(f"it cannot be read ({_reason(error)})") from error
+            raise _Unusable(f"is damaged: it cannot be read ({_reason(error)})") from error
         if wrong := [name for name, _, digest in _digests(arrays) if int(digest) != expected[name]]:
-            raise _Damaged(f"the digest of {', '.join(wrong)} differs")
+            raise _Unusable(f"is damaged: the digest of {', '.join(wrong)} differs")
         return jax.tree.map(_to_key, arrays, like)
 
 
-class _Damaged(Exception):
-    """A step that cannot be used, with the reason."""
+class _Unusable(Exception):
+    """A step that cannot be restored, with the reason."""
+
+
+class _Preserve:
+    """Orbax's policy of what to keep: the newest ``newest`` steps and the ``best`` of lowest score."""
+
+    def __init__(self, newest: int, best: int):
+        self._newest, self._best = newest, best
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        newest = sorted(found.step for found in checkpoints)[-self._newest :]
+        scored = sorted((found for found in checkpoints if _score(found) < math.inf), key=_score)
+        kept = {*newest, *(found.step for found in scored[: self._best])}
+        return [found.step in kept for found in checkpoints]
+
+
+def _score(checkpoint: Any) -> float:
+    return (checkpoint.metrics or {}).get("score", math.inf)
 
 
 class _Always:
@@ -136,6 +214,17 @@ class _Always:
 
     def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
         return True
+
+
+def _quieten() -> None:
+    """Keep Orbax's traces of failures, hundreds of lines each, out of the output: they are raised as well."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if _not_of_orbax not in (log := logging.getLogger("asyncio")).filters:
+        log.addFilter(_not_of_orbax)
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "tensorstore" not in record.getMessage()
 
 
 def digest(x: jax.Array) -> jax.Array:
@@ -164,6 +253,10 @@ def _mix(x: jax.Array) -> jax.Array:
 def _digests(arrays: Any) -> list[tuple[str, jax.Array, np.ndarray]]:
     # One after another: independent collectives in flight at once can block each other on simulated devices.
     return [(name, x, jax.device_get(_digest(x))) for name, x in _named(arrays)]
+
+
+def _sha256(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _named(tree: Any) -> list[tuple[str, Any]]:

@@ -1,5 +1,7 @@
 """What a run reports: a JSONL file always, a progress bar on a terminal, plain lines elsewhere."""
 
+import contextlib
+import errno
 import json
 import os
 import sys
@@ -7,6 +9,9 @@ import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
+
+from scratch_core.errors import CheckpointError
+from scratch_core.folders import why_not_written
 
 
 class MetricsLog:
@@ -16,27 +21,34 @@ class MetricsLog:
         self.path = None if path is None else Path(path)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add one line in a single write, so that a reader or a kill never sees half of it."""
+        """Add one line in a single write, so that a reader or a kill never sees half of it. Raises CheckpointError."""
         if self.path is None:
             return
         line = (json.dumps(record) + "\n").encode()
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            os.write(file, line)
-        finally:
-            os.close(file)
+            file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                before = os.fstat(file).st_size
+                if os.write(file, line) < len(line):  # the disk is full
+                    os.ftruncate(file, before)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            finally:
+                os.close(file)
+        except OSError as error:
+            reason = why_not_written(error, self.path.parent, len(line))
+            raise CheckpointError(f"{self.path} cannot be written: {reason}") from error
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all whole lines; a torn last line (the machine went down) is left out."""
+        """Return all sound lines: a torn one (the machine went down), or one without a step, is left out."""
         if self.path is None or not self.path.exists():
             return []
         records = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict):
+            if isinstance(record, dict) and type(record.get("step")) is int:
                 records.append(record)
         return records
 
@@ -44,7 +56,7 @@ class MetricsLog:
         """Drop the lines of later steps: the run that resumes at ``step`` writes them again."""
         if self.path is None or not self.path.exists():
             return
-        kept = [record for record in self.read() if record.get("step", 0) <= step]
+        kept = [record for record in self.read() if record["step"] <= step]
         partial = self.path.with_name(self.path.name + ".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         os.replace(partial, self.path)
@@ -103,7 +115,8 @@ class Progress:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Leave the bar as it stands."""
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
 
     def advance(self, step: int) -> None:
         """Move the bar to ``step``."""
@@ -118,7 +131,8 @@ class Progress:
             self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=speed)
             return
         parts = [f"step {step}/{self.total}", f"loss {loss:.4f}", speed, self._left(step)]
-        print("  ".join(part for part in parts if part), file=self.stream, flush=True)
+        with contextlib.suppress(OSError):  # nobody reads it any more: that is no reason to stop
+            print("  ".join(part for part in parts if part), file=self.stream, flush=True)
 
     def _left(self, step: int) -> str:
         if self._first is None or step <= self._first[0]:

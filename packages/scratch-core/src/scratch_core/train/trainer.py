@@ -7,11 +7,12 @@ weight $W_i$ (the number of targets), the gradient is that of the one large batc
 $$ g = \frac{\sum_i \nabla S_i}{\sum_i W_i} \tag{1} $$
 
 Batches are addressed by step (``dataset[k]``), so the step is the whole position in the data: a run that restores
-parameters, optimizer state, RNG and step continues exactly as if it had never stopped.
+parameters, optimizer state, RNG and step continues exactly as if it had never stopped: bit for bit on the same machine
+with the same versions and the same number of cores. Another number of cores sums in another order and rounds otherwise.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ import optax
 from flax import nnx
 
 from scratch_core.errors import ConfigError, DataError, TrainingError
+from scratch_core.folders import FolderLock
 from scratch_core.train.batches import BatchHandling
 from scratch_core.train.checkpoints import Checkpoints
 from scratch_core.train.interrupt import Interrupt
@@ -57,7 +59,8 @@ class Trainer:
     ``trainable`` is the nnx filter of what is learned; everything else (frozen parameters, running statistics, RNG) is
     carried along. ``accumulate`` splits each batch into this many micro-batches. With a ``mesh`` the model is sharded
     by the table in parallel.py and batches over its data axes. With a ``folder``, metrics.jsonl and checkpoints/ are
-    written there, a checkpoint every ``save_every`` steps and at the end, the newest ``keep`` kept. ``learning_rate``
+    written there, a checkpoint every ``save_every`` steps and at the end; the newest ``keep`` are kept, and the
+    ``keep_best`` of lowest score among those that `save` gave a score. ``learning_rate``
     (a schedule) is only for the log. After ``max_skipped`` updates in a row that were not finite, fit raises.
     ``evaluation_parameters(optimizer_state, parameters)`` gives the parameters that are evaluated and that the model
     gets at the end, for optimizers that keep a second set.
@@ -79,6 +82,7 @@ class Trainer:
         folder: str | Path | None = None,
         save_every: int = 500,
         keep: int = 3,
+        keep_best: int = 0,
         log_every: int = 10,
         max_skipped: int = 10,
         learning_rate: Callable[[int], Any] | None = None,
@@ -93,8 +97,10 @@ class Trainer:
         self.accumulate, self.mesh, self.learning_rate = accumulate, mesh, learning_rate
         self.save_every, self.log_every, self.max_skipped = save_every, log_every, max_skipped
         self.folder = None if folder is None else Path(folder)
+        # Process 0 alone writes; a second run in this folder would clear what this one is saving.
+        self._lock = FolderLock(self.folder) if self.folder is not None and jax.process_index() == 0 else None
         self.metrics = MetricsLog(None if self.folder is None else self.folder / "metrics.jsonl")
-        self.checkpoints = None if self.folder is None else Checkpoints(self.folder / "checkpoints", keep)
+        self.checkpoints = None if self.folder is None else Checkpoints(self.folder / "checkpoints", keep, keep_best)
 
         if mesh is not None:
             from scratch_core.parallel import shard_model
@@ -123,15 +129,16 @@ class Trainer:
         """The number of steps taken so far."""
         return int(self.state["step"])
 
-    def fit(self, dataset: Any, steps: int) -> Outcome:
+    def fit(self, dataset: Any, steps: int, interrupt: Interrupt | None = None) -> Outcome:
         """Train on ``dataset[k]`` for k from the present step up to ``steps`` (a total, not an addition).
 
-        The first SIGINT or SIGTERM ends it after the step under way, with a checkpoint. Raises TrainingError when the
-        loss is not finite ``max_skipped`` times in a row; these updates were skipped, so the model is still sound.
+        The first SIGINT, SIGTERM or SIGHUP ends it after the step under way, with a checkpoint; ``interrupt`` is for a
+        caller that has noted signals since before. Raises TrainingError when the loss is not finite ``max_skipped``
+        times in a row; these updates were skipped, so the model is still sound.
         """
         step, loss, waiting, throughput = self.step, float("nan"), None, Throughput()
         with (
-            Interrupt() as interrupt,
+            nullcontext(interrupt) if interrupt is not None else Interrupt() as interrupt,
             Progress(steps, step, unit=self.handling.unit) as progress,
             closing(self.steps(dataset, steps)) as taken,
         ):
@@ -192,17 +199,18 @@ class Trainer:
             raise DataError(f"nothing to evaluate: the dataset holds no target for {', '.join(empty)}")
         return {name: total / weight for name, (total, weight) in totals.items()}
 
-    def save(self) -> None:
-        """Start to write a checkpoint of the present step; does nothing without a folder."""
+    def save(self, score: float | None = None) -> None:
+        """Start to write a checkpoint of the present step; ``score`` is for ``keep_best``. Nothing without a folder."""
         if self.checkpoints is not None:
-            self.checkpoints.save(self.step, self.state)
+            self.checkpoints.save(self.step, self.state, score)
 
-    def restore(self) -> list[str]:
+    def restore(self, *, best: bool = False) -> list[str]:
         """Go to the newest intact checkpoint, if there is one; return a line for each damaged one that was skipped.
 
-        Metrics of later steps are dropped. Raises CheckpointError if none is intact, or if it is of another model.
+        With ``best`` it is that of lowest score. Metrics of later steps are dropped. Raises CheckpointError if none is
+        intact, or if it is of another model.
         """
-        found = None if self.checkpoints is None else self.checkpoints.restore(self.state)
+        found = None if self.checkpoints is None else self.checkpoints.restore(self.state, best=best)
         if found is not None:
             self.state = found.state
             self._update_model()
@@ -210,9 +218,14 @@ class Trainer:
         return [] if found is None else found.damaged
 
     def close(self) -> None:
-        """Wait for the save under way and end Orbax's threads."""
-        if self.checkpoints is not None:
-            self.checkpoints.close()
+        """Wait for the save under way, end Orbax's threads, and let other processes use the folder."""
+        try:
+            if self.checkpoints is not None:
+                self.checkpoints.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
 
     def _training_step(self, state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         parameters, rest = state["parameters"], state["rest"]

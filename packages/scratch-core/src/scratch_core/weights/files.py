@@ -108,9 +108,13 @@ def open_file(path: Path) -> Any:
     try:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
-        start = b""
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            start = file.read(4)
+        try:
+            with path.open("rb") as file:
+                start = file.read(4)
+        except OSError as unreadable:
+            raise CheckpointError(
+                f"{path} cannot be read: {unreadable.strerror}. Give yourself the right to read it"
+            ) from error
         if start[:1] == b"\x80" or start == b"PK\x03\x04":
             raise CheckpointError(
                 f"{path} is a pickle or a torch archive under another name. It could run code and is refused"

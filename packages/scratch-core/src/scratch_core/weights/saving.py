@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from scratch_core.errors import CheckpointError
+from scratch_core.folders import why_not_written, working_folder
 from scratch_core.layers.lora import LoRAParam
 from scratch_core.weights.files import INDEX, SINGLE
 from scratch_core.weights.key_table import Rule, find_rule, flatten, is_learned, unstack
 
 SHARD_BYTES = 5_000_000_000
+SAVING = ".saving-"
+"""How the name of the folder begins in which files are written before they appear."""
 
 
 def save(model: Any, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
@@ -47,27 +50,30 @@ def save(model: Any, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> N
         fields = {"architectures": [model.architectures[0]], "torch_dtype": dtype, **fields}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        with working_folder(folder, SAVING) as temporary:
             written = []
             for name, keys in zip(names, shards, strict=True):
-                save_file({key: tensors[key] for key in keys}, Path(temporary, name), metadata={"format": "pt"})
+                save_file({key: tensors[key] for key in keys}, temporary / name, metadata={"format": "pt"})
                 written.append(name)
             if len(shards) > 1:
                 total = sum(tensor.nbytes for tensor in tensors.values())
                 weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
-                _write_json(Path(temporary, INDEX), {"metadata": {"total_size": total}, "weight_map": weight_map})
+                _write_json(temporary / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
                 written.append(INDEX)
-            _write_json(Path(temporary, "config.json"), fields)
+            _write_json(temporary / "config.json", fields)
             for name in names:  # safetensors makes its files readable by their owner alone, whatever the umask
-                shutil.copymode(Path(temporary, "config.json"), Path(temporary, name))
+                shutil.copymode(temporary / "config.json", temporary / name)
             for name in (*written, "config.json"):
-                os.replace(Path(temporary, name), folder / name)
+                os.replace(temporary / name, folder / name)
         for stale in {*folder.glob("model-*-of-*.safetensors"), folder / SINGLE, folder / INDEX}:
             if stale.name not in written:
                 stale.unlink(missing_ok=True)
         model.write_companions(folder)
-    except OSError as error:
-        raise CheckpointError(f"cannot write the model to {folder}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        needed = sum(tensor.nbytes for tensor in tensors.values())
+        raise CheckpointError(
+            f"{folder}: the model cannot be saved: {why_not_written(error, folder, needed)}"
+        ) from error
 
 
 def to_hf(model: Any, state: Any = None) -> dict[str, np.ndarray]:

@@ -1,0 +1,70 @@
+"""What tells one set of files from another: a digest of their names and contents, without reading them all each time.
+
+The digests of files are kept in the user's cache folder. One is taken from there if the file has the size and the time
+of change (in nanoseconds) that it had when it was read. A file changed in the last seconds is not kept, because a
+second change at the same tick of the clock could not be seen.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from scratch_core.errors import DataError
+
+KEPT_FROM = 64_000_000
+"""Bytes of files from which digests are kept: fewer are read again in a tenth of a second."""
+
+
+def fingerprint(root: Path, paths: Iterable[Path]) -> str:
+    """Return 16 hexadecimal digits of the names below ``root`` and the contents of files, in any order.
+
+    Raises DataError, naming the file, for one that cannot be read.
+    """
+    stats = {path: path.stat() for path in sorted(paths)}
+    worth = sum(stat.st_size for stat in stats.values()) >= KEPT_FROM
+    store = _store(root)
+    known = _read(store) if worth else {}
+    found, now = {}, time.time()
+    digest = hashlib.sha256()
+    for path, stat in stats.items():
+        name = path.relative_to(root).as_posix()
+        seen = [stat.st_size, stat.st_mtime_ns]
+        entry = known.get(name)
+        if not isinstance(entry, list) or entry[:2] != seen:
+            entry = [*seen, _sha256(path)]
+        if now - stat.st_mtime > 5:
+            found[name] = entry
+        digest.update(f"{name}\0{entry[2]}\n".encode("utf-8", "surrogateescape"))
+    if worth and found != known:
+        with contextlib.suppress(OSError):  # only slower the next time
+            store.parent.mkdir(parents=True, exist_ok=True)
+            partial = store.with_name(f"{store.name}.{os.getpid()}")
+            partial.write_text(json.dumps(found))
+            os.replace(partial, store)
+    return digest.hexdigest()[:16]
+
+
+def _store(root: Path) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    return cache / "scratch-core" / "fingerprints" / f"{name}.json"
+
+
+def _read(store: Path) -> dict[str, list]:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        value = json.loads(store.read_text())
+        if isinstance(value, dict):
+            return value
+    return {}
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
