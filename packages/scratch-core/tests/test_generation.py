@@ -180,6 +180,13 @@ def test_what_top_k_top_p_and_min_p_keep():
     assert kept(probabilities, top_k=3, top_p=0.8) == [1, 3]  # 0.4 / 0.85 + 0.3 / 0.85 = 0.82
 
 
+def test_top_p_of_one_keeps_every_token():
+    """The sum of these float32 probabilities reaches 1 some 15,000 tokens before the last."""
+    logits = 3 * np.random.default_rng(0).standard_normal((1, 128_256)).astype(np.float32)
+    assert np.isfinite(restrict(Sampling(temperature=1.0, top_p=1.0), jnp.asarray(logits))).all()
+    assert Sampling.create(temperature=1.0, top_p=1.0) == Sampling.create(temperature=1.0)
+
+
 def test_samples_follow_the_distribution():
     probabilities = np.array([0.1, 0.6, 0.3])
     logits = jnp.log(jnp.asarray(np.tile(probabilities, (20_000, 1)), jnp.float32))

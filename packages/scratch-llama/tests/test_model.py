@@ -66,3 +66,24 @@ def test_a_config_that_cannot_be_built_says_why(change, message):
 def test_linear_rope_scaling_is_read():
     fields = {"rope_theta": 10_000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
     np.testing.assert_allclose(read_rope(fields).frequencies(8) * 2, read_rope({}).frequencies(8))
+
+
+def test_an_absent_token_is_the_references_default_and_null_is_none():
+    fields = LlamaConfig.tiny().to_hf()
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    absent = LlamaConfig.from_hf({name: value for name, value in fields.items() if name not in names})
+    assert (absent.bos_token_id, absent.eos_token_id, absent.pad_token_id) == (1, 2, None)
+    null = LlamaConfig.from_hf({**fields, **dict.fromkeys(names)})
+    assert (null.bos_token_id, null.eos_token_id, null.pad_token_id) == (None, None, None)
+    assert LlamaConfig.from_hf(null.to_hf()) == null
+
+
+def test_swish_is_silu():
+    fields = LlamaConfig.tiny().to_hf()
+    assert LlamaConfig.from_hf({**fields, "hidden_act": "swish"}) == LlamaConfig.from_hf(fields)
+
+
+def test_llama3_scaling_starts_at_the_models_length_where_none_is_named():
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    fields = {**LlamaConfig.tiny().to_hf(), "rope_scaling": scaling}
+    assert LlamaConfig.from_hf(fields).rope.scaling.original_length == fields["max_position_embeddings"]

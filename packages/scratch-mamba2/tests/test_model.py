@@ -224,3 +224,13 @@ def test_infinity_is_read_in_both_spellings(tmp_path):
 def test_a_config_that_cannot_be_built_says_why(fields, change, message):
     with pytest.raises(ConfigError, match=message):
         Mamba2Config.from_hf({**fields, **change})
+
+
+def test_an_absent_token_is_the_references_default_and_null_is_none():
+    fields = Mamba2Config.tiny().to_hf()
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    absent = Mamba2Config.from_hf({name: value for name, value in fields.items() if name not in names})
+    assert (absent.bos_token_id, absent.eos_token_id, absent.pad_token_id) == (0, 2, 1)
+    null = Mamba2Config.from_hf({**fields, **dict.fromkeys(names)})
+    assert (null.bos_token_id, null.eos_token_id, null.pad_token_id) == (None, None, None)
+    assert null.to_hf()["eos_token_id"] is None

@@ -64,10 +64,21 @@ def integers(fields: Mapping[str, Any], name: str, default: Any = REQUIRED) -> t
     return tuple(values)
 
 
-def tokens(fields: Mapping[str, Any], name: str, default: Any = None) -> int | tuple[int, ...] | None:
-    """Return ``fields[name]``, a token or a list of them, such as eos_token_id. Raises ConfigError."""
-    value = field(fields, name, (int, list), default)
-    return integers(fields, name) if isinstance(value, list) else value
+def token(fields: Mapping[str, Any], name: str, default: int | None = None) -> int | None:
+    """Return ``fields[name]``, a token such as bos_token_id: the default where it is absent, None where it is null.
+
+    ``default`` is that of the reference's configuration class, which config.json may leave out. Raises ConfigError.
+    """
+    return field(fields, name, int, None) if name in fields else default
+
+
+def tokens(
+    fields: Mapping[str, Any], name: str, default: int | tuple[int, ...] | None = None
+) -> int | tuple[int, ...] | None:
+    """Return ``fields[name]``, a token or a list of them such as eos_token_id; otherwise as :func:`token`."""
+    if name not in fields:
+        return default
+    return integers(fields, name) if isinstance(fields[name], list) else field(fields, name, int, None)
 
 
 def unsupported(fields: Mapping[str, Any], **implemented: Any) -> None:

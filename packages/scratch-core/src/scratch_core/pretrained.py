@@ -27,6 +27,13 @@ class PretrainedModel(nnx.Module):
     """Name of the task that the model's output serves, such as "causal_lm"; see ``scratch_core.tasks``."""
     architectures: ClassVar[tuple[str, ...]]
     """Names in config.json's "architectures" that mean this class; the first one is written."""
+    trunks: ClassVar[Mapping[str, str]] = {}
+    """Names in "architectures" of this model without its head, each with the prefix that its keys then lack.
+
+    Llama's is {"LlamaModel": "model."}. Such a folder is loaded with the head in ``fresh``.
+    """
+    unread: ClassVar[tuple[str, ...]] = ()
+    """Patterns of keys that a trunk holds and this class does not use, such as "vit.pooler.*"."""
     buffers: ClassVar[tuple[str, ...]] = ()
     """Regular expressions of their keys that hold nothing learned, such as tables computed from the config."""
     axes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
@@ -58,7 +65,7 @@ class PretrainedModel(nnx.Module):
     @classmethod
     def recognises(cls, fields: Mapping[str, Any]) -> bool:
         """Return whether a config.json with these fields describes this class."""
-        return any(name in cls.architectures for name in architectures(fields))
+        return any(name in cls.architectures or name in cls.trunks for name in architectures(fields))
 
     def read_companions(self, folder: Path) -> None:
         """Read what a folder holds beside config and weights, such as preprocessing; by default nothing."""

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-from scratch_core.config import field, positive, tokens, unsupported
+from scratch_core.config import field, positive, token, tokens, unsupported
 from scratch_core.errors import ConfigError
 from scratch_core.layers import Llama3Scaling, Rope, read_rope, rope_to_hf
 
@@ -48,7 +48,8 @@ class LlamaConfig:
         Raises ConfigError for a missing or malformed field, and for one that asks for what is not
         implemented here.
         """
-        unsupported(fields, hidden_act="silu")
+        unsupported(fields, hidden_act=("silu", "swish"))
+        max_positions = field(fields, "max_position_embeddings", int, 2048)
         heads, d_model = field(fields, "num_attention_heads", int), field(fields, "hidden_size", int)
         head_dim = field(fields, "head_dim", int, None)
         if head_dim is None:
@@ -63,15 +64,15 @@ class LlamaConfig:
             num_kv_heads=field(fields, "num_key_value_heads", int, heads),
             head_dim=head_dim,
             d_ff=field(fields, "intermediate_size", int),
-            rope=read_rope(fields),
+            rope=read_rope(fields, max_positions=max_positions),
             norm_epsilon=field(fields, "rms_norm_eps", float, 1e-6),
-            max_positions=field(fields, "max_position_embeddings", int, 2048),
+            max_positions=max_positions,
             tie_embeddings=field(fields, "tie_word_embeddings", bool, False),
             attention_bias=field(fields, "attention_bias", bool, False),
             mlp_bias=field(fields, "mlp_bias", bool, False),
-            bos_token_id=field(fields, "bos_token_id", int, None),
-            eos_token_id=tokens(fields, "eos_token_id"),
-            pad_token_id=field(fields, "pad_token_id", int, None),
+            bos_token_id=token(fields, "bos_token_id", 1),
+            eos_token_id=tokens(fields, "eos_token_id", 2),
+            pad_token_id=token(fields, "pad_token_id"),
         )
 
     def to_hf(self) -> dict[str, Any]:

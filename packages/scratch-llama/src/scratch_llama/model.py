@@ -13,7 +13,7 @@ Llama 2 and 3 differ in numbers alone: vocabulary, head counts, and the frequenc
 Shapes: B batch, T positions, D model width, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,7 @@ class Llama(CausalLM):
 
     Config = LlamaConfig
     architectures = ("LlamaForCausalLM",)
+    trunks: ClassVar = {"LlamaModel": "model."}
     buffers = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
     rules = staticmethod(convert.rules)
 

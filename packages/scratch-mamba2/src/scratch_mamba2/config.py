@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from scratch_core.config import field, positive, tokens, unsupported
+from scratch_core.config import field, positive, token, tokens, unsupported
 from scratch_core.errors import ConfigError
 
 # What a state-spaces config.json may leave out of "ssm_cfg", and what it then means.
@@ -122,9 +122,9 @@ class Mamba2Config:
             dt_min=field(fields, "time_step_min", float, 0.001),
             dt_max=field(fields, "time_step_max", float, 0.1),
             dt_floor=field(fields, "time_step_floor", float, 1e-4),
-            bos_token_id=field(fields, "bos_token_id", int, None),
+            bos_token_id=token(fields, "bos_token_id", 0),
             eos_token_id=tokens(fields, "eos_token_id", 2),
-            pad_token_id=field(fields, "pad_token_id", int, None),
+            pad_token_id=token(fields, "pad_token_id", 1),
         )
 
     @classmethod

@@ -166,6 +166,7 @@ class Mamba2(CausalLM):
 
     Config = Mamba2Config
     architectures = ("Mamba2ForCausalLM",)
+    trunks: ClassVar = {"Mamba2Model": "backbone."}
     axes: ClassVar = {
         "*in_proj.kernel": ("embed", "heads"),
         "*conv.kernel": (None, None, "heads"),

@@ -16,7 +16,7 @@ def recognises(cls: Any, fields: Mapping[str, Any]) -> bool:
     timm = fields.get("architecture")
     if isinstance(timm, str):
         return timm == TIMM_CLASS or TIMM_NAME.fullmatch(timm) is not None
-    return any(name in cls.architectures for name in fields.get("architectures") or ())
+    return any(name in cls.architectures or name in cls.trunks for name in fields.get("architectures") or ())
 
 
 def rules(config: ResNetConfig) -> list[Rule | Copy]:

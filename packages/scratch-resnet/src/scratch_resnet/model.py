@@ -15,6 +15,7 @@ Shapes: B batch, Y rows, X columns, C channels; R, S, O those of a later map; M 
 """
 
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,7 @@ class ResNet(VisionModel):
 
     Config = ResNetConfig
     architectures = ("ResNetForImageClassification",)
+    trunks: ClassVar = {"ResNetModel": "resnet."}
     rules = staticmethod(convert.rules)
     recognises = classmethod(convert.recognises)
     axes = convert.AXES

@@ -29,6 +29,7 @@ them; N heads, H head width; P rows, Q columns, C channels of the image; M class
 """
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -171,6 +172,7 @@ class Swin(VisionModel):
 
     Config = SwinConfig
     architectures = ("Swinv2ForImageClassification",)
+    trunks: ClassVar = {"Swinv2Model": "swinv2."}
     rules = staticmethod(convert.rules)
     buffers = convert.BUFFERS
     axes = convert.AXES

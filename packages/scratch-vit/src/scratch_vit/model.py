@@ -21,6 +21,8 @@ Shapes: B batch, Y rows, X columns, C channels; T tokens to read for S tokens (t
 D model width, N heads, H head width, M classes.
 """
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +91,8 @@ class ViT(VisionModel):
 
     Config = ViTConfig
     architectures = ("ViTForImageClassification",)
+    trunks: ClassVar = {"ViTModel": "vit."}
+    unread = ("vit.pooler.*",)
     rules = staticmethod(convert.rules)
     axes = convert.AXES
 

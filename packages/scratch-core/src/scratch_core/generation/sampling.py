@@ -19,6 +19,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scratch_core.errors import ConfigError
 
@@ -53,6 +54,7 @@ class Sampling:
         """Return the settings after checking them. Raises ConfigError.
 
         Temperature 0 takes the likeliest token, which is in every top-k, top-p and min-p: these have no effect then.
+        top_p 1 keeps all tokens, so the step is left out.
         """
         rules = {
             f"temperature={temperature} must be 0 (greedy) or more": temperature >= 0,
@@ -67,6 +69,8 @@ class Sampling:
             raise ConfigError("; ".join(broken))
         if temperature == 0:
             return cls(repetition_penalty=repetition_penalty)
+        if top_p is not None and np.float32(top_p) == 1:
+            top_p = None
         return cls(temperature, top_k, top_p, min_p, repetition_penalty)
 
 
@@ -104,7 +108,8 @@ def restrict(settings: Sampling, logits_BV: jax.Array) -> jax.Array:
         probability_BV = jax.nn.softmax(jnp.take_along_axis(logits_BV, order_BV, axis=-1), axis=-1)
         before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV  # mass of the more probable tokens
         rank_BV = jnp.argsort(order_BV, axis=-1)
-        keep_BV = jnp.take_along_axis(before_BV < settings.top_p, rank_BV, axis=-1)
+        inside_BV = (before_BV < settings.top_p) | (settings.top_p >= 1)  # the float32 sum may reach 1 too early
+        keep_BV = jnp.take_along_axis(inside_BV, rank_BV, axis=-1)
         logits_BV = jnp.where(keep_BV, logits_BV, -jnp.inf)
     if settings.min_p is not None:
         largest_B1 = logits_BV.max(axis=-1, keepdims=True)

@@ -68,7 +68,8 @@ class Llama3Scaling:
     def __post_init__(self):
         if not self.low_turns < self.high_turns:
             raise ConfigError(
-                f"low_freq_factor={self.low_turns} must be smaller than high_freq_factor={self.high_turns}"
+                f"low_freq_factor={self.low_turns} must be smaller than high_freq_factor={self.high_turns}: "
+                "Llama 3.1 has 1 and 4"
             )
 
     def scale(self, frequency_P: np.ndarray) -> np.ndarray:
@@ -90,7 +91,7 @@ class Rope:
 
     def __post_init__(self):
         if self.theta <= 0:
-            raise ConfigError(f"rope_theta={self.theta} must be positive")
+            raise ConfigError(f"rope_theta={self.theta} must be positive: most models have 10,000 or 500,000")
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Return frequency_P, float32 [head_dim / 2], in radians per position.
@@ -118,34 +119,60 @@ def interleaved_to_half_split(head_dim: int) -> np.ndarray:
     return np.concatenate([np.arange(0, head_dim, 2), np.arange(1, head_dim, 2)])
 
 
-def read_rope(fields: Mapping[str, Any], default_theta: float = 10_000.0) -> Rope:
+def read_rope(fields: Mapping[str, Any], default_theta: float = 10_000.0, max_positions: int | None = None) -> Rope:
     """Return the rotary embedding of a config.json, spelled ``rope_parameters`` or ``rope_theta`` + ``rope_scaling``.
 
+    Where both are there, ``rope_scaling`` is read, as in every version of transformers, unless it is empty. The base
+    is the one inside, else the top-level ``rope_theta``, else ``default_theta``. The length of llama3 scaling is
+    ``original_max_position_embeddings``, else max_position_embeddings (absent: ``max_positions``; None: an error).
     Raises ConfigError for an unknown type, a missing or malformed number, or a partial rotation.
     """
-    parameters = field(fields, "rope_parameters", dict, None)
-    if parameters is None:
-        parameters = dict(field(fields, "rope_scaling", dict, {}))
-        parameters.setdefault("rope_theta", field(fields, "rope_theta", float, default_theta))
+    scaling, parameters = (field(fields, name, dict, {}) for name in ("rope_scaling", "rope_parameters"))
+    parameters = scaling or parameters
     unsupported(fields, partial_rotary_factor=(1, 1.0))
     unsupported(parameters, partial_rotary_factor=(1, 1.0))
+    if nested := sorted(name for name, value in parameters.items() if isinstance(value, dict)):
+        raise ConfigError(
+            f"config.json gives {', '.join(nested)} rotary positions of their own, which this model does not have: "
+            "give one rope_type for all layers"
+        )
     rope_type = parameters.get("rope_type") or parameters.get("type") or "default"
-    theta = _finite(parameters, "rope_theta", default_theta)
+    theta = _positive(parameters, "rope_theta", None) or _positive(fields, "rope_theta", default_theta)
     if rope_type == "default":
         return Rope(theta)
     if rope_type == "linear":
-        return Rope(theta, LinearScaling(_finite(parameters, "factor")))
+        return Rope(theta, LinearScaling(_positive(parameters, "factor")))
     if rope_type == "llama3":
-        low, high = _finite(parameters, "low_freq_factor"), _finite(parameters, "high_freq_factor")
-        length = field(parameters, "original_max_position_embeddings", int)
-        return Rope(theta, Llama3Scaling(_finite(parameters, "factor"), low, high, length))
-    raise ConfigError(f"rope_type={rope_type!r} is not implemented; known types are 'default', 'linear' and 'llama3'")
+        low, high = _positive(parameters, "low_freq_factor"), _positive(parameters, "high_freq_factor")
+        length = _original_length(fields, parameters, max_positions)
+        return Rope(theta, Llama3Scaling(_positive(parameters, "factor"), low, high, length))
+    raise ConfigError(
+        f"rope_type={rope_type!r} is not implemented; known types are 'default', 'linear' and 'llama3': "
+        "choose a checkpoint with one of these"
+    )
 
 
-def _finite(fields: Mapping[str, Any], name: str, default: Any = REQUIRED) -> float:
+def _original_length(fields: Mapping[str, Any], parameters: Mapping[str, Any], max_positions: int | None) -> int:
+    """Return the length of llama3 scaling: the top-level one, the one inside, or the model's, as transformers does."""
+    name = "original_max_position_embeddings"
+    for place in (fields, parameters):
+        if (length := field(place, name, int, None)) is not None:
+            break
+    else:
+        name = "max_position_embeddings"
+        length = field(fields, name, int, REQUIRED if max_positions is None else max_positions)
+    if length < 1:
+        raise ConfigError(f"config.json: {name}={length} must be at least 1: the number of positions of the training")
+    return length
+
+
+def _positive(fields: Mapping[str, Any], name: str, default: Any = REQUIRED) -> Any:
     value = field(fields, name, float, default)
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigError(f"config.json: {name}={value} must be a finite number greater than 0")
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ConfigError(
+            f"config.json: {name}={value} must be a finite number greater than 0: take the value that the weights "
+            "were trained with"
+        )
     return value
 
 

@@ -20,7 +20,7 @@ from flax import nnx
 from scratch_core.errors import DataError
 from scratch_core.registry import ARCHITECTURES, ModelSpec
 from scratch_core.testing.decoding import check_beam_search, check_causal, check_decoding, check_two_traces
-from scratch_core.testing.goldens import jitted
+from scratch_core.testing.goldens import check_bare_trunk, jitted
 from scratch_core.testing.parameters import count_parameters, decayed_parameters
 from scratch_core.testing.training import check_meshes, overfit_one_batch, random_batch
 from scratch_core.testing.vision import (
@@ -65,10 +65,10 @@ class ModelContract:
             metafunc.parametrize("preset", list(spec.presets))
 
     def test_is_registered(self):
-        """The spec names this class for its task, and each architecture is an entry point to it."""
+        """The spec names this class for its task, and each architecture, or trunk of it, is an entry point to it."""
         assert self.spec.model(self.model_class.task) is self.model_class
         points = {point.name: point for point in entry_points(group=ARCHITECTURES)}
-        for name in self.model_class.architectures:
+        for name in (*self.model_class.architectures, *self.model_class.trunks):
             assert points[name].load() is self.model_class
 
     def test_presets_have_their_number_of_parameters(self, preset):
@@ -90,6 +90,10 @@ class ModelContract:
         # One function for both: two compilations may round differently.
         loss = nnx.jit(lambda model: jnp.divide(*model.loss(batch)))
         np.testing.assert_array_equal(loss(loaded), loss(self.model))
+
+    def test_a_bare_trunk_loads_with_a_fresh_head(self, tmp_path):
+        for name, prefix in self.model_class.trunks.items():
+            check_bare_trunk(self.model, tmp_path / name, name, prefix)
 
     def test_overfits_one_batch(self):
         model = self.create()

@@ -4,6 +4,7 @@ Tolerances are for float32 on a CPU, and are never a parameter that a test could
 to be noisier (``atol``).
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -14,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+from scratch_core.errors import CheckpointError
 from scratch_core.generation import generate
 from scratch_core.registry import load
-from scratch_core.weights import save, to_hf
+from scratch_core.weights import flatten, save, to_hf
 
 LOGITS, LOSS, CACHED = 5e-5, 1e-5, 1e-5
 
@@ -102,6 +104,30 @@ def check_round_trip(golden: Path, folder: Path) -> None:
         for key, tensor in original.items():
             assert (again[key].dtype, again[key].shape) == (tensor.dtype, tensor.shape), key
             assert again[key].tobytes() == tensor.tobytes(), key
+
+
+def check_bare_trunk(model: Any, folder: Path, name: str, prefix: str) -> None:
+    """Save the model as transformers saves its trunk alone, and load that with a fresh head: the trunk is the same."""
+    save(model, folder)
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(fields | {"architectures": [name]}), encoding="utf-8")
+    whole = read_tensors(folder)
+    bare = {key.removeprefix(prefix): tensor for key, tensor in whole.items() if key.startswith(prefix)}
+    unread = {key.removeprefix(prefix).replace("*", "weight"): np.zeros(1, np.float32) for key in model.unread}
+    save_file(bare | unread, folder / "model.safetensors")
+    parts = {path.partition(".")[0] for path in flatten(nnx.state(model, nnx.Param))}
+    fresh = tuple(f"{head}.*" for head in ("head", "classifier") if head in parts)  # a tied head is the trunk's
+    loaded = to_hf(load(folder, fresh=fresh))
+    assert loaded.keys() == whole.keys()
+    for key, tensor in bare.items():
+        np.testing.assert_array_equal(loaded[prefix + key], tensor)
+    if fresh:
+        try:
+            load(folder)
+            message = "no error"
+        except CheckpointError as error:
+            message = str(error)
+        assert "fresh=(...) names parameters to initialise instead" in message
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:

@@ -51,7 +51,8 @@ def load(
 
     Loading is strict, save for what is named: parameters of ours that match ``fresh`` (such as "classifier.*") are
     initialised with ``rngs`` (default: ``nnx.Rngs(0)``) instead of read, and keys of theirs that match ``ignore``
-    (such as "cls.*") are passed over. So a new head fits on an old trunk. Raises CheckpointError or ConfigError.
+    (such as "cls.*") are passed over. So a new head fits on an old trunk. A folder of a bare trunk, such as LlamaModel,
+    is read in the same way. Raises CheckpointError or ConfigError.
     """
     cls: Any = model_class
     folder = resolve(folder)
@@ -74,7 +75,8 @@ def load(
         graphdef, learned, rest = nnx.split(abstract, is_learned, ...)
         targets = flatten(learned)
         places = shardings(targets, mesh, cls.axes) if mesh is not None else {}
-        plan = _match(cls, config, targets, files, fresh, ignore)
+        prefix = next((cls.trunks[name] for name in names if name in cls.trunks), "")
+        plan = _match(cls, config, targets, files, fresh, ignore, prefix)
         stored = {files[key].get_dtype() for source in plan.values() for key in source.keys}
         values = {}
         for path, source in plan.items():
@@ -128,8 +130,12 @@ def _match(
     files: Mapping[str, Any],
     fresh: Sequence[str],
     ignore: Sequence[str],
+    prefix: str,
 ) -> dict[str, Source]:
-    """Return {our path: where it comes from}, without what is fresh. One CheckpointError tells all that is wrong."""
+    """Return {our path: where it comes from}, without what is fresh. One CheckpointError tells all that is wrong.
+
+    ``prefix`` is what the keys of a trunk lack; "" for a whole model.
+    """
     if idle := unmatched(fresh, targets):
         raise ConfigError(
             f"fresh={', '.join(idle)} matches no parameter of {model_class.__name__}; its parameters are: "
@@ -137,9 +143,10 @@ def _match(
         )
     rows = model_class.rules(config)
     rules, copies = [r for r in rows if isinstance(r, Rule)], {r.theirs: r.of for r in rows if isinstance(r, Copy)}
-    spelled = {model_class.rename(key): key for key in files}
+    spelled = {model_class.rename(key if key.startswith(prefix) else prefix + key): key for key in files}
     plan: dict[str, Source] = {}
-    passed = {key for key in spelled if matches(key, *ignore) or matches(spelled[key], *ignore)}
+    unread = model_class.unread if prefix else ()
+    passed = {key for key in spelled if matches(key, *ignore, *unread) or matches(spelled[key], *ignore)}
     unfilled, wrong = [], []
     for path, target in targets.items():
         found = find_rule(rules, path, target.shape)

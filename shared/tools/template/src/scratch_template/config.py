@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-from scratch_core.config import field, positive, unsupported
+from scratch_core.config import field, positive, token, unsupported
 from scratch_core.errors import ConfigError
 from scratch_core.layers import Rope, read_rope, rope_to_hf
 
@@ -47,9 +47,9 @@ class TemplateConfig:
             rope=read_rope(fields),
             norm_epsilon=field(fields, "rms_norm_eps", float, 1e-5),
             max_positions=field(fields, "max_position_embeddings", int, 1024),
-            bos_token_id=field(fields, "bos_token_id", int, None),
-            eos_token_id=field(fields, "eos_token_id", int, None),
-            pad_token_id=field(fields, "pad_token_id", int, None),
+            bos_token_id=token(fields, "bos_token_id"),
+            eos_token_id=token(fields, "eos_token_id"),
+            pad_token_id=token(fields, "pad_token_id"),
         )
 
     def to_hf(self) -> dict[str, Any]:
