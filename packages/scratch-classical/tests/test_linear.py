@@ -216,7 +216,7 @@ def test_ridge_folds_accept_a_penalty_of_zero(shape, random):
     scores = [cross_val_score(m, X, y, cv=3).mean() for m in (LinearRegression(), Ridge(1.0))]
     np.testing.assert_allclose(found, max(scores), rtol=1e-9)
     np.testing.assert_allclose(RidgeCV([0.0], cv=3).fit(X, y).best_score_, scores[0], rtol=1e-9)
-    with pytest.raises(ValueError, match="must be positive; with cv they may be zero"):
+    with pytest.raises(ValueError, match=r"alphas\[0\] == 0.0, must be > 0.0"):
         RidgeCV([0.0, 1.0]).fit(X, y)
 
 

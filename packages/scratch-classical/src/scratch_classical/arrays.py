@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, TypeAlias, TypeVar
+from typing import NoReturn, Protocol, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -282,7 +282,16 @@ def validated_weight(sample_weight: ArrayLike | None, X: Matrix, copy: bool = Fa
     return _check_sample_weight(sample_weight, like, dtype=X.dtype, copy=copy, ensure_non_negative=True)
 
 
-def refuse_non_finite(X: Matrix, estimator_name: str) -> None:
-    """Raise scikit-learn's error if X holds NaN or infinity; called when a sum over X is not finite."""
+def require_finite(X: Matrix, estimator_name: str) -> None:
+    """Raise scikit-learn's error if X holds NaN or infinity."""
     X = X if sparse.issparse(X) else np.asarray(X)
     check_array(X, accept_sparse=True, estimator=estimator_name, input_name="X")
+
+
+def refuse_non_finite(X: Matrix, estimator_name: str) -> NoReturn:
+    """Raise ValueError because a sum over X, or a coefficient, is not finite."""
+    require_finite(X, estimator_name)
+    raise ValueError(
+        f"The iterations of {estimator_name} resulted in non-finite parameter values: X and y are finite, but their "
+        f"squares and products leave the range of {X.dtype}. Scale the features and y, for example with StandardScaler."
+    )

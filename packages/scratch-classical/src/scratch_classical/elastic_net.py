@@ -12,7 +12,7 @@ Shapes: I samples, D features, K outputs, A values of alpha.
 
 import warnings
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from sklearn.utils import check_array
 
 from .arrays import Array, Matrix, MatrixLike, dense, is_on_device, lay_out, precision, refuse_non_finite
 from .base import LinearPredictor
+from .constraints import COUNT, FLAG, NOT_NEGATIVE, SEED, SELECTION, SHARE, Constraints
 from .coordinate_descent import Descent, descend, descend_path
 from .moments import Moments, arranged, moments_of, sparse_moments
 from .working_set import fit_working_set
@@ -61,145 +62,6 @@ def _fit_gram(
     return _ElasticNetFit(coef_KD, m.mean_y - coef_KD @ m.mean_x, gap_K / m.weight, sweeps_K), finite
 
 
-class ElasticNet(LinearPredictor):
-    r"""The elastic net: eq. 1 with $\rho$ = ``l1_ratio``, as in sklearn.linear_model.ElasticNet.
-
-    Parameters and attributes are those of
-    https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.ElasticNet.html, with these differences:
-
-    selection, random_state: accepted and not used; coordinates are always visited in cyclic order.
-    precompute, copy_X: accepted and not used; X is never changed.
-    tol: also asks that the last sweep moved no coefficient by more than tol times the largest, or that the gap is below
-        1e-6 of the objective.
-    """
-
-    n_iter_: int | list[int]
-    dual_gap_: float | np.ndarray
-
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        *,
-        l1_ratio: float = 0.5,
-        fit_intercept: bool = True,
-        precompute: bool | ArrayLike = False,
-        max_iter: int = 1000,
-        copy_X: bool = True,
-        tol: float = 1e-4,
-        warm_start: bool = False,
-        positive: bool = False,
-        random_state: int | np.random.RandomState | None = None,
-        selection: str = "cyclic",
-    ) -> None:
-        self.alpha = alpha
-        self.l1_ratio = l1_ratio
-        self.fit_intercept = fit_intercept
-        self.precompute = precompute
-        self.max_iter = max_iter
-        self.copy_X = copy_X
-        self.tol = tol
-        self.warm_start = warm_start
-        self.positive = positive
-        self.random_state = random_state
-        self.selection = selection
-
-    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "ElasticNet":
-        """Fit to X [I, D] and y [I] or [I, K]; each output is a problem of its own."""
-        if not self.alpha >= 0:
-            raise ValueError(f"alpha={self.alpha} must not be negative")
-        if not 0 <= self.l1_ratio <= 1:
-            raise ValueError(f"l1_ratio={self.l1_ratio} must lie between 0 and 1")
-        X, y, sample_weight = self._validated_fit(X, y, sample_weight)
-        if X.shape[0] < X.shape[1]:
-            X = dense(X)
-        K, num_features, dtype = (1 if y.ndim == 1 else y.shape[1]), X.shape[1], np.dtype(X.dtype)
-        start_KD = np.zeros((K, num_features), dtype)
-        if self.warm_start and hasattr(self, "coef_"):
-            start_KD = np.atleast_2d(np.asarray(self.coef_, dtype))
-        with precision(dtype):
-            found = self._minimise(X, y, sample_weight, start_KD)
-            coef = np.array(found.coef_KD, dtype)[:, :num_features]
-            intercept, gap = np.array(found.intercept_K, dtype), np.array(found.gap_K, np.float64)
-            counts = np.maximum(np.array(found.sweeps_K), 1)
-        warn_unless_converged(gap, self.tol, y, sample_weight, self.fit_intercept)
-        single = y.ndim == 1
-        self.coef_ = coef[0] if K == 1 else coef
-        self.intercept_ = 0.0 if not self.fit_intercept else intercept[0] if single else intercept
-        self.dual_gap_ = float(gap[0]) if K == 1 else gap
-        self.n_iter_ = int(counts[0]) if K == 1 else [int(c) for c in counts]
-        return self
-
-    def _minimise(
-        self, X: Matrix, y: np.ndarray, sample_weight: np.ndarray | None, start_KD: np.ndarray
-    ) -> _ElasticNetFit:
-        """Choose the solver, and refuse an X that is not finite; the features of the result are padded."""
-        dtype, num_features, fit_intercept = np.dtype(X.dtype), X.shape[1], bool(self.fit_intercept)
-        l1, l2 = dtype.type(self.alpha * self.l1_ratio), dtype.type(self.alpha * (1 - self.l1_ratio))
-        if not isinstance(X, (np.ndarray, jax.Array)):
-            m = sparse_moments(X, y, sample_weight, fit_intercept)
-            start_KD = np.pad(start_KD, ((0, 0), (0, len(m.mean_x) - num_features)))
-        else:
-            layout = lay_out(X)
-            samples = arranged(layout, X, y, sample_weight, fit_intercept)
-            start_KD = np.pad(start_KD, ((0, 0), (0, layout.rows.tail.shape[1] - num_features)))
-            if num_features > _WIDE and len(start_KD) == 1 and l1 > 0 and not is_on_device(X):
-                found = fit_working_set(
-                    samples, l1, l2, start_KD[0],
-                    fit_intercept=fit_intercept, positive=self.positive, tol=self.tol, max_iter=self.max_iter,
-                )  # fmt: skip
-                if found is not None:
-                    return _ElasticNetFit(*(np.asarray(v)[None] for v in found))
-            m = moments_of(samples, fit_intercept=fit_intercept)
-        found, finite = _fit_gram(
-            m, l1, l2, start_KD, dtype.type(self.tol), np.int32(self.max_iter), positive=bool(self.positive)
-        )
-        if not finite:
-            refuse_non_finite(X, type(self).__name__)
-        return found
-
-    @property
-    def sparse_coef_(self) -> sparse.csr_matrix:
-        """The coefficients as a sparse matrix."""
-        return sparse.csr_matrix(self.coef_)
-
-
-class Lasso(ElasticNet):
-    r"""The lasso: eq. 1 with $\rho = 1$, as in sklearn.linear_model.Lasso.
-
-    Parameters and attributes are those of
-    https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.Lasso.html, with the differences that
-    :class:`ElasticNet` lists.
-    """
-
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        *,
-        fit_intercept: bool = True,
-        precompute: bool | ArrayLike = False,
-        copy_X: bool = True,
-        max_iter: int = 1000,
-        tol: float = 1e-4,
-        warm_start: bool = False,
-        positive: bool = False,
-        random_state: int | np.random.RandomState | None = None,
-        selection: str = "cyclic",
-    ) -> None:
-        super().__init__(
-            alpha,
-            l1_ratio=1.0,
-            fit_intercept=fit_intercept,
-            precompute=precompute,
-            copy_X=copy_X,
-            max_iter=max_iter,
-            tol=tol,
-            warm_start=warm_start,
-            positive=positive,
-            random_state=random_state,
-            selection=selection,
-        )
-
-
 def warn_unless_converged(
     gap_K: np.ndarray, tol: float, y: np.ndarray, sample_weight: np.ndarray | None, fit_intercept: bool
 ) -> None:
@@ -211,8 +73,8 @@ def warn_unless_converged(
     allowed_K = 10 * allowed * (weight @ error_IK**2) / weight.sum()
     if np.any(gap_K > allowed_K):
         warnings.warn(
-            f"Objective did not converge. Duality gap {gap_K.max():.3e}, tolerance {allowed_K.min() / 10:.3e}. "
-            "Increase max_iter, or scale the features.",
+            "Objective did not converge. You might want to increase the number of iterations (max_iter), or scale the "
+            f"features. Duality gap {gap_K.max():.3e}, tolerance {allowed_K.min() / 10:.3e}.",
             ConvergenceWarning,
             stacklevel=3,
         )
@@ -224,8 +86,8 @@ def alpha_grid(
     """Return ``count`` alphas, evenly spaced in logarithm, from the smallest without coefficients to eps of it."""
     if l1_ratio == 0:
         raise ValueError(
-            "Automatic alpha grid generation is not supported for l1_ratio=0. Please supply a grid by the parameter "
-            "alphas."
+            "Automatic alpha grid generation is not supported for l1_ratio=0. Please supply a grid by providing your "
+            "estimator with the appropriate `alphas=` argument."
         )
     largest = (cross if positive else np.abs(cross)).max() / (total_weight * l1_ratio)
     if largest <= np.finfo(np.float64).resolution:
@@ -306,3 +168,165 @@ def lasso_path(
 ) -> tuple[np.ndarray, ...] | tuple[np.ndarray, np.ndarray, np.ndarray, list]:
     r"""Return :func:`enet_path` with $\rho = 1$; the options are the other parameters of that function."""
     return enet_path(X, y, l1_ratio=1.0, **options)
+
+
+class ElasticNet(LinearPredictor):
+    r"""The elastic net: eq. 1 with $\rho$ = ``l1_ratio``, as in sklearn.linear_model.ElasticNet.
+
+    Parameters and attributes are those of
+    https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.ElasticNet.html, with these differences:
+
+    selection, random_state: accepted and not used; coordinates are always visited in cyclic order.
+    precompute, copy_X: accepted and not used; X is never changed.
+    tol: also asks that the last sweep moved no coefficient by more than tol times the largest, or that the gap is below
+        1e-6 of the objective.
+    """
+
+    n_iter_: int | list[int]
+    dual_gap_: float | np.ndarray
+    _parameter_constraints: ClassVar[Constraints] = {
+        "alpha": NOT_NEGATIVE,
+        "l1_ratio": SHARE,
+        "fit_intercept": FLAG,
+        "precompute": [*FLAG, "array-like"],
+        "max_iter": [*COUNT, None],
+        "copy_X": FLAG,
+        "tol": NOT_NEGATIVE,
+        "warm_start": FLAG,
+        "positive": FLAG,
+        "random_state": SEED,
+        "selection": SELECTION,
+    }
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        *,
+        l1_ratio: float = 0.5,
+        fit_intercept: bool = True,
+        precompute: bool | ArrayLike = False,
+        max_iter: int = 1000,
+        copy_X: bool = True,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        positive: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        selection: str = "cyclic",
+    ) -> None:
+        self.alpha = alpha
+        self.l1_ratio = l1_ratio
+        self.fit_intercept = fit_intercept
+        self.precompute = precompute
+        self.max_iter = max_iter
+        self.copy_X = copy_X
+        self.tol = tol
+        self.warm_start = warm_start
+        self.positive = positive
+        self.random_state = random_state
+        self.selection = selection
+
+    path = staticmethod(enet_path)
+
+    def fit(
+        self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, check_input: bool = True
+    ) -> "ElasticNet":
+        """Fit to X [I, D] and y [I] or [I, K]; each output is a problem of its own.
+
+        check_input: accepted and not used; the input is always checked.
+        """
+        self._validate_params()
+        X, y, sample_weight = self._validated_fit(X, y, sample_weight)
+        if X.shape[0] < X.shape[1]:
+            X = dense(X)
+        K, num_features, dtype = (1 if y.ndim == 1 else y.shape[1]), X.shape[1], np.dtype(X.dtype)
+        start_KD = np.zeros((K, num_features), dtype)
+        if self.warm_start and hasattr(self, "coef_"):
+            start_KD = np.atleast_2d(np.asarray(self.coef_, dtype))
+        with precision(dtype):
+            found = self._minimise(X, y, sample_weight, start_KD)
+            coef = np.array(found.coef_KD, dtype)[:, :num_features]
+            intercept, gap = np.array(found.intercept_K, dtype), np.array(found.gap_K, np.float64)
+            counts = np.maximum(np.array(found.sweeps_K), 1)
+        if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
+            refuse_non_finite(X, type(self).__name__)
+        warn_unless_converged(gap, self.tol, y, sample_weight, self.fit_intercept)
+        single = y.ndim == 1
+        self.coef_ = coef[0] if K == 1 else coef
+        self.intercept_ = 0.0 if not self.fit_intercept else intercept[0] if single else intercept
+        self.dual_gap_ = float(gap[0]) if K == 1 else gap
+        self.n_iter_ = int(counts[0]) if K == 1 else [int(c) for c in counts]
+        return self
+
+    def _minimise(
+        self, X: Matrix, y: np.ndarray, sample_weight: np.ndarray | None, start_KD: np.ndarray
+    ) -> _ElasticNetFit:
+        """Choose the solver, and refuse an X that is not finite; the features of the result are padded."""
+        dtype, num_features, fit_intercept = np.dtype(X.dtype), X.shape[1], bool(self.fit_intercept)
+        l1, l2 = dtype.type(self.alpha * self.l1_ratio), dtype.type(self.alpha * (1 - self.l1_ratio))
+        if not isinstance(X, (np.ndarray, jax.Array)):
+            m = sparse_moments(X, y, sample_weight, fit_intercept)
+            start_KD = np.pad(start_KD, ((0, 0), (0, len(m.mean_x) - num_features)))
+        else:
+            layout = lay_out(X)
+            samples = arranged(layout, X, y, sample_weight, fit_intercept)
+            start_KD = np.pad(start_KD, ((0, 0), (0, layout.rows.tail.shape[1] - num_features)))
+            if num_features > _WIDE and len(start_KD) == 1 and l1 > 0 and not is_on_device(X):
+                found = fit_working_set(
+                    samples, l1, l2, start_KD[0],
+                    fit_intercept=fit_intercept, positive=self.positive, tol=self.tol, max_iter=self.max_iter,
+                )  # fmt: skip
+                if found is not None:
+                    return _ElasticNetFit(*(np.asarray(v)[None] for v in found))
+            m = moments_of(samples, fit_intercept=fit_intercept)
+        found, finite = _fit_gram(
+            m, l1, l2, start_KD, dtype.type(self.tol), np.int32(self.max_iter), positive=bool(self.positive)
+        )
+        if not finite:
+            refuse_non_finite(X, type(self).__name__)
+        return found
+
+    @property
+    def sparse_coef_(self) -> sparse.csr_matrix:
+        """The coefficients as a sparse matrix."""
+        return sparse.csr_matrix(self.coef_)
+
+
+class Lasso(ElasticNet):
+    r"""The lasso: eq. 1 with $\rho = 1$, as in sklearn.linear_model.Lasso.
+
+    Parameters and attributes are those of
+    https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.Lasso.html, with the differences that
+    :class:`ElasticNet` lists.
+    """
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        name: allowed for name, allowed in ElasticNet._parameter_constraints.items() if name != "l1_ratio"
+    }
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        *,
+        fit_intercept: bool = True,
+        precompute: bool | ArrayLike = False,
+        copy_X: bool = True,
+        max_iter: int = 1000,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        positive: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        selection: str = "cyclic",
+    ) -> None:
+        super().__init__(
+            alpha,
+            l1_ratio=1.0,
+            fit_intercept=fit_intercept,
+            precompute=precompute,
+            copy_X=copy_X,
+            max_iter=max_iter,
+            tol=tol,
+            warm_start=warm_start,
+            positive=positive,
+            random_state=random_state,
+            selection=selection,
+        )

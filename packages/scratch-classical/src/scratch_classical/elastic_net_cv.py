@@ -10,19 +10,37 @@ Where the error is so small against $\|y\|^2$ that half of its digits are lost, 
 Shapes: D features, A values of alpha, L values of l1_ratio, F folds.
 """
 
+from numbers import Real
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.model_selection import check_cv
-from sklearn.utils import Tags
+from sklearn.utils import Tags, check_scalar
 
-from .arrays import CrossValidator, MatrixLike, dense, precision, validated_samples, validated_weight
+from .arrays import CrossValidator, MatrixLike, dense, precision, refuse_non_finite, validated_samples, validated_weight
 from .base import LinearPredictor
+from .constraints import (
+    COUNT,
+    FLAG,
+    FOLDS,
+    JOBS,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SELECTION,
+    SHARE,
+    VERBOSE,
+    Constraints,
+    one_of,
+)
 from .coordinate_descent import descend, descend_path
-from .elastic_net import alpha_grid, warn_unless_converged
+from .elastic_net import alpha_grid, enet_path, lasso_path, warn_unless_converged
 from .folds import Folds, FoldSums, fold_sums
 from .moments import Moments, Sums, centered
+from .routing import CrossValidated
 
 _centered = jax.jit(centered, static_argnames="fit_intercept")
 
@@ -41,7 +59,7 @@ def _fold_errors(
     return squares / weight, target / weight
 
 
-class ElasticNetCV(LinearPredictor):
+class ElasticNetCV(CrossValidated, LinearPredictor):
     """The elastic net with alpha (and ``l1_ratio``, if it is a list) chosen by cross-validation.
 
     The Gram matrices of the test folds are added up, and that of a training fold is the total minus that of its test
@@ -54,6 +72,23 @@ class ElasticNetCV(LinearPredictor):
 
     n_iter_: int
     dual_gap_: float
+    _parameter_constraints: ClassVar[Constraints] = {
+        "l1_ratio": [*SHARE, "array-like"],
+        "eps": POSITIVE,
+        "alphas": [*COUNT, "array-like", None],
+        "fit_intercept": FLAG,
+        "precompute": [one_of("auto"), *FLAG, "array-like"],
+        "max_iter": COUNT,
+        "tol": NOT_NEGATIVE,
+        "cv": FOLDS,
+        "copy_X": FLAG,
+        "verbose": VERBOSE,
+        "n_jobs": JOBS,
+        "positive": FLAG,
+        "random_state": SEED,
+        "selection": SELECTION,
+    }
+    path = staticmethod(enet_path)
 
     def __init__(
         self,
@@ -88,15 +123,25 @@ class ElasticNetCV(LinearPredictor):
         self.random_state = random_state
         self.selection = selection
 
-    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "ElasticNetCV":
-        """Choose alpha by cross-validation, then fit to all of X [I, D] and y [I]."""
+    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: Any) -> "ElasticNetCV":
+        """Choose alpha by cross-validation, then fit to all of X [I, D] and y [I].
+
+        With metadata routing ``params`` go to the splitter.
+        """
+        self._validate_params()
+        if self.alphas is not None and np.ndim(self.alphas) > 0:
+            for index, alpha in enumerate(np.asarray(self.alphas, object)):
+                check_scalar(alpha, f"alphas[{index}]", Real, min_val=0.0, include_boundaries="left")
+        routed = self._route("fit", sample_weight, params)
         X, y = validated_samples(self, X, y, y_numeric=True)
         X = np.asarray(dense(X))
         sample_weight = validated_weight(sample_weight, X)
-        folds = list(check_cv(self.cv).split(X, y))
+        folds = list(check_cv(self.cv).split(X, y, **routed.split))
         y = y.astype(X.dtype)
         with precision(X.dtype):
             sums = fold_sums(X, y[:, None], sample_weight, folds, bool(self.fit_intercept))
+            if not (np.isfinite(np.diagonal(sums.total.gram)).all() and np.isfinite(sums.total.cross).all()):
+                refuse_non_finite(X, type(self).__name__)
             self._select_and_fit(sums, folds, X, y, sample_weight)
         return self
 
@@ -122,13 +167,15 @@ class ElasticNetCV(LinearPredictor):
         coefs = {}
         for f, (train, test) in enumerate(zip(trains, tests)):
             m = _centered(train, shift_x, shift_y, fit_intercept=fit_intercept)
+            largest_gap = 0.0
             for l, (ratio, alphas_A) in enumerate(zip(ratios_L, grids_LA)):
                 n_alphas = alphas_A * float(m.weight)
-                coef_AD = descend_path(
+                path = descend_path(
                     m.gram, m.cross[:, 0], m.target[0],
                     (n_alphas * ratio).astype(dtype), (n_alphas * (1 - ratio)).astype(dtype),
                     np.zeros(len(shift_x), dtype), dtype.type(self.tol), np.int32(self.max_iter), positive=positive,
-                ).coef  # fmt: skip
+                )  # fmt: skip
+                coef_AD, largest_gap = path.coef, max(largest_gap, float(np.max(path.gap)))
                 errors_A, scale = _fold_errors(test, m, shift_x, shift_y, coef_AD)
                 errors_A = np.array(errors_A)
                 if (lost_A := errors_A < np.finfo(dtype).eps ** 0.5 * scale).any():
@@ -139,6 +186,10 @@ class ElasticNetCV(LinearPredictor):
                     errors_A[lost_A] = np.average(left**2, axis=0, weights=weights)
                 errors_LAF[l, :, f] = errors_A
                 coefs[l, f] = coef_AD
+            of_fold = folds[f][0]
+            weights = None if sample_weight is None else sample_weight[of_fold]
+            gap = np.array([largest_gap / float(m.weight)])
+            warn_unless_converged(gap, self.tol, y[of_fold], weights, fit_intercept)
         average_LA = errors_LAF.mean(-1)
         l, a = (int(i) for i in np.unravel_index(np.argmin(average_LA), average_LA.shape))
         self.l1_ratio_, self.alpha_ = float(ratios_L[l]), float(grids_LA[l, a])
@@ -173,6 +224,11 @@ class LassoCV(ElasticNetCV):
     https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.LassoCV.html, with the differences that
     :class:`ElasticNetCV` lists.
     """
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        name: allowed for name, allowed in ElasticNetCV._parameter_constraints.items() if name != "l1_ratio"
+    }
+    path = staticmethod(lasso_path)
 
     def __init__(
         self,

@@ -377,6 +377,8 @@ def fit_squares(
             method = "svd"
         coef = np.array(coef_DK, dtype).T[:, :num_features]
         intercept = np.array(intercept_K, dtype)
+    if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
+        refuse_non_finite(X, estimator_name)
     if np.any(alpha):
         sigma = None
     elif sigma is None and m is not None:

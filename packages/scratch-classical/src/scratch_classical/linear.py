@@ -6,14 +6,15 @@ A sparse X with no fewer samples than features stays sparse, unless the problem 
 an orthogonal factorisation.
 """
 
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .arrays import MatrixLike
 from .base import LinearPredictor
+from .constraints import COUNT, FLAG, JOBS, NOT_NEGATIVE, SEED, Constraints, one_of
 from .least_squares import fit_squares
-
-_SOLVERS = ("auto", "svd", "cholesky", "lsqr", "sparse_cg", "sag", "saga", "lbfgs")
 
 
 class LinearRegression(LinearPredictor):
@@ -26,6 +27,14 @@ class LinearRegression(LinearPredictor):
 
     copy_X, tol, n_jobs: accepted and not used. X is never changed, and the minimum is found directly.
     """
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        "fit_intercept": FLAG,
+        "copy_X": FLAG,
+        "tol": NOT_NEGATIVE,
+        "n_jobs": JOBS,
+        "positive": FLAG,
+    }
 
     def __init__(
         self,
@@ -44,6 +53,7 @@ class LinearRegression(LinearPredictor):
 
     def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "LinearRegression":
         """Fit to X [I, D] and y [I] or [I, K]."""
+        self._validate_params()
         X, y, sample_weight = self._validated_fit(X, y, sample_weight)
         found = fit_squares(
             X, y, sample_weight, 0.0,
@@ -65,12 +75,22 @@ class Ridge(LinearPredictor):
     https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.Ridge.html, with these differences:
 
     solver: takes the same names and changes nothing, because the minimiser is unique and is always found directly.
-    solver_: how it was found: "cholesky", "svd" where the normal equations would lose too many digits, or "lbfgs" for
-        ``positive=True`` (which here is an active-set method and stands for any ``solver``).
+    solver_: for "auto" how it was found: "cholesky", "svd" where the normal equations would lose too many digits, or
+        "lbfgs" for ``positive=True`` (which here is an active-set method); otherwise ``solver``.
     copy_X, max_iter, tol, random_state: accepted and not used. X is never changed.
     """
 
     n_iter_: np.ndarray
+    _parameter_constraints: ClassVar[Constraints] = {
+        "alpha": [*NOT_NEGATIVE, "array-like"],
+        "fit_intercept": FLAG,
+        "copy_X": FLAG,
+        "max_iter": [*COUNT, None],
+        "tol": NOT_NEGATIVE,
+        "solver": [one_of("auto", "svd", "cholesky", "lsqr", "sparse_cg", "sag", "saga", "lbfgs")],
+        "positive": FLAG,
+        "random_state": SEED,
+    }
 
     def __init__(
         self,
@@ -95,10 +115,11 @@ class Ridge(LinearPredictor):
 
     def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "Ridge":
         """Fit to X [I, D] and y [I] or [I, K]; alpha may be one number per output."""
-        if self.solver not in _SOLVERS:
-            raise ValueError(f"solver={self.solver!r} must be one of {', '.join(_SOLVERS)}")
-        if np.any(np.asarray(self.alpha) < 0):
-            raise ValueError(f"alpha={self.alpha} must not be negative")
+        self._validate_params()
+        if not np.all(np.asarray(self.alpha) >= 0):
+            raise ValueError(f"alpha={self.alpha} must not be negative, and not NaN")
+        if self.positive and self.solver not in ("auto", "lbfgs"):
+            raise ValueError(f"solver={self.solver!r} does not support positive fitting: choose 'auto' or 'lbfgs'")
         X, y, sample_weight = self._validated_fit(X, y, sample_weight)
         alpha = np.asarray(self.alpha, dtype=X.dtype)
         outputs = 1 if y.ndim == 1 else y.shape[1]
@@ -109,6 +130,8 @@ class Ridge(LinearPredictor):
             X, y, sample_weight, alpha,
             fit_intercept=bool(self.fit_intercept), positive=self.positive, estimator_name=type(self).__name__,
         )  # fmt: skip
-        self.coef_, self.intercept_, self.solver_ = found.coef, found.intercept, found.method
+        self.coef_ = found.coef.ravel() if y.shape[1:] == (1,) else found.coef
+        self.intercept_ = found.intercept
+        self.solver_ = found.method if self.solver == "auto" else self.solver
         self.n_iter_ = np.ones(outputs, np.int32)  # one direct solution each
         return self

@@ -6,11 +6,12 @@ two classes).
 
 import warnings
 from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, compute_class_weight
@@ -31,11 +32,39 @@ from .arrays import (
     validated_samples,
     validated_weight,
 )
+from .constraints import (
+    CLASS_WEIGHT,
+    COUNT_OR_ZERO,
+    FLAG,
+    JOBS,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_OR_INFINITE,
+    SEED,
+    SHARE,
+    VERBOSE,
+    Constraints,
+    one_of,
+    unset,
+)
 from .logistic_solver import Minimum, Problem, minimise, minimise_path
 
+Classifier = TypeVar("Classifier", bound="LinearClassifier")
 ClassWeight: TypeAlias = Mapping | str | None  # a weight per class, "balanced", or none
 
-_SOLVERS = ("lbfgs", "liblinear", "newton-cg", "newton-cholesky", "sag", "saga")
+SHARED_CONSTRAINTS: Constraints = {
+    "penalty": [one_of("l1", "l2", "elasticnet"), None, unset("deprecated")],
+    "dual": FLAG,
+    "tol": NOT_NEGATIVE,
+    "fit_intercept": FLAG,
+    "intercept_scaling": POSITIVE,
+    "class_weight": CLASS_WEIGHT,
+    "random_state": SEED,
+    "solver": [one_of("lbfgs", "liblinear", "newton-cg", "newton-cholesky", "sag", "saga")],
+    "max_iter": COUNT_OR_ZERO,
+    "verbose": VERBOSE,
+    "n_jobs": JOBS,
+}
 
 
 class LogisticFit(NamedTuple):
@@ -55,7 +84,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
 
     n_features_in_: int
     classes_: np.ndarray
-    coef_: np.ndarray
+    coef_: Any  # an array, or after sparsify() a sparse matrix
     intercept_: np.ndarray
     penalty: str | None
     solver: str
@@ -88,6 +117,18 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         """Return the probability of each class [I, K]."""
         return np.exp(self.predict_log_proba(X))
 
+    def sparsify(self: "Classifier") -> "Classifier":
+        """Store coef_ as a sparse matrix, which saves memory where most coefficients are zero."""
+        check_is_fitted(self)
+        self.coef_ = sparse.csr_matrix(self.coef_)
+        return self
+
+    def densify(self: "Classifier") -> "Classifier":
+        """Undo :meth:`sparsify`."""
+        check_is_fitted(self)
+        self.coef_ = np.asarray(dense(self.coef_))
+        return self
+
     def _encode(
         self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None, class_weight: ClassWeight
     ) -> tuple[Array, np.ndarray, np.ndarray]:
@@ -110,14 +151,6 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
             weight = weight * per_class.astype(X.dtype)[indices]
         return X, indices, weight
 
-    def _check_solver(self) -> None:
-        if self.penalty not in ("deprecated", "elasticnet", "l1", "l2", None):
-            raise ValueError(f"penalty={self.penalty!r} must be one of l1, l2, elasticnet, None")
-        if self.solver not in _SOLVERS:
-            raise ValueError(f"solver={self.solver!r} must be one of {', '.join(_SOLVERS)}")
-        if not self.tol > 0 or not self.max_iter >= 0:
-            raise ValueError(f"tol={self.tol} must be positive and max_iter={self.max_iter} not negative")
-
     def _lay_out(self, X: Array, indices: np.ndarray) -> "LogisticData":
         penalised = self.solver == "liblinear" and self.fit_intercept
         if self.solver == "liblinear" and len(self.classes_) > 2:
@@ -125,8 +158,6 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
                 "The 'liblinear' solver does not support multiclass classification (n_classes >= 3); y has "
                 f"{len(self.classes_)} classes. Choose another solver, such as 'lbfgs'."
             )
-        if penalised and not self.intercept_scaling > 0:
-            raise ValueError(f"intercept_scaling={self.intercept_scaling} must be positive")
         scaling = self.intercept_scaling if penalised else None
         return LogisticData(X, indices, len(self.classes_), self.fit_intercept, scaling)
 
@@ -134,7 +165,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         if not violation <= self.tol:
             warnings.warn(
                 f"{self.solver} failed to converge after {iterations} iteration(s): the gradient is {violation:.1e}, "
-                f"tol is {self.tol:.1e}. Increase max_iter, or scale the features.",
+                f"tol is {self.tol:.1e}. Increase the number of iterations (max_iter), or scale the features.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -170,6 +201,7 @@ class LogisticData:
         sample = X[:: self.stride]
         self.sample = sample if is_on_device(X) else pad(np.asarray(sample), bucket(len(sample), 64), width)
         self.theta_KE = np.zeros((num_rows, width + 1), self.dtype)
+        self.centred = False
 
     def start(self, coef_KD: np.ndarray, intercept_K: np.ndarray) -> None:
         """Start from given coefficients."""
@@ -185,15 +217,22 @@ class LogisticData:
         return self.layout.arrange(weight_I), pad(weight_I[:: self.stride], self.sample.shape[0])
 
     def _result(self, minimum: Minimum) -> LogisticFit:
-        theta = np.asarray(minimum.theta)
+        theta = np.array(minimum.theta)
+        if self.centred:
+            theta -= theta.mean(-2, keepdims=True)
         intercept = theta[..., -1] if self.scaling is None else theta[..., self.num_features] * self.scaling
-        coef = np.ascontiguousarray(theta[..., : self.num_features])
+        coef = theta[..., : self.num_features].copy()  # of our own, so that it may be written to
         return LogisticFit(coef, intercept.copy(), np.asarray(minimum.iterations), np.asarray(minimum.violation))
 
     def fit(
         self, weight_I: np.ndarray, C: float, l1_ratio: float, tol: float, max_iter: int, solver: str
     ) -> LogisticFit:
-        """Minimise eq. 1 of the solver for one C."""
+        """Minimise eq. 1 of the solver for one C.
+
+        Without a penalty, adding one vector to the coefficients of every class changes no probability. The minimiser
+        returned is the symmetric one, whose sum over the classes is zero.
+        """
+        self.centred = np.isinf(C) and len(self.theta_KE) > 1
         weight_I, sample_weight_S = self._weights(weight_I)
         parts = self.y_IK, weight_I, self.sample, sample_weight_S
         problem = Problem(self.layout.rows, *map(jnp.asarray, parts))
@@ -239,6 +278,13 @@ class LogisticRegression(LinearClassifier):
     dual, verbose, n_jobs, random_state: accepted and not used.
     """
 
+    _parameter_constraints: ClassVar[Constraints] = {
+        **SHARED_CONSTRAINTS,
+        "C": POSITIVE_OR_INFINITE,
+        "l1_ratio": [*SHARE, None],
+        "warm_start": FLAG,
+    }
+
     def __init__(
         self,
         penalty: str | None = "deprecated",
@@ -274,30 +320,42 @@ class LogisticRegression(LinearClassifier):
 
     def _penalty(self) -> tuple[float, float]:
         """Return (C, l1_ratio), also from the older ``penalty`` parameter."""
-        self._check_solver()
         C, l1_ratio = float(self.C), float(self.l1_ratio or 0)
         if self.penalty in ("l1", "l2"):
+            if self.l1_ratio not in (None, float(self.penalty == "l1")):
+                warnings.warn(
+                    f"Inconsistent values: penalty={self.penalty} with l1_ratio={self.l1_ratio}. penalty is used; "
+                    "leave it out and set l1_ratio alone.",
+                    UserWarning,
+                    stacklevel=3,
+                )
             l1_ratio = float(self.penalty == "l1")
+        elif self.penalty == "elasticnet" and self.l1_ratio is None:
+            raise ValueError("penalty='elasticnet' needs l1_ratio, a number between 0 and 1; l1_ratio is None")
         elif self.penalty is None:
+            if self.C != 1.0:
+                warnings.warn(
+                    f"Setting penalty=None will ignore the C={self.C} and l1_ratio parameters. To fit without a "
+                    "penalty set C=np.inf alone.",
+                    UserWarning,
+                    stacklevel=3,
+                )
             C = np.inf
-        if not C > 0:
-            raise ValueError(f"C={self.C} must be positive")
-        if not 0 <= l1_ratio <= 1:
-            raise ValueError(f"l1_ratio={self.l1_ratio} must lie between 0 and 1")
         return C, l1_ratio
 
     def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "LogisticRegression":
         """Fit to X [I, D] and labels y [I]."""
+        self._validate_params()
         C, l1_ratio = self._penalty()
         X, indices, weight = self._encode(X, y, sample_weight, self.class_weight)
         with precision(X.dtype):
             data = self._lay_out(X, indices)
             if self.warm_start and hasattr(self, "coef_"):
-                data.start(self.coef_, self.intercept_)
+                data.start(np.asarray(dense(self.coef_)), self.intercept_)
             found = data.fit(weight, C, l1_ratio, self.tol, self.max_iter, self.solver)
         if not (np.isfinite(found.violation) and np.isfinite(found.coef).all()):
             refuse_non_finite(X, type(self).__name__)
         self._warn_unless_converged(int(found.iterations), float(found.violation))
         self.coef_, self.intercept_ = found.coef, found.intercept
-        self.n_iter_ = np.array([max(int(found.iterations), 1)], dtype=np.int32)
+        self.n_iter_ = np.array([max(int(found.iterations), min(self.max_iter, 1))], dtype=np.int32)
         return self

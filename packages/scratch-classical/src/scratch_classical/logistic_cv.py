@@ -1,18 +1,40 @@
 """Logistic regression with its penalty chosen by cross-validation: all folds and all penalties in one call."""
 
 from collections.abc import Callable
+from inspect import signature
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import get_scorer
+from sklearn.metrics import get_scorer, make_scorer
 from sklearn.model_selection import check_cv
+from sklearn.utils.metadata_routing import UNUSED
 
-from .arrays import CrossValidator, MatrixLike, precision, refuse_non_finite
+from .arrays import CrossValidator, MatrixLike, precision, refuse_non_finite, require_finite
+from .constraints import COUNT, FLAG, FOLDS, SCORING, Constraints, unset
 from .folds import Folds
-from .logistic import ClassWeight, LinearClassifier, LogisticFit, LogisticRegression
+from .logistic import SHARED_CONSTRAINTS, ClassWeight, LinearClassifier, LogisticFit, LogisticRegression
+from .routing import CrossValidated, Routed
 
 
-class LogisticRegressionCV(LinearClassifier):
+def _given_classes(scorer: Any, classes: np.ndarray) -> Any:
+    """Return the scorer with the classes as the ``labels`` of its metric, if it takes them: a fold may lack a class."""
+    metric = getattr(scorer, "_score_func", None)
+    accepted = signature(metric).parameters if metric is not None else {}
+    if "labels" not in accepted:
+        return scorer
+    options = {"labels": classes}
+    if "pos_label" in accepted and len(classes) == 2:
+        options["pos_label"] = classes[1]
+    return make_scorer(
+        metric,
+        response_method=scorer._response_method,
+        greater_is_better=scorer._sign > 0,
+        **{**options, **scorer._kwargs},
+    )
+
+
+class LogisticRegressionCV(CrossValidated, LinearClassifier):
     """Logistic regression with C (and ``l1_ratio``) chosen by cross-validation.
 
     In each fold C runs from small to large, and every fit starts from the one before it. Parameters and attributes are
@@ -24,6 +46,16 @@ class LogisticRegressionCV(LinearClassifier):
     l1_ratios: "warn", the default, and None are 0.
     solver, tol, dual, verbose, n_jobs, random_state: as :class:`LogisticRegression` says.
     """
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        **SHARED_CONSTRAINTS,
+        "Cs": [*COUNT, "array-like"],
+        "l1_ratios": ["array-like", None, unset("warn")],
+        "cv": FOLDS,
+        "scoring": [*SCORING, unset("warn")],
+        "refit": FLAG,
+        "use_legacy_attributes": [*FLAG, unset("warn")],
+    }
 
     def __init__(
         self,
@@ -64,24 +96,37 @@ class LogisticRegressionCV(LinearClassifier):
         self.random_state = random_state
         self.use_legacy_attributes = use_legacy_attributes
 
-    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "LogisticRegressionCV":
-        """Choose C by cross-validation, then fit to all of X [I, D] and labels y [I]."""
-        self._check_solver()
+    # sample_weight of ``score`` is for the scorer, which may not ask for it.
+    __metadata_request__score: ClassVar = {"sample_weight": UNUSED}
+
+    def fit(
+        self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: Any
+    ) -> "LogisticRegressionCV":
+        """Choose C by cross-validation, then fit to all of X [I, D] and labels y [I].
+
+        With metadata routing ``params`` go to the splitter and the scorer.
+        """
+        self._validate_params()
         X, indices, weight = self._encode(X, y, sample_weight, self.class_weight)
         X = np.asarray(X)
-        refuse_non_finite(X, type(self).__name__)
+        require_finite(X, type(self).__name__)
+        routed = self._route("fit", sample_weight, params)
         labels = self.classes_[indices]
         unset = self.l1_ratios is None or isinstance(self.l1_ratios, str)
         ratios_L = np.atleast_1d(0.0 if unset else self.l1_ratios).astype(float)
         if self.penalty == "l1":
             ratios_L = np.ones(1)
+        elif self.penalty == "elasticnet" and unset:
+            raise ValueError(
+                f"penalty='elasticnet' needs l1_ratios, a list of numbers; l1_ratios is {self.l1_ratios!r}"
+            )
         if not ((ratios_L >= 0) & (ratios_L <= 1)).all():
             raise ValueError(f"l1_ratios={self.l1_ratios} must lie between 0 and 1")
         Cs = np.asarray(self.Cs, float)
         if Cs.ndim == 0:
             Cs = np.logspace(-4, 4, int(Cs))
         ascending = np.argsort(Cs)
-        folds = list(check_cv(self.cv, labels, classifier=True).split(X, labels))
+        folds = list(check_cv(self.cv, labels, classifier=True).split(X, labels, **routed.split))
         weight_FI = np.stack([weight * np.bincount(train, minlength=len(X)) for train, _ in folds])
         options = self.tol, self.max_iter, self.solver
         with precision(X.dtype):
@@ -90,7 +135,7 @@ class LogisticRegressionCV(LinearClassifier):
             # [F, L, A, ...] with A in the order of Cs
             fits = LogisticFit(*(np.stack(v, axis=1)[:, :, np.argsort(ascending)] for v in zip(*paths)))
             coefs, intercepts, counts, violation = fits
-            scores = self._fold_scores(X, labels, folds, fits, sample_weight)
+            scores = self._fold_scores(X, labels, folds, fits, routed)
             if self.refit:
                 l, a = np.unravel_index(np.argmax(scores.mean(0)), scores.shape[1:])
                 C, ratio = Cs[a], ratios_L[l]
@@ -103,24 +148,33 @@ class LogisticRegressionCV(LinearClassifier):
                 C, ratio = np.mean([Cs[a] for _, a in best]), np.mean([ratios_L[l] for l, _ in best])
                 self.coef_ = np.mean([coefs[f, l, a] for f, (l, a) in enumerate(best)], axis=0)
                 self.intercept_ = np.mean([intercepts[f, l, a] for f, (l, a) in enumerate(best)], axis=0)
+        if not (np.isfinite(self.coef_).all() and np.isfinite(violation).all()):
+            refuse_non_finite(X, type(self).__name__)
         self._warn_unless_converged(int(counts.max()), float(violation.max()))
         thetas = np.concatenate([coefs, intercepts[..., None]], axis=-1) if self.fit_intercept else coefs
         self._store(Cs, ratios_L, float(C), float(ratio), thetas.astype(np.float64), scores, np.maximum(counts, 1))
         return self
 
+    def score(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: Any) -> float:
+        """Return the score by ``scoring`` on X [I, D] and labels y [I]; ``params`` as in :meth:`fit`."""
+        routed = self._route("score", sample_weight, params)
+        return self._scorer()(self, X, y, **routed.score)
+
+    def _scorer(self) -> Callable[..., float]:
+        return get_scorer("accuracy" if self.scoring is None or self.scoring == "warn" else self.scoring)
+
     def _fold_scores(
-        self, X: np.ndarray, labels: np.ndarray, folds: Folds, fits: LogisticFit, weight: ArrayLike | None
+        self, X: np.ndarray, labels: np.ndarray, folds: Folds, fits: LogisticFit, routed: Routed
     ) -> np.ndarray:
         """Return the score of every fold's models [F, L, A] on the samples that the fold left out."""
-        scorer = get_scorer("accuracy" if self.scoring is None or self.scoring == "warn" else self.scoring)
+        scorer = _given_classes(self._scorer(), self.classes_)
         scores = np.zeros(fits.coef.shape[:3])
         model = LogisticRegression()
         model.classes_, model.n_features_in_ = self.classes_, X.shape[1]
         for place in np.ndindex(*scores.shape):
             test = folds[place[0]][1]
             model.coef_, model.intercept_ = fits.coef[place], fits.intercept[place]
-            options = {} if weight is None else {"sample_weight": np.asarray(weight)[test]}
-            scores[place] = scorer(model, X[test], labels[test], **options)
+            scores[place] = scorer(model, X[test], labels[test], **routed.of(X, test))
         return scores
 
     def _store(

@@ -8,9 +8,10 @@ $$ p(c \mid q) = \frac{\sum_{i \in N_k(q)} v_i [y_i = c]}{\sum_{i \in N_k(q)} v_
 Shapes: I samples, Q queries, D features, K neighbours.
 """
 
+import warnings
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +22,9 @@ from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from .arrays import Array, MatrixLike, dense, is_on_device, validated_queries, validated_samples
+from .arrays import Array, Matrix, MatrixLike, dense, is_on_device, validated_queries, validated_samples
+from .constraints import COUNT, JOBS, POSITIVE_OR_INFINITE, Constraints, one_of
+from .given_distances import checked, nearest_of, refuse_formats_without_zeros
 from .neighbor_search import Index
 
 _METRICS = {"euclidean": 2.0, "l2": 2.0, "manhattan": 1.0, "cityblock": 1.0, "l1": 1.0, "chebyshev": np.inf,
@@ -30,6 +33,17 @@ _METRICS = {"euclidean": 2.0, "l2": 2.0, "manhattan": 1.0, "cityblock": 1.0, "l1
 
 class _NeighborsBase(MultiOutputMixin, BaseEstimator):
     """What the classifier and the regressor share: the parameters, the index and :meth:`kneighbors`."""
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        "n_neighbors": COUNT,
+        "weights": [one_of("uniform", "distance"), callable, None],
+        "algorithm": [one_of("auto", "ball_tree", "kd_tree", "brute")],
+        "leaf_size": COUNT,
+        "p": POSITIVE_OR_INFINITE,
+        "metric": [one_of("minkowski", "precomputed", *_METRICS)],
+        "metric_params": [dict, None],
+        "n_jobs": JOBS,
+    }
 
     def __init__(
         self,
@@ -52,33 +66,35 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
         self.metric_params = metric_params
         self.n_jobs = n_jobs
 
-    def _fit_points(self, X: Array) -> None:
-        """Check the parameters and build the index."""
-        if not isinstance(self.n_neighbors, Integral):
-            raise TypeError(f"n_neighbors does not take {type(self.n_neighbors)} value, enter integer value")
-        if self.n_neighbors < 1:
-            raise ValueError(f"Expected n_neighbors > 0. Got {self.n_neighbors}")
-        if not (self.weights in (None, "uniform", "distance") or callable(self.weights)):
-            raise ValueError(f"weights={self.weights!r} must be 'uniform', 'distance' or a function")
-        if self.algorithm not in ("auto", "ball_tree", "kd_tree", "brute"):
-            raise ValueError(f"algorithm={self.algorithm!r} must be 'auto', 'ball_tree', 'kd_tree' or 'brute'")
+    def _fit_points(self, X: Matrix) -> None:
+        """Build the index of the samples, or keep the distances between them."""
         params = dict(self.metric_params or {})
+        self.n_samples_fit_ = X.shape[0]
+        if self.metric == "precomputed":
+            if X.shape[0] != X.shape[1]:
+                raise ValueError(f"Precomputed matrix must be square. Input is a {X.shape[0]}x{X.shape[1]} matrix.")
+            self._fit_X, self._index = checked(X), None
+            self.effective_metric_, self.effective_metric_params_ = "precomputed", params
+            return
+        X = dense(X)
         if self.metric == "minkowski":
+            if "p" in params:
+                warnings.warn(
+                    f"metric_params holds p={params['p']}, which replaces the parameter p={self.p}",
+                    SyntaxWarning,
+                    stacklevel=3,
+                )
             p = float(params.pop("p", self.p))
-            if p <= 0:
+            if not p > 0:
                 raise ValueError(f"p={p} must be positive")
             named = {1.0: "manhattan", 2.0: "euclidean", np.inf: "chebyshev"}
             weighted = params.get("w") is not None
             self.effective_metric_ = "minkowski" if weighted else named.get(p, "minkowski")
             self.effective_metric_params_ = params if self.effective_metric_ != "minkowski" else {**params, "p": p}
-        elif self.metric in _METRICS:
+        else:
             p = _METRICS[self.metric]
             self.effective_metric_, self.effective_metric_params_ = self.metric, params
-        else:
-            known = ", ".join(["minkowski", *_METRICS])
-            raise ValueError(f"metric={self.metric!r} must be one of {known}")
         weight = params.pop("w", None)
-        self.n_samples_fit_ = X.shape[0]
         self._fit_X = X
         points = X
         if self.effective_metric_ == "cosine":
@@ -91,7 +107,7 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in super().__getstate__().items() if k != "_index"}
 
-    def _ready_index(self) -> Index:
+    def _ready_index(self) -> Index | None:
         if not hasattr(self, "_index"):  # not pickled: rebuilt from the points
             self._fit_points(self._fit_X)
         return self._index
@@ -114,7 +130,7 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
         if count <= 0:
             raise ValueError(f"Expected n_neighbors > 0. Got {count}")
         own = X is None
-        queries = np.asarray(self._fit_X if own else dense(validated_queries(self, X)))
+        queries = self._fit_X if own else self._validated(X)
         wanted = count + own
         if wanted > self.n_samples_fit_:
             inequality = "n_neighbors < n_samples_fit" if own else "n_neighbors <= n_samples_fit"
@@ -122,19 +138,29 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
                 f"Expected {inequality}, but n_neighbors = {count}, n_samples_fit = {self.n_samples_fit_}, "
                 f"n_samples = {queries.shape[0]}"
             )
-        cosine = self.effective_metric_ == "cosine"
         index = self._ready_index()
-        asked = np.pad(_normalised(queries), ((0, 0), (0, 1))) if cosine else queries
-        distances, indices = index.search(asked, wanted, self.n_samples_fit_)
-        if cosine:
-            distances = 0.5 * distances**2  # eq. 1 of the search
-            distances[~queries.any(1)] = 1
+        if index is None:
+            distances, indices = nearest_of(queries, wanted)
+        else:
+            queries, cosine = np.asarray(queries), self.effective_metric_ == "cosine"
+            asked = np.pad(_normalised(queries), ((0, 0), (0, 1))) if cosine else queries
+            distances, indices = index.search(asked, wanted, self.n_samples_fit_)
+            if cosine:
+                distances = 0.5 * distances**2  # eq. 1 of the search
+                distances[~queries.any(1)] = 1
         if own:
-            itself = indices == np.arange(len(queries))[:, None]
+            itself = indices == np.arange(len(indices))[:, None]
             itself[~itself.any(1), -1] = True  # it is not among its own duplicates: drop the last of them
-            distances = distances[~itself].reshape(len(queries), count)
-            indices = indices[~itself].reshape(len(queries), count)
+            distances = distances[~itself].reshape(len(indices), count)
+            indices = indices[~itself].reshape(len(indices), count)
         return distances, indices
+
+    def _validated(self, X: MatrixLike) -> Matrix:
+        """Return validated queries: dense features, or distances to the samples."""
+        if self.metric != "precomputed":
+            return dense(validated_queries(self, X))
+        refuse_formats_without_zeros(X)
+        return checked(validated_queries(self, X))
 
     def kneighbors_graph(
         self, X: MatrixLike | None = None, n_neighbors: int | None = None, mode: str = "connectivity"
@@ -153,17 +179,24 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
         if self.weights in (None, "uniform"):
             return np.ones(distances.shape), indices
         if callable(self.weights):
-            return np.asarray(self.weights(distances)), indices
-        with np.errstate(divide="ignore"):
-            weight_QK = 1.0 / distances
-        exact = np.isinf(weight_QK)  # a neighbour at distance zero takes all the weight
-        rows = exact.any(1)
-        weight_QK[rows] = exact[rows]
+            weight_QK = np.asarray(self.weights(distances))
+        else:
+            with np.errstate(divide="ignore"):
+                weight_QK = 1.0 / distances
+            exact = np.isinf(weight_QK)  # a neighbour at distance zero takes all the weight
+            rows = exact.any(1)
+            weight_QK[rows] = exact[rows]
+        if not weight_QK.any(1).all():
+            raise ValueError(
+                "All neighbors of some sample is getting zero weights. Please modify 'weights' to avoid this case if "
+                "you are using a user-defined function."
+            )
         return weight_QK, indices
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
+        tags.input_tags.pairwise = self.metric == "precomputed"
         return tags
 
 
@@ -181,13 +214,17 @@ class KNeighborsClassifier(ClassifierMixin, _NeighborsBase):
     differences:
 
     algorithm, leaf_size, n_jobs: accepted and not used; the search is always exact and always by blocks.
-    metric: one of the names euclidean (l2), manhattan (l1, cityblock), chebyshev (infinity), minkowski and cosine.
+    metric: one of the names euclidean (l2), manhattan (l1, cityblock), chebyshev (infinity), minkowski and cosine, or
+        precomputed for given distances.
     """
 
     classes_: np.ndarray | list[np.ndarray]
 
     def fit(self, X: MatrixLike, y: ArrayLike) -> "KNeighborsClassifier":
         """Store X [I, D] and labels y [I] or [I, outputs]."""
+        self._validate_params()
+        if self.metric == "precomputed":
+            refuse_formats_without_zeros(X)
         X, y = validated_samples(self, X, y, multi_output=True)
         check_classification_targets(y)
         self.outputs_2d_ = y.ndim > 1 and y.shape[1] > 1
@@ -195,7 +232,7 @@ class KNeighborsClassifier(ClassifierMixin, _NeighborsBase):
         encoded = [np.unique(columns[:, k], return_inverse=True) for k in range(columns.shape[1])]
         self._y = np.stack([indices for _, indices in encoded], axis=1)
         self.classes_ = [classes for classes, _ in encoded] if self.outputs_2d_ else encoded[0][0]
-        self._fit_points(dense(X))
+        self._fit_points(X)
         return self
 
     def predict_proba(self, X: MatrixLike | None) -> np.ndarray | list[np.ndarray]:
@@ -240,14 +277,18 @@ class KNeighborsRegressor(RegressorMixin, _NeighborsBase):
     differences:
 
     algorithm, leaf_size, n_jobs: accepted and not used; the search is always exact and always by blocks.
-    metric: one of the names euclidean (l2), manhattan (l1, cityblock), chebyshev (infinity), minkowski and cosine.
+    metric: one of the names euclidean (l2), manhattan (l1, cityblock), chebyshev (infinity), minkowski and cosine, or
+        precomputed for given distances.
     """
 
     def fit(self, X: MatrixLike, y: ArrayLike) -> "KNeighborsRegressor":
         """Store X [I, D] and targets y [I] or [I, outputs]."""
+        self._validate_params()
+        if self.metric == "precomputed":
+            refuse_formats_without_zeros(X)
         X, y = validated_samples(self, X, y, multi_output=True, y_numeric=True)
         self._y = y
-        self._fit_points(dense(X))
+        self._fit_points(X)
         return self
 
     def predict(self, X: MatrixLike | None) -> np.ndarray:

@@ -23,20 +23,26 @@ Shapes: I samples, D features, K outputs, A values of alpha, F folds.
 
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn import get_config
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.metrics import check_scoring
+from sklearn.metrics import check_scoring, get_scorer
 from sklearn.model_selection import check_cv
+from sklearn.utils import check_scalar
 
 from .arrays import Array, CrossValidator, MatrixLike, dense, lay_out, precision, refuse_non_finite
 from .base import LinearPredictor
+from .constraints import FLAG, FOLDS, POSITIVE, SCORING, Constraints, one_of
 from .folds import fold_sums
 from .least_squares import fit_moments, fit_squares
 from .moments import Moments, Samples, Sums, arranged, centered
+from .routing import CrossValidated, Routed
 
 
 @partial(jax.jit, static_argnames="fit_intercept")
@@ -110,7 +116,7 @@ def _leave_one_out_wide(samples: Samples, alphas_A: jax.Array, fit_intercept: bo
     return jnp.where(weighted, c_IKA / jnp.where(weighted, divisor_I1A, 1), 0), jnp.isfinite(gram_II).all()
 
 
-class RidgeCV(LinearPredictor):
+class RidgeCV(CrossValidated, LinearPredictor):
     """Ridge regression with alpha chosen by leave-one-out errors (eq. 1), or by the folds of ``cv``.
 
     Parameters and attributes are those of
@@ -119,6 +125,16 @@ class RidgeCV(LinearPredictor):
     gcv_mode: accepted and not used; the form of the errors depends on the shape of X alone.
     cv: all folds and alphas are solved in one call, from sums over the folds, and not by a grid search.
     """
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        "alphas": ["array-like", *POSITIVE],
+        "fit_intercept": FLAG,
+        "scoring": SCORING,
+        "cv": FOLDS,
+        "gcv_mode": [one_of("auto", "svd", "eigen"), None],
+        "store_cv_results": FLAG,
+        "alpha_per_target": FLAG,
+    }
 
     def __init__(
         self,
@@ -139,21 +155,29 @@ class RidgeCV(LinearPredictor):
         self.store_cv_results = store_cv_results
         self.alpha_per_target = alpha_per_target
 
-    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "RidgeCV":
-        """Choose alpha and fit to all of X [I, D] and y [I] or [I, K]."""
-        if self.cv is not None and (self.store_cv_results or self.alpha_per_target):
-            raise ValueError("cv!=None and store_cv_results=True or alpha_per_target=True are incompatible")
+    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: Any) -> "RidgeCV":
+        """Choose alpha and fit to all of X [I, D] and y [I] or [I, K], in float64.
+
+        With metadata routing ``params`` go to the splitter and the scorer.
+        """
+        self._validate_params()
+        for option in ("store_cv_results", "alpha_per_target"):
+            if self.cv is not None and getattr(self, option):
+                raise ValueError(f"cv!=None and {option}=True are incompatible: leave out one of them")
+        smallest = "neither" if self.cv is None else "left"  # leave-one-out divides by alpha
+        for index, alpha in enumerate(np.atleast_1d(np.asarray(self.alphas, object))):
+            check_scalar(alpha, f"alphas[{index}]", Real, min_val=0.0, include_boundaries=smallest)
         alphas = np.atleast_1d(np.asarray(self.alphas, np.float64))
-        if np.any(alphas < 0 if self.cv is not None else alphas <= 0):
-            raise ValueError(f"alphas={self.alphas} must be positive; with cv they may be zero")
+        routed = self._route("fit", sample_weight, params)
         X, y, sample_weight = self._validated_fit(X, y, sample_weight)
-        X = dense(X)
+        X, dtype = dense(X), np.dtype(X.dtype)
+        with precision(np.float64):  # with a small alpha float32 would lose most of the digits
+            X = X.astype(np.float64)
+        sample_weight = None if sample_weight is None else sample_weight.astype(np.float64)
         if self.cv is None:
-            scores_KA = self._leave_one_out_scores(X, y, sample_weight, alphas)
+            scores_KA = self._leave_one_out_scores(X, y, sample_weight, alphas, routed)
         else:
-            scores_KA = self._fold_scores(np.asarray(X), y, sample_weight, alphas)[None]
-        if not self.alpha_per_target:
-            scores_KA = scores_KA.mean(0, keepdims=True)
+            scores_KA = self._fold_scores(np.asarray(X), y, sample_weight, alphas, routed)[None]
         best = scores_KA.argmax(1)
         self.alpha_ = alphas[best] if self.alpha_per_target and y.ndim > 1 else alphas[best[0]]
         chosen = scores_KA.max(1)
@@ -162,21 +186,27 @@ class RidgeCV(LinearPredictor):
             X, y, sample_weight, self.alpha_,
             fit_intercept=bool(self.fit_intercept), estimator_name=type(self).__name__,
         )  # fmt: skip
-        self.coef_, self.intercept_ = found.coef, found.intercept
+        self.coef_ = (found.coef.ravel() if y.shape[1:] == (1,) else found.coef).astype(dtype)
+        self.intercept_ = np.asarray(found.intercept, dtype)[()] if self.fit_intercept else 0.0
         return self
 
+    def _scorer(self) -> Callable[..., float]:
+        if self.scoring is None and get_config()["enable_metadata_routing"]:
+            return get_scorer("r2").set_score_request(sample_weight=True)
+        return check_scoring(_Identity(), scoring=self.scoring)
+
     def _leave_one_out_scores(
-        self, X: Array, y: np.ndarray, sample_weight: np.ndarray | None, alphas: np.ndarray
+        self, X: Array, y: np.ndarray, sample_weight: np.ndarray | None, alphas: np.ndarray, routed: Routed
     ) -> np.ndarray:
-        """Return the score of every output and alpha [K, A]; sets cv_results_ if ``store_cv_results``."""
+        """Return the score of every alpha [1, A], or of every output and alpha [K, A] with ``alpha_per_target``.
+
+        Sets cv_results_ if ``store_cv_results``.
+        """
         I, D = X.shape
         wide, fit_intercept = D + 1 >= I, bool(self.fit_intercept)
-        with precision(np.float64 if wide else X.dtype):
-            if wide:
-                X = X.astype(np.float64)
+        with precision(np.float64):
             layout = lay_out(X, whole=wide)
             samples = arranged(layout, X, y, sample_weight, fit_intercept)
-            alphas = alphas.astype(X.dtype)
             if wide:
                 errors, finite = _leave_one_out_wide(samples, alphas, fit_intercept=fit_intercept)
             else:
@@ -189,14 +219,19 @@ class RidgeCV(LinearPredictor):
         if self.scoring is None:
             squares = errors_IKA**2 if sample_weight is None else errors_IKA**2 * sample_weight[:, None, None]
             scores_KA, stored = -squares.mean(0), squares
+            if not self.alpha_per_target:
+                scores_KA = scores_KA.mean(0, keepdims=True)
         else:
             stored = y_IK[:, :, None] - errors_IKA
-            scorer = check_scoring(_Identity(), scoring=self.scoring)
-            weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+            scorer, outputs = self._scorer(), range(y_IK.shape[1])
+            parts = [(stored[:, k], y_IK[:, k]) for k in outputs] if self.alpha_per_target else [(stored, y)]
             scores_KA = np.array(
                 [
-                    [scorer(_Identity(), stored[:, k, a], y_IK[:, k], **weights) for a in range(len(alphas))]
-                    for k in range(y_IK.shape[1])
+                    [
+                        scorer(_Identity(), predicted[..., a].reshape(target.shape), target, **routed.score)
+                        for a in range(len(alphas))
+                    ]
+                    for predicted, target in parts
                 ]
             )
         if self.store_cv_results:
@@ -204,11 +239,11 @@ class RidgeCV(LinearPredictor):
         return scores_KA
 
     def _fold_scores(
-        self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None, alphas: np.ndarray
+        self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None, alphas: np.ndarray, routed: Routed
     ) -> np.ndarray:
         """Return the mean score of every alpha over the folds; one call solves every fold and alpha."""
-        scorer = check_scoring(_Identity(), scoring=self.scoring)
-        folds = list(check_cv(self.cv).split(X, y))
+        scorer = self._scorer()
+        folds = list(check_cv(self.cv).split(X, y, **routed.split))
         fit_intercept, dtype = bool(self.fit_intercept), X.dtype
         y_IK = y.reshape(len(y), -1).astype(dtype)
         with precision(dtype):
@@ -221,10 +256,10 @@ class RidgeCV(LinearPredictor):
             solved = _fold_paths(stacked, sums.shift_x, sums.shift_y, alphas.astype(dtype), fit_intercept=fit_intercept)
         scores_A = np.zeros(len(alphas))
         for (_, test), coef_AKD, intercept_AK in zip(folds, *(np.asarray(v) for v in solved)):
-            weights = {} if sample_weight is None else {"sample_weight": sample_weight[test]}
+            options = routed.of(X, test)
             for a in range(len(alphas)):
                 predicted = X[test] @ coef_AKD[a, :, : X.shape[1]].T + intercept_AK[a]
-                scores_A[a] += scorer(_Identity(), predicted.reshape(y[test].shape), y[test], **weights)
+                scores_A[a] += scorer(_Identity(), predicted.reshape(y[test].shape), y[test], **options)
         return scores_A / len(folds)
 
 

@@ -8,17 +8,18 @@ Shapes: I samples, J queries, D features, S support vectors, P pairs of classes.
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import sparse
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Tags
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from sklearn.utils import Tags, check_array, check_consistent_length, column_or_1d
+from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted
 
-from .arrays import MatrixLike, bucket, dense, pad, precision, validated_queries, validated_samples
+from .arrays import Matrix, MatrixLike, bucket, dense, pad, precision, validated_queries, validated_samples
 from .smo import kernel_matrix, solve_svm, solve_svm_flat, stored_kernel
 
 FLAT_BELOW = 512  # samples up to which there is one level only
@@ -65,37 +66,45 @@ class SupportVectorMachine(BaseEstimator):
     tol: float
     cache_size: float
     max_iter: int
-    _X_fit: np.ndarray
+    _X_fit: Any  # the samples of a fit with a kernel function
+    _sparse_type: type | None  # that of the attributes of a fit to sparse samples
     support_: np.ndarray
-    dual_coef_: np.ndarray
+    support_vectors_: Matrix
+    dual_coef_: Matrix
     intercept_: np.ndarray
 
     def _validated_fit(
         self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Return X, y and the weights, after a check of the parameters; sets _gamma and shape_fit_."""
-        kernels = ("linear", "poly", "rbf", "sigmoid", "precomputed")
-        if not callable(self.kernel) and self.kernel not in kernels:
-            raise ValueError(f"kernel={self.kernel!r} must be one of {', '.join(kernels)} or a function")
-        if not self.tol > 0 or not self.cache_size > 0:
-            raise ValueError(f"tol={self.tol} and cache_size={self.cache_size} must be positive")
-        if self.degree != int(self.degree) or self.degree < 0:
-            raise ValueError(f"degree={self.degree} must be a whole number, not negative")
-        X, y = validated_samples(self, X, y, y_numeric=isinstance(self, RegressorMixin))
-        X = np.asarray(dense(X))
-        if self.kernel == "precomputed" and X.shape[0] != X.shape[1]:
-            raise ValueError(
-                f"Precomputed matrix must be a square matrix. Input is a {X.shape[0]}x{X.shape[1]} matrix."
-            )
+        """Return the samples or their kernel matrix, y and the weights; sets _gamma, shape_fit_ and _sparse_type."""
+        self._validate_params()
+        regression = isinstance(self, RegressorMixin)
+        if callable(self.kernel):  # only the function knows what a sample is
+            check_consistent_length(X, y)
+            y = check_array(y, ensure_2d=False, dtype=np.float64 if regression else None, input_name="y")
+            y = column_or_1d(y, warn=True)
+            self.shape_fit_, self._sparse_type, self._X_fit = np.shape(X), None, X
+            X = self._kernel_of_function(X)
+        else:
+            X, y = validated_samples(self, X, y, y_numeric=regression)
+            is_dense = isinstance(X, (np.ndarray, jax.Array))
+            self.shape_fit_, self._sparse_type = X.shape, None if is_dense else type(X.tocsr())
+            if self.kernel == "precomputed":
+                if self._sparse_type is not None:
+                    raise TypeError("Sparse precomputed kernels are not supported: call X.toarray() first")
+                if X.shape[0] != X.shape[1]:
+                    raise ValueError(
+                        f"Precomputed matrix must be a square matrix. Input is a {X.shape[0]}x{X.shape[1]} matrix."
+                    )
+            X = np.asarray(dense(X))
         if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
-            if not (sample_weight > 0).any():
+            if not (np.asarray(sample_weight) > 0).any():
                 raise ValueError(
                     "Invalid input - all samples have zero or negative weights. At least one sample_weight must be "
                     "positive."
                 )
+            sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
         self._gamma = self._gamma_of(X, sample_weight)
-        self.shape_fit_ = X.shape
         return X, y, sample_weight
 
     def _gamma_of(self, X: np.ndarray, sample_weight: np.ndarray | None) -> float:
@@ -103,13 +112,9 @@ class SupportVectorMachine(BaseEstimator):
         if self._kernel_is_given():
             return 0.0
         if not isinstance(self.gamma, str):
-            if not self.gamma >= 0:
-                raise ValueError(f"gamma={self.gamma} must not be negative")
             return float(self.gamma)
         if self.gamma == "auto":
             return 1.0 / X.shape[1]
-        if self.gamma != "scale":
-            raise ValueError(f"gamma={self.gamma!r} must be 'scale', 'auto' or a number")
         wide = X.astype(np.float64, copy=False)
         if sample_weight is None or (sample_weight == sample_weight[0]).all():
             variance = wide.var()
@@ -128,18 +133,18 @@ class SupportVectorMachine(BaseEstimator):
             return longest
         return (self._gamma * longest + abs(self.coef0)) ** self.degree if self.kernel == "poly" else 1.0
 
-    def _kernel_of(self, X: np.ndarray) -> np.ndarray:
-        """Return the source of the dual: the samples, or the kernel matrix that the user's function returns."""
-        if not callable(self.kernel):
-            return X
-        self._X_fit = X
-        kernel_II = np.asarray(self.kernel(X, X), np.float64)
-        if kernel_II.shape != (len(X), len(X)):
+    def _kernel_of_function(self, X: Any) -> np.ndarray:
+        """Return the user's kernel between X and the samples of the fit [J, I]; samples may be of any type."""
+        function: Any = self.kernel
+        found = function(X, self._X_fit)
+        kernel_JI = np.asarray(found.toarray() if sparse.issparse(found) else found, np.float64)
+        wanted = _num_samples(X), self.shape_fit_[0]
+        if kernel_JI.shape != wanted:
             raise ValueError(
-                f"the kernel function gave the shape {kernel_II.shape} for {len(X)} samples with themselves: it must "
-                f"return {(len(X), len(X))}"
+                f"the kernel function gave the shape {kernel_JI.shape} for {wanted[0]} samples and the {wanted[1]} of "
+                f"the fit: it must return {wanted}"
             )
-        return kernel_II
+        return kernel_JI
 
     def _kernel_is_given(self) -> bool:
         return callable(self.kernel) or self.kernel == "precomputed"
@@ -153,8 +158,11 @@ class SupportVectorMachine(BaseEstimator):
         """Solve one dual. X is the kernel matrix if the user gave it or its function."""
         I = len(y_I)
         padded = bucket(I, 64)
+        largest = self._largest_entry(X)
+        if not np.isfinite(largest):
+            self._refuse_overflow()
         # Products and sums in float32 are wrong by about 6e-8 of their terms, which may be above the tolerance.
-        rounding = 2.0**-18 * self._largest_entry(X) * max(upper_I.max(), -lower_I.min())
+        rounding = 2.0**-18 * largest * max(upper_I.max(), -lower_I.min())
         precise = I <= FLAT_BELOW or rounding > 0.1 * self.tol
         dtype = np.dtype(np.float64 if precise else np.float32)
         stored, options = True, {"kernel": "linear", "degree": 1}
@@ -181,6 +189,8 @@ class SupportVectorMachine(BaseEstimator):
                     source, y, lower, upper, epsilon, self.tol, max_steps, gamma, coef0, stored=stored,
                     precise=precise, **options,
                 )  # fmt: skip
+        if not (np.isfinite(solution.beta).all() and np.isfinite(solution.bias)):
+            self._refuse_overflow()
         converged = not float(solution.violation) > self.tol
         if not converged:
             warnings.warn(
@@ -191,13 +201,17 @@ class SupportVectorMachine(BaseEstimator):
             )
         return MachineFit(np.asarray(solution.beta)[:I], float(solution.bias), max(int(solution.steps), 1), converged)
 
+    def _refuse_overflow(self) -> NoReturn:
+        raise ValueError(
+            "The dual coefficients or intercepts are not finite: entries of the kernel matrix leave the range of "
+            "numbers. Scale the features, for example with StandardScaler."
+        )
+
     def _scores(self, X: np.ndarray, coef_SP: np.ndarray) -> np.ndarray:
         r"""Return $\sum_i \beta_i k(x_i, x)$ [J, P] for validated queries."""
-        if callable(self.kernel):
-            return np.asarray(self.kernel(X, self._X_fit))[:, self.support_] @ coef_SP
-        if self.kernel == "precomputed":
+        if self._kernel_is_given():
             return X[:, self.support_] @ coef_SP
-        return self._scores_from(self.support_vectors_, X, coef_SP)
+        return self._scores_from(np.asarray(dense(self.support_vectors_)), X, coef_SP)
 
     def _scores_from(self, vectors_SD: np.ndarray, X: np.ndarray, coef_SP: np.ndarray) -> np.ndarray:
         """Return the same from given support vectors, for a kernel that is computed from features."""
@@ -221,8 +235,15 @@ class SupportVectorMachine(BaseEstimator):
             return np.asarray(scores)[: len(X)]
 
     def _validated_queries(self, X: MatrixLike) -> np.ndarray:
+        """Return new samples, or for a kernel that is a function its values for them."""
         check_is_fitted(self)
-        X = np.asarray(dense(validated_queries(self, X)))
+        if callable(self.kernel):
+            return self._kernel_of_function(X)
+        X = validated_queries(self, X)
+        if sparse.issparse(X) and self._sparse_type is None:
+            name = type(self).__name__
+            raise ValueError(f"cannot use sparse input in {name!r} trained on dense data: call X.toarray() first")
+        X = np.asarray(dense(X))
         if self.kernel == "precomputed" and X.shape[1] != self.shape_fit_[0]:
             raise ValueError(
                 f"X.shape[1] = {X.shape[1]} should be equal to {self.shape_fit_[0]}, "
@@ -231,21 +252,34 @@ class SupportVectorMachine(BaseEstimator):
         return X
 
     def _keep_vectors(self, X: np.ndarray) -> None:
-        """Set support_vectors_, which is empty where the kernel is not computed from features."""
-        if self._kernel_is_given():
-            self.support_vectors_ = np.empty((0, 0), X.dtype)
-        else:
-            self.support_vectors_ = X[self.support_]
+        """Set support_vectors_, which is empty where the kernel is not computed from features.
+
+        For a fit to sparse samples it and dual_coef_ are sparse.
+        """
+        self.support_vectors_ = np.empty((0, 0), X.dtype) if self._kernel_is_given() else X[self.support_]
+        if self._sparse_type is not None:
+            self.support_vectors_ = self._sparse_type(self.support_vectors_)
+            self.dual_coef_ = self._sparse_type(self.dual_coef_)
+
+    def _dual(self) -> np.ndarray:
+        return np.asarray(dense(self.dual_coef_))
 
     @property
-    def coef_(self) -> np.ndarray:
-        """The weights of the features, for the linear kernel only."""
+    def coef_(self) -> Matrix:
+        """The weights of the features, for the linear kernel only; read-only, because predictions do not use it."""
         if self.kernel != "linear":
             raise AttributeError("coef_ is only available when using a linear kernel")
-        return self._primal()
+        coef = self._pair_coefficients().T @ np.asarray(dense(self.support_vectors_))
+        if self._sparse_type is None:
+            coef.flags.writeable = False
+            return coef
+        coef = self._sparse_type(coef)
+        coef.data.flags.writeable = False
+        return coef
 
-    def _primal(self) -> np.ndarray:
-        return self.dual_coef_ @ self.support_vectors_
+    def _pair_coefficients(self) -> np.ndarray:
+        """Return the coefficients of every decision function [S, P]."""
+        return self._dual().T
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

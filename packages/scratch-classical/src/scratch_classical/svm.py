@@ -6,21 +6,50 @@ probabilities.
 Shapes: I samples, J queries, D features, S support vectors, K classes, P pairs of classes.
 """
 
-from typing import NamedTuple
+from numbers import Integral, Real
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state, compute_class_weight
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from .arrays import MatrixLike
+from .constraints import (
+    CLASS_WEIGHT,
+    COUNT_OR_ZERO,
+    FLAG,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_OR_INFINITE,
+    SEED,
+    VERBOSE,
+    Constraints,
+    one_of,
+    unset,
+)
 from .logistic import ClassWeight
 from .pairs import Pair, Pairs
 from .platt import couple, fit_sigmoid
 from .support_vectors import Kernel, MachineFit, SupportVectorMachine
+
+_MACHINE_CONSTRAINTS: Constraints = {
+    "C": POSITIVE_OR_INFINITE,
+    "kernel": [one_of("linear", "poly", "rbf", "sigmoid", "precomputed"), callable],
+    "degree": COUNT_OR_ZERO,
+    "gamma": [one_of("scale", "auto"), *NOT_NEGATIVE],
+    "coef0": [Interval(Real, None, None, closed="neither")],
+    "tol": POSITIVE,
+    "shrinking": FLAG,
+    "cache_size": POSITIVE,
+    "verbose": VERBOSE,
+    "max_iter": [Interval(Integral, -1, None, closed="left")],
+}
 
 
 def _has_probabilities(estimator: "SVC") -> bool:
@@ -54,6 +83,15 @@ class SVC(ClassifierMixin, SupportVectorMachine):
     probability: the probabilities come from other random folds.
     shrinking, verbose: accepted and not used.
     """
+
+    _parameter_constraints: ClassVar[Constraints] = {
+        **_MACHINE_CONSTRAINTS,
+        "probability": [*FLAG, unset("deprecated")],
+        "class_weight": CLASS_WEIGHT,
+        "decision_function_shape": [one_of("ovr", "ovo")],
+        "break_ties": FLAG,
+        "random_state": SEED,
+    }
 
     def __init__(
         self,
@@ -92,10 +130,6 @@ class SVC(ClassifierMixin, SupportVectorMachine):
 
     def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "SVC":
         """Fit to X [I, D] (or a kernel matrix [I, I]) and labels y [I]."""
-        if not self.C > 0:
-            raise ValueError(f"C={self.C} must be positive")
-        if self.decision_function_shape not in ("ovr", "ovo"):
-            raise ValueError(f"decision_function_shape={self.decision_function_shape!r} must be 'ovr' or 'ovo'")
         X, y, sample_weight = self._validated_fit(X, y, sample_weight)
         check_classification_targets(y)
         self.classes_, indices = np.unique(y, return_inverse=True)
@@ -112,10 +146,10 @@ class SVC(ClassifierMixin, SupportVectorMachine):
                 "Invalid input - all samples with positive weights belong to the same class. Every class needs a "
                 "sample whose weight is positive."
             )
-        source = self._kernel_of(X)
-        self._store(X, indices, self._solve_pairs(source, indices, bound_I))
-        if self.probability is True:
-            self._fit_probabilities(source, indices, bound_I)
+        self._store(X, indices, self._solve_pairs(X, indices, bound_I))
+        self.probA_, self.probB_ = np.zeros(0), np.zeros(0)
+        if self.probability not in (False, "deprecated"):
+            self._fit_probabilities(X, indices, bound_I)
         return self
 
     @property
@@ -160,10 +194,7 @@ class SVC(ClassifierMixin, SupportVectorMachine):
 
     def _pair_coefficients(self) -> np.ndarray:
         """Return the coefficients of every pair's decision function [S, P]."""
-        return self._pairs.coefficients(self.dual_coef_, self.n_support_)
-
-    def _primal(self) -> np.ndarray:
-        return self._pair_coefficients().T @ self.support_vectors_
+        return self._pairs.coefficients(self._dual(), self.n_support_)
 
     def _pair_scores(self, X: MatrixLike) -> np.ndarray:
         X = self._validated_queries(X)
@@ -218,6 +249,10 @@ class SVC(ClassifierMixin, SupportVectorMachine):
     def predict_proba(self, X: MatrixLike) -> np.ndarray:
         """Return the probability of each class [J, K]: one sigmoid of the scores per pair, combined."""
         scores_JP = self._pair_scores(X)
+        if not self.probA_.size:
+            raise NotFittedError(
+                "predict_proba is not available when fitted with probability=False: fit again with probability=True"
+            )
         z = np.clip(self.probA_ * scores_JP + self.probB_, -500, 500)
         positive_JP = np.clip(1 / (1 + np.exp(z)), 1e-7, 1 - 1e-7)
         if len(self.classes_) == 2:
@@ -236,6 +271,8 @@ class SVR(RegressorMixin, SupportVectorMachine):
     Parameters and attributes are those of https://scikit-learn.org/stable/modules/generated/sklearn.svm.SVR.html, with
     the differences in gamma, tol, cache_size, shrinking and verbose that :class:`SVC` lists.
     """
+
+    _parameter_constraints: ClassVar[Constraints] = {**_MACHINE_CONSTRAINTS, "epsilon": NOT_NEGATIVE}
 
     def __init__(
         self,
@@ -266,12 +303,9 @@ class SVR(RegressorMixin, SupportVectorMachine):
 
     def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "SVR":
         """Fit to X [I, D] (or a kernel matrix [I, I]) and targets y [I]."""
-        if not self.C > 0 or not self.epsilon >= 0:
-            raise ValueError(f"C={self.C} must be positive and epsilon={self.epsilon} not negative")
         X, y, sample_weight = self._validated_fit(X, y, sample_weight)
-        source = self._kernel_of(X)
         bound_I = self.C * (np.ones(len(y)) if sample_weight is None else np.maximum(sample_weight, 0))
-        fit = self._solve(source, y.astype(np.float64), -bound_I, bound_I, self.epsilon)
+        fit = self._solve(X, y.astype(np.float64), -bound_I, bound_I, self.epsilon)
         self.support_ = np.flatnonzero(fit.beta).astype(np.int32)
         self.n_support_ = np.array([len(self.support_)], np.int32)
         self.dual_coef_ = fit.beta[None, self.support_].astype(X.dtype)
@@ -284,4 +318,4 @@ class SVR(RegressorMixin, SupportVectorMachine):
     def predict(self, X: MatrixLike) -> np.ndarray:
         """Return the predicted targets [J]."""
         X = self._validated_queries(X)
-        return self._scores(X, self.dual_coef_.T)[:, 0] + self.intercept_[0]
+        return self._scores(X, self._pair_coefficients())[:, 0] + self.intercept_[0]

@@ -1,0 +1,38 @@
+"""What the parameters of the estimators may be, in the form that scikit-learn's own validation reads.
+
+``fit`` starts with ``self._validate_params()``, which raises scikit-learn's InvalidParameterError, a ValueError that
+names the parameter, the values that it may have, and the value that it has.
+"""
+
+from numbers import Integral, Real
+from typing import Any, TypeAlias
+
+from sklearn.metrics import get_scorer_names
+from sklearn.utils._param_validation import Hidden, Interval, StrOptions
+
+Constraints: TypeAlias = dict[str, list[Any]]
+
+FLAG = ["boolean"]
+COUNT = [Interval(Integral, 1, None, closed="left")]
+COUNT_OR_ZERO = [Interval(Integral, 0, None, closed="left")]
+NOT_NEGATIVE = [Interval(Real, 0, None, closed="left")]
+POSITIVE = [Interval(Real, 0, None, closed="neither")]
+POSITIVE_OR_INFINITE = [Interval(Real, 0, None, closed="right")]
+SHARE = [Interval(Real, 0, 1, closed="both")]
+JOBS = [Integral, None]
+SEED = ["random_state"]
+VERBOSE = ["verbose"]
+FOLDS = ["cv_object"]
+SCORING = [StrOptions(set(get_scorer_names())), callable, None]
+CLASS_WEIGHT = [dict, StrOptions({"balanced"}), None]
+SELECTION = [StrOptions({"cyclic", "random"})]
+
+
+def one_of(*names: str) -> StrOptions:
+    """Return the constraint that a parameter is one of these names."""
+    return StrOptions(set(names))
+
+
+def unset(name: str) -> Hidden:
+    """Return the constraint that admits ``name``, the default that stands for "not given", without listing it."""
+    return Hidden(StrOptions({name}))
