@@ -38,12 +38,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
     return (weights * (jax.nn.logsumexp(logits, axis=-1) - hit)).sum(), weights.sum()
 
 
-def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Return the loss of predicting each next token.
+def next_token_labels(batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Return the token that each position must predict, int [B, T], -100 where none is counted.
 
-    batch: "input_ids" int32 [B, T]; optional "attention_mask" [B, T] (1: real token); optional "labels"
-    [B, T], aligned with input_ids as in Hugging Face (shifted here; -100: not counted), by default the real
-    tokens themselves.
+    batch as for :func:`causal_lm_loss`.
     """
     attention_mask = batch.get("attention_mask")
     labels = batch.get("labels")
@@ -51,8 +49,17 @@ def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Arra
         labels = batch["input_ids"]
         if attention_mask is not None:
             labels = jnp.where(attention_mask == 1, labels, IGNORED)
-    logits = model(batch["input_ids"], attention_mask)
-    return cross_entropy(logits, jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED))
+    return jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
+
+
+def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Return the loss of predicting each next token.
+
+    batch: "input_ids" int32 [B, T]; optional "attention_mask" [B, T] (1: real token); optional "labels"
+    [B, T], aligned with input_ids as in Hugging Face (shifted here; -100: not counted), by default the real
+    tokens themselves.
+    """
+    return cross_entropy(model(batch["input_ids"], batch.get("attention_mask")), next_token_labels(batch))
 
 
 def image_classification_loss(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scratch_core.layers.linear import Linear
+from scratch_core.layers.linear import LECUN_NORMAL, Linear
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -54,7 +54,7 @@ class MLP(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """Eq. 2 over the last axis, D -> F -> D, in ``dtype``."""
+    """Eq. 2 over the last axis, D -> F -> D, in ``dtype``; ``kernel_init`` as in :class:`Linear`."""
 
     def __init__(
         self,
@@ -63,10 +63,11 @@ class GatedMLP(nnx.Module):
         *,
         activation: Callable[[jax.Array], jax.Array],
         use_bias: bool = False,
+        kernel_init: Callable[..., jax.Array] = LECUN_NORMAL,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        linear = partial(Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        linear = partial(Linear, use_bias=use_bias, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
         self.gate = linear(d_model, d_ff)
         self.up = linear(d_model, d_ff)
         self.down = linear(d_ff, d_model)
