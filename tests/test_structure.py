@@ -100,8 +100,12 @@ def test_a_model_package_has_goldens(model_package):
 
 
 def test_a_model_package_registers_under_its_name(model_package):
-    assert list(model_package.models.values()) == [f"{model_package.module}:SPEC"]
-    assert model_package.name == f"scratch-{next(iter(model_package.models))}"
+    """A second generation of a model, a class of its own, has a spec and a name of its own: gemma, gemma2."""
+    (name, spec), *others = model_package.models.items()
+    assert (model_package.name, spec) == (f"scratch-{name}", f"{model_package.module}:SPEC")
+    for other, spec in others:
+        assert other.startswith(name), other
+        assert spec.startswith(f"{model_package.module}:SPEC_"), spec
 
 
 def contracts(tests: Path) -> set[tuple[str, str]]:
@@ -117,8 +121,9 @@ def contracts(tests: Path) -> set[tuple[str, str]]:
 
 
 def test_a_model_package_keeps_the_contract_of_each_of_its_tasks(model_package):
-    (point,) = [p for p in entry_points(group="scratch.models") if p.value in model_package.models.values()]
-    for task, model in point.load().models.items():
+    points = [p for p in entry_points(group="scratch.models") if p.value in model_package.models.values()]
+    assert len(points) == len(model_package.models)
+    for task, model in (item for point in points for item in point.load().models.items()):
         wanted = (find_task(task).contract.partition(":")[2], model.partition(":")[2])
         assert wanted in contracts(model_package.folder / "tests"), f"no test class with model_class is a {wanted[0]}"
 

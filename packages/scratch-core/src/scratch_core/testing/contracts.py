@@ -8,7 +8,6 @@ The tests of a package add what only its model promises.
 """
 
 import dataclasses
-from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from scratch_core.errors import DataError
-from scratch_core.registry import ARCHITECTURES, ModelSpec
+from scratch_core.registry import ARCHITECTURES, MODELS, ModelSpec
 from scratch_core.testing.decoding import check_beam_search, check_causal, check_decoding, check_two_traces
 from scratch_core.testing.goldens import jitted
 from scratch_core.testing.parameters import count_parameters, decayed_parameters
@@ -48,7 +47,7 @@ class ModelContract:
     @classmethod
     def setup_class(cls) -> None:
         """Build the model that the tests read; a test that changes one builds its own with :meth:`create`."""
-        cls.spec = import_module(cls.model_class.__module__.partition(".")[0]).SPEC
+        cls.spec = find_spec(cls.model_class)
         cls.config = cls.config or cls.model_class.Config.tiny()
         cls.model = cls.create()
         cls.model.eval()
@@ -61,8 +60,7 @@ class ModelContract:
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """Run a test that takes ``preset`` once for each preset of the package."""
         if "preset" in metafunc.fixturenames:
-            spec = import_module(metafunc.cls.model_class.__module__.partition(".")[0]).SPEC
-            metafunc.parametrize("preset", list(spec.presets))
+            metafunc.parametrize("preset", list(find_spec(metafunc.cls.model_class).presets))
 
     def test_is_registered(self):
         """The spec names this class for its task, and each architecture is an entry point to it."""
@@ -177,6 +175,19 @@ class ImageClassificationContract(ModelContract):
 
     def test_computing_in_bfloat16(self):
         check_bfloat16(self.model_class, self.config)
+
+
+def find_spec(model_class: Any) -> ModelSpec:
+    """Return the spec that offers a class; a package of two generations of a model has a spec for each."""
+    package = model_class.__module__.partition(".")[0]
+    for point in entry_points(group=MODELS):
+        spec = point.load() if point.module == package else None
+        if spec is not None and f"{package}:{model_class.__name__}" in spec.models.values():
+            return spec
+    raise AssertionError(
+        f"no spec of {package} under the entry points {MODELS!r} names {package}:{model_class.__name__}: "
+        "add it to pyproject.toml, then `uv sync --all-packages`"
+    )
 
 
 def _raises(message: str, call: Any, *arguments: Any) -> None:
