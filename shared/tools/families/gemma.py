@@ -18,11 +18,14 @@ def random_config(rng) -> dict:
         "max_position_embeddings": int(rng.integers(64, 300)),
         "hidden_act": str(rng.choice(["gelu_pytorch_tanh", "gelu"])),
         "rope_parameters": {"rope_type": "default", "rope_theta": float(rng.choice([1e4, 5e5, 777.0]))},
-        "pad_token_id": 0,
-        "eos_token_id": [1, 3] if rng.random() < 0.3 else 1,
-        "bos_token_id": 2,
+        "pad_token_id": [None, 0, 3][rng.integers(3)],
+        "eos_token_id": [None, 1, 7, [1, 3]][rng.integers(4)],
+        "bos_token_id": [None, 2, 5][rng.integers(3)],
     }
-    if rng.random() < 0.2:
+    for name in ("pad_token_id", "eos_token_id", "bos_token_id", "rms_norm_eps", "rope_parameters"):
+        if rng.random() < 0.2:
+            del fields[name]
+    if "rope_parameters" in fields and rng.random() < 0.2:
         fields["rope_parameters"] |= {"rope_type": "linear", "factor": float(rng.choice([2.0, 3.5]))}
     if rng.random() < 0.2:
         fields |= [{"attention_bias": True}, {"hidden_act": "silu"}, {"tie_word_embeddings": False}][rng.integers(3)]

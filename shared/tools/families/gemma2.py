@@ -22,11 +22,14 @@ def random_config(rng) -> dict:
         "attn_logit_softcapping": None if rng.random() < 0.2 else float(rng.choice([0.7, 3.0, 50.0])),
         "final_logit_softcapping": None if rng.random() < 0.2 else float(rng.choice([0.7, 3.0, 30.0])),
         "sliding_window": int(rng.integers(1, 20)),
-        "pad_token_id": 0,
-        "eos_token_id": [1, 3] if rng.random() < 0.3 else 1,
-        "bos_token_id": 2,
+        "pad_token_id": [None, 0, 3][rng.integers(3)],
+        "eos_token_id": [None, 1, 7, [1, 3]][rng.integers(4)],
+        "bos_token_id": [None, 2, 5][rng.integers(3)],
     }
-    if rng.random() < 0.2:
+    for name in ("pad_token_id", "eos_token_id", "bos_token_id", "rms_norm_eps", "rope_parameters"):
+        if rng.random() < 0.2:
+            del fields[name]
+    if "rope_parameters" in fields and rng.random() < 0.2:
         fields["rope_parameters"] |= {"rope_type": "linear", "factor": float(rng.choice([2.0, 3.5]))}
     if rng.random() < 0.25:
         fields |= [
