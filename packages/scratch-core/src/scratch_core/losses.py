@@ -48,7 +48,8 @@ def next_token_labels(batch: Mapping[str, jax.Array]) -> jax.Array:
     if labels is None:
         labels = batch["input_ids"]
         if attention_mask is not None:
-            labels = jnp.where(attention_mask == 1, labels, IGNORED)
+            real = attention_mask == 1
+            labels = jnp.where(real & jnp.pad(real[:, :-1], ((0, 0), (1, 0))), labels, IGNORED)
     return jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
 
 
@@ -57,7 +58,7 @@ def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Arra
 
     batch: "input_ids" int32 [B, T]; optional "attention_mask" [B, T] (1: real token); optional "labels"
     [B, T], aligned with input_ids as in Hugging Face (shifted here; -100: not counted), by default the real
-    tokens themselves.
+    tokens that follow a real token: what padding on the left would predict means nothing.
     """
     return cross_entropy(model(batch["input_ids"], batch.get("attention_mask")), next_token_labels(batch))
 

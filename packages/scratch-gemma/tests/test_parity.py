@@ -1,0 +1,54 @@
+"""Golden checkpoints of transformers' GemmaForCausalLM and Gemma2ForCausalLM, through the key tables and back."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scratch_core
+from scratch_core.testing import (
+    LOGITS,
+    assert_close,
+    check_causal_lm,
+    check_round_trip,
+    jitted,
+    read_io,
+    with_legacy_config,
+)
+from scratch_gemma import Gemma, Gemma2
+
+GOLDEN = Path(__file__).parent / "golden"
+MODELS = {"gemma": Gemma, "gemma2": Gemma2}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_the_reference(name):
+    check_causal_lm(GOLDEN / name, read_io(GOLDEN / name))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_the_reference_under_the_legacy_config(name, tmp_path):
+    io = read_io(GOLDEN / name)
+    model = scratch_core.load(with_legacy_config(GOLDEN / name, tmp_path / name))
+    assert type(model) is MODELS[name]
+    assert model.config == scratch_core.load(GOLDEN / name).config
+    real = io["attention_mask"] == 1
+    logits = np.asarray(jitted(model)(io["input_ids"], io["attention_mask"]))
+    assert_close(logits[real], io["logits"][real], LOGITS, name)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_round_trip_keeps_every_byte(name, tmp_path):
+    check_round_trip(GOLDEN / name, tmp_path)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_beams_equal_the_references(name):
+    golden = json.loads((GOLDEN / name / "beams.json").read_text())
+    model, cases = scratch_core.load(GOLDEN / name), golden.pop("cases")
+    assert len(cases) == 9
+    for case in cases:
+        ids, scores = scratch_core.beam_search(model, **golden, **case["settings"])
+        what = str(case["settings"])
+        np.testing.assert_array_equal(ids[..., len(golden["input_ids"][0]) :], case["new_ids"], what)
+        assert_close(scores, np.array(case["scores"]), 1e-4, what)

@@ -1,0 +1,59 @@
+"""Protects the examples: they run, and the tests that a page names exist."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+from flax import nnx
+from scratch_core.data.tokenizers import ByteTokenizer
+from scratch_core.errors import DataError
+from scratch_gemma import Gemma2, Gemma2Config
+
+
+def load_example(root, name):
+    spec = importlib.util.spec_from_file_location(name, root / "shared/examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_fine_tuning_gemma2_goes_from_a_checkpoint_to_a_checkpoint(root, tmp_path, capsys):
+    config = Gemma2Config(
+        264, 32, 1, num_heads=2, num_kv_heads=1, head_dim=16, d_ff=32, window=8,
+        bos_token_id=256, eos_token_id=257, pad_token_id=258,
+    )  # fmt: skip
+    Gemma2(config, rngs=nnx.Rngs(0)).save_pretrained(tmp_path / "base")
+    ByteTokenizer().save(tmp_path / "base")
+    rows = [{"prompt": f"Say {n}", "answer": str(n)} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ["--checkpoint", "base", "--data", "rows.jsonl", "--out", "tuned"]
+    arguments = [str(tmp_path / word) if not word.startswith("--") else word for word in arguments]
+    load_example(root, "fine_tune_gemma2").main(
+        [*arguments, "--steps", "12", "--batch-size", "4", "--learning-rate", "0.01"]
+    )
+    printed = capsys.readouterr().out
+    before, after = map(float, re.findall(r"held-out loss ([\d.]+),", printed))
+    assert after < 0.8 * before
+    assert "loaded again, its held-out loss is the same" in printed
+
+
+def test_a_row_without_an_answer_is_named(root, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n')
+    with pytest.raises(DataError, match=r'rows\.jsonl, row 2: must have a "prompt" and an "answer"'):
+        load_example(root, "fine_tune_gemma2").read_rows(tmp_path / "rows.jsonl")
+
+
+def test_the_tests_that_the_page_on_gemma2_names_exist(root):
+    named = set(
+        re.findall(r"`(test_\w+)[`\[]", (root / "shared/docs/fine_tuning_gemma2.md").read_text(encoding="utf-8"))
+    )
+    sources = [
+        *root.glob("packages/scratch-gemma/tests/*.py"),
+        root / "packages/scratch-core/src/scratch_core/testing/contracts.py",
+    ]
+    defined = set(re.findall(r"def (test_\w+)", "".join(path.read_text(encoding="utf-8") for path in sources)))
+    assert len(named) > 10
+    assert named - defined == set()
