@@ -6,6 +6,16 @@ from scratch_core.layers.dropout import DropPath, drop_path_rates, dropout
 from scratch_core.layers.feed_forward import MLP, GatedMLP, gelu
 from scratch_core.layers.linear import Linear
 from scratch_core.layers.masks import causal_mask, padding_mask, positions_from_mask
+from scratch_core.layers.moe import (
+    ExpertChoice,
+    Experts,
+    TokenChoice,
+    expert_capacity,
+    expert_choice_routing,
+    load_balancing_loss,
+    switch_routing,
+    top_k_routing,
+)
 from scratch_core.layers.norm import LayerNorm, RMSNorm
 from scratch_core.layers.patches import PatchEmbedding
 from scratch_core.layers.rope import (
@@ -21,6 +31,8 @@ __all__ = [
     "MLP",
     "DecoderCache",
     "DropPath",
+    "ExpertChoice",
+    "Experts",
     "GatedMLP",
     "GroupedQueryAttention",
     "KeyValueCache",
@@ -33,14 +45,20 @@ __all__ = [
     "PatchEmbedding",
     "RMSNorm",
     "Rope",
+    "TokenChoice",
     "attend",
     "causal_mask",
     "drop_path_rates",
     "dropout",
+    "expert_capacity",
+    "expert_choice_routing",
     "gelu",
     "interleaved_to_half_split",
+    "load_balancing_loss",
     "padding_mask",
     "positions_from_mask",
     "read_rope",
     "rope_to_hf",
+    "switch_routing",
+    "top_k_routing",
 ]
