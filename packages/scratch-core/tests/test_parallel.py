@@ -11,7 +11,8 @@ from scratch_core import ConfigError
 from scratch_core.losses import cross_entropy
 from scratch_core.parallel import make_mesh, shard_batch, shardings
 
-MESH = AbstractMesh((1, 4, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+MESH = AbstractMesh((1, 4, 1, 2), ("data", "fsdp", "expert", "tensor"), axis_types=(AxisType.Auto,) * 4)
+EXPERTS = AbstractMesh((1, 1, 4, 2), MESH.axis_names, axis_types=MESH.axis_types)
 
 
 @pytest.mark.parametrize(
@@ -31,13 +32,23 @@ def test_parameters_are_placed_by_the_table(path, shape, spec):
     assert placed[path].spec == spec
 
 
+@pytest.mark.parametrize(("experts", "axis"), [(8, "expert"), (6, None)])
+def test_experts_are_spread_over_their_axis_if_it_divides_their_number(experts, axis):
+    kernels = {f"layers.0.feed_forward.experts.{name}.kernel": (experts, 8, 8) for name in ("gate", "down")}
+    placed = shardings({path: SimpleNamespace(shape=shape) for path, shape in kernels.items()}, EXPERTS)
+    assert [sharding.spec for sharding in placed.values()] == [
+        PartitionSpec(axis, "fsdp", "tensor"),
+        PartitionSpec(axis, "tensor", "fsdp"),
+    ]
+
+
 def test_a_mesh_larger_than_the_machine_is_an_error():
     with pytest.raises(ConfigError, match="needs 4096 devices"):
         make_mesh(fsdp=4096)
 
 
 def test_a_batch_that_cannot_be_split_is_an_error():
-    with pytest.raises(ConfigError, match="data \\* fsdp = 4 must divide the batch of 6"):
+    with pytest.raises(ConfigError, match="data \\* fsdp \\* expert = 4 must divide the batch of 6"):
         shard_batch({"input_ids": np.zeros((6, 2))}, MESH)
 
 

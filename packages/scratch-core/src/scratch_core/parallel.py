@@ -1,10 +1,12 @@
-"""Parallelism as a table: parameter path -> logical axes -> mesh axes. Layers know nothing of it.
+"""Parallelism as a table: parameter path -> logical axes -> mesh axes. Layers know nothing of it, save for experts.
 
 A mesh has the axes ``data`` (whole copies of the model, each with its part of the batch), ``fsdp`` (the
-batch is split, and so are the parameters, gathered layer by layer) and ``tensor`` (heads and feed-forward
-features are split). Any of them may be 1. A dimension that its mesh axis does not divide stays whole.
+batch is split, and so are the parameters, gathered layer by layer), ``expert`` (the batch is split, and each
+device keeps some of the experts) and ``tensor`` (heads and feed-forward features are split). Any of them may be 1.
+A dimension that its mesh axis does not divide stays whole.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,13 +18,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from scratch_core.errors import ConfigError
 from scratch_core.paths import matches
 
-BATCH = ("data", "fsdp")
+BATCH = ("data", "fsdp", "expert")
+"""Mesh axes over which the batch is split."""
 
 MESH_AXES: Mapping[str, str] = {
     "embed": "fsdp",
     "vocab": "tensor",
     "heads": "tensor",
     "feed_forward": "tensor",
+    "experts": "expert",
 }
 
 AXES: Mapping[str, tuple[str | None, ...]] = {
@@ -35,22 +39,30 @@ AXES: Mapping[str, tuple[str | None, ...]] = {
     "*up.kernel": ("embed", "feed_forward"),
     "*down.kernel": ("feed_forward", "embed"),
     "*head.kernel": ("embed", "vocab"),
+    "*experts.gate.kernel": ("experts", "embed", "feed_forward"),
+    "*experts.up.kernel": ("experts", "embed", "feed_forward"),
+    "*experts.down.kernel": ("experts", "feed_forward", "embed"),
 }
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: list[Any] | None = None) -> Mesh:
-    """Return a mesh of data x fsdp x tensor devices (default: the first of all devices).
+def make_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: list[Any] | None = None, *, expert: int = 1
+) -> Mesh:
+    """Return a mesh of data x fsdp x expert x tensor devices (default: the first of all devices).
 
     Raises ConfigError if there are fewer devices.
     """
     devices = jax.devices() if devices is None else devices
-    size = data * fsdp * tensor
+    sizes = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
+    size = math.prod(sizes.values())
     if size > len(devices):
         raise ConfigError(
-            f"a mesh of {data} x {fsdp} x {tensor} needs {size} devices, but there are {len(devices)}: make it smaller"
+            f"a mesh of {' x '.join(f'{name} {n}' for name, n in sizes.items())} needs {size} devices, "
+            f"but there are {len(devices)}: make it smaller"
         )
-    axes = ("data", "fsdp", "tensor")
-    return jax.make_mesh((data, fsdp, tensor), axes, axis_types=(AxisType.Auto,) * 3, devices=devices[:size])
+    return jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices[:size]
+    )
 
 
 def shardings(
@@ -84,20 +96,29 @@ def shard_model(model: nnx.Module, mesh: Mesh) -> None:
         spec = _spec(name, leaf.shape, mesh, table) if isinstance(leaf, nnx.Param) else PartitionSpec()
         placed[path] = leaf.replace(jax.device_put(leaf[...], NamedSharding(mesh, spec)))
     nnx.update(model, nnx.from_flat_state(placed))
+    use_mesh(model, mesh)
+
+
+def use_mesh(model: nnx.Module, mesh: Mesh) -> None:
+    """Name the mesh to the layers that split their work themselves: those with an attribute ``mesh``."""
+    for _, module in nnx.iter_modules(model):
+        if hasattr(module, "mesh"):
+            module.mesh = mesh
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """Return a batch (a tree of arrays, axis 0 the batch) split over the mesh's data and fsdp axes.
+    """Return a batch (a tree of arrays, axis 0 the batch) split over the mesh's axes of BATCH.
 
     Raises ConfigError if they do not divide the batch.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = math.prod(mesh.shape[axis] for axis in BATCH)
     sharding = NamedSharding(mesh, PartitionSpec(BATCH))
 
     def place(array: Any) -> jax.Array:
         if array.shape[0] % parts:
             raise ConfigError(
-                f"data * fsdp = {parts} must divide the batch of {array.shape[0]}: change the batch size or the mesh"
+                f"data * fsdp * expert = {parts} must divide the batch of {array.shape[0]}: "
+                "change the batch size or the mesh"
             )
         return jax.device_put(jnp.asarray(array), sharding)
 

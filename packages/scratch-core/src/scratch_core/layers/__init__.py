@@ -8,6 +8,16 @@ from scratch_core.layers.feed_forward import MLP, GatedMLP, gelu
 from scratch_core.layers.linear import Linear
 from scratch_core.layers.lora import LoRALinear, LoRAParam
 from scratch_core.layers.masks import causal_mask, padding_mask, positions_from_mask
+from scratch_core.layers.moe import (
+    ExpertChoice,
+    Experts,
+    TokenChoice,
+    expert_capacity,
+    expert_choice_routing,
+    load_balancing_loss,
+    switch_routing,
+    top_k_routing,
+)
 from scratch_core.layers.norm import LayerNorm, RMSNorm
 from scratch_core.layers.patches import PatchEmbedding
 from scratch_core.layers.rope import (
@@ -23,6 +33,8 @@ __all__ = [
     "MLP",
     "DecoderCache",
     "DropPath",
+    "ExpertChoice",
+    "Experts",
     "GatedMLP",
     "GroupedQueryAttention",
     "KeyValueCache",
@@ -38,17 +50,23 @@ __all__ = [
     "RMSNorm",
     "Rope",
     "ScannedBlocks",
+    "TokenChoice",
     "attend",
     "causal_mask",
     "drop_path_rates",
     "dropout",
+    "expert_capacity",
+    "expert_choice_routing",
     "gelu",
     "interleaved_to_half_split",
+    "load_balancing_loss",
     "padding_mask",
     "positions_from_mask",
     "read_rope",
     "rope_to_hf",
     "run_blocks",
     "scan_layers",
+    "switch_routing",
+    "top_k_routing",
     "unscan_layers",
 ]

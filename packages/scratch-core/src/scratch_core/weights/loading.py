@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from scratch_core.config import architectures, read_json
 from scratch_core.errors import CheckpointError, ConfigError, ScratchError
-from scratch_core.parallel import shardings
+from scratch_core.parallel import shardings, use_mesh
 from scratch_core.paths import matches, unmatched
 from scratch_core.weights.files import DTYPES, open_folder, resolve
 from scratch_core.weights.key_table import Copy, Index, Rule, find_rule, flatten, is_learned
@@ -89,6 +89,8 @@ def load(
     model: Any = nnx.merge(graphdef, _fill(learned, values), _fill_rngs(rest))
     floats = stored & {"F64", "F32", "F16", "BF16"}
     model.checkpoint_dtype = DTYPES[floats.pop()].name if dtype is None and len(floats) == 1 else compute.name
+    if mesh is not None:
+        use_mesh(model, mesh)
     model.eval()
     model.read_companions(folder)
     return model

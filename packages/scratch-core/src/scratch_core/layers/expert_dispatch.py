@@ -1,0 +1,213 @@
+r"""Mixture of experts, computing only the chosen experts: tokens sorted by expert, in blocks of equal length.
+
+Each choice of an expert by a token is one row to compute. The rows are sorted by expert and cut into blocks of R rows;
+an expert's last block is filled up with zeros, so that a block has one expert and every shape is static:
+
+$$ y_{nr} = x_{nr}\, W_{e(n)}, \qquad N = \lfloor T K / R \rfloor + E \text{ blocks at most} \tag{1} $$
+
+A loop takes one block after the other. Blocks beyond the last row are skipped. `jax.lax.ragged_dot` is not used: XLA's
+CPU compiler multiplies every row by every expert and masks the rest, E times the work (shared/docs/cpu.md).
+
+On a mesh (:func:`dispatch_on_mesh`) every device gathers the tokens of the devices along the axis ``expert``, computes
+its own experts for them, and sends the sums back: one all-gather and one reduce-scatter of activations in each layer,
+whatever the experts weigh.
+
+Shapes: B batch, T tokens of a row, D model width, F feed-forward width, E experts, K experts of a token, P = B T K
+choices, N blocks, R rows of a block, S = N R slots for rows, I and O inputs and outputs of a kernel.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from scratch_core.parallel import BATCH
+
+PIECE_BYTES = 2**18
+"""Size of the pieces of a kernel that products of few rows read: they stay in a core's cache."""
+FEW_ROWS = 8
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def dispatch(
+    x_BTD: jax.Array,
+    expert_BTK: jax.Array,
+    gate_BTK: jax.Array,
+    gate_EDF: jax.Array,
+    up_EDF: jax.Array,
+    down_EFD: jax.Array,
+    activation: Activation,
+) -> jax.Array:
+    """Return y_BTD, the sum of each token's experts times their gates, in x's dtype.
+
+    expert_BTK (int32) outside of 0 to E - 1 adds nothing. The sum is taken in float32.
+    """
+    (B, T, D), K, E = x_BTD.shape, expert_BTK.shape[-1], len(gate_EDF)
+    P = B * T * K
+    N, R = block_shape(P, E)
+    slot_P, expert_N = _sort(expert_BTK.reshape(P), E, N, R)
+    choice_S = jnp.full(N * R, P, jnp.int32).at[slot_P].set(jnp.arange(P, dtype=jnp.int32), mode="drop")  # P: none
+    x_SD = take_rows(x_BTD.reshape(B * T, D), choice_S // K, slot_P.reshape(B * T, K))
+    x_NRD = x_SD.reshape(N, R, D)
+    hidden_NRF = activation(grouped_dot(x_NRD, gate_EDF, expert_N)) * grouped_dot(x_NRD, up_EDF, expert_N)
+    y_SD = grouped_dot(hidden_NRF, down_EFD, expert_N).reshape(N * R, D)
+    y_BTKD = take_rows(y_SD, slot_P, choice_S[:, None]).reshape(B, T, K, D)
+    return jnp.einsum("BTK,BTKD->BTD", gate_BTK, y_BTKD).astype(x_BTD.dtype)
+
+
+def block_shape(num_choices: int, num_experts: int) -> tuple[int, int]:
+    """Return the number of blocks N and their rows R for so many choices, whatever their experts.
+
+    R is about half of an expert's share of the rows, at least 4 and at most 128: longer blocks are faster for each row
+    and hold more empty rows. Where there are fewer choices than experts, each is a block by itself.
+    """
+    if num_choices <= num_experts:
+        return num_choices, 1
+    half = max(num_choices // (2 * num_experts), 1)
+    R = min(max(2 ** (half.bit_length() - 1), 4), 128)
+    return num_choices // R + num_experts, R
+
+
+def _sort(expert_P: jax.Array, E: int, N: int, R: int) -> tuple[jax.Array, jax.Array]:
+    """Return the slot of each choice (N R: none), and the expert of each block (E: the block is empty)."""
+    chosen_PE = expert_P[:, None] == jnp.arange(E)
+    load_E = chosen_PE.sum(axis=0)
+    end_E = jnp.cumsum(-(-load_E // R))  # the first block after those of each expert
+    rank_P = jnp.where(chosen_PE, jnp.cumsum(chosen_PE, axis=0) - 1, 0).sum(axis=1)
+    start_P = jnp.where(chosen_PE, end_E - (-(-load_E // R)), 0).sum(axis=1) * R
+    slot_P = jnp.where(chosen_PE.any(axis=1), start_P + rank_P, N * R)
+    expert_N = (jnp.arange(N)[:, None] >= end_E).sum(axis=1)
+    return slot_P.astype(jnp.int32), expert_N.astype(jnp.int32)
+
+
+@jax.custom_vjp
+def take_rows(x: jax.Array, index: jax.Array, places: jax.Array) -> jax.Array:
+    """Return x[index] for x [rows, D], zero where the index (int32 [n]) is beyond the rows.
+
+    places (int32 [rows, m]) names all positions in ``index`` that hold each row, n and more where there are fewer than
+    m. They turn the gradient into a gather: of a scatter, XLA's CPU compiler makes a loop over rows.
+    """
+    return x.at[index].get(mode="fill", fill_value=0)
+
+
+def _take_rows_forward(x, index, places):
+    return take_rows(x, index, places), places
+
+
+def _take_rows_backward(places, dy):
+    dx = dy.at[places].get(mode="fill", fill_value=0).sum(axis=1)
+    return dx, None, None
+
+
+take_rows.defvjp(_take_rows_forward, _take_rows_backward)
+
+
+@jax.custom_vjp
+def grouped_dot(x_NRI: jax.Array, kernel_EIO: jax.Array, expert_N: jax.Array) -> jax.Array:
+    """Return y_NRO of eq. 1: each block times the kernel of its expert, zero where expert_N is E.
+
+    Its gradient by the kernels adds up in place. JAX's own would add an array of zeros as large as all kernels, with
+    one of them filled in, for each block.
+    """
+    R, (E, _, O) = x_NRI.shape[1], kernel_EIO.shape
+
+    def block(_, operands):
+        x_RI, expert = operands
+        product = partial(_dot_pieces if R <= FEW_ROWS else _dot, x_RI, kernel_EIO, expert)
+        return None, jax.lax.cond(expert < E, product, lambda: jnp.zeros((R, O), x_RI.dtype))
+
+    return jax.lax.scan(block, None, (x_NRI, expert_N))[1]
+
+
+def _dot(x_RI: jax.Array, kernel_EIO: jax.Array, expert: jax.Array) -> jax.Array:
+    return x_RI @ jax.lax.dynamic_index_in_dim(kernel_EIO, expert, keepdims=False)
+
+
+def _dot_pieces(x_RI: jax.Array, kernel_EIO: jax.Array, expert: jax.Array) -> jax.Array:
+    """Return what ``_dot`` does, as a sum over pieces of the kernel.
+
+    XLA copies the slice of the kernel before it multiplies. A product of few rows takes less time than such a copy,
+    unless the copy is small enough for the cache.
+    """
+    (R, I), (_, _, O) = x_RI.shape, kernel_EIO.shape
+    most = max(PIECE_BYTES // (O * kernel_EIO.dtype.itemsize), 1)
+    J = next(size for size in range(min(most, I), 0, -1) if I % size == 0)
+
+    def piece(y_RO, start):
+        kernel_JO = jax.lax.dynamic_slice(kernel_EIO, (expert, start, 0), (1, J, O))[0]
+        return y_RO + jax.lax.dynamic_slice(x_RI, (0, start), (R, J)) @ kernel_JO, None
+
+    return jax.lax.scan(piece, jnp.zeros((R, O), x_RI.dtype), jnp.arange(0, I, J, dtype=expert.dtype))[0]
+
+
+def _grouped_dot_forward(x_NRI, kernel_EIO, expert_N):
+    return grouped_dot(x_NRI, kernel_EIO, expert_N), (x_NRI, kernel_EIO, expert_N)
+
+
+def _grouped_dot_backward(saved, dy_NRO):
+    x_NRI, kernel_EIO, expert_N = saved
+    E = len(kernel_EIO)
+
+    def block(dkernel_EIO, operands):
+        x_RI, dy_RO, expert = operands
+
+        def add(dkernel_EIO):
+            kernel_IO = jax.lax.dynamic_index_in_dim(kernel_EIO, expert, keepdims=False)
+            dx_RI = jax.lax.dot_general(dy_RO, kernel_IO, (((1,), (1,)), ((), ())))
+            before_IO = jax.lax.dynamic_index_in_dim(dkernel_EIO, expert, keepdims=False)
+            after_IO = before_IO + jax.lax.dot_general(x_RI, dy_RO, (((0,), (0,)), ((), ())))
+            return jax.lax.dynamic_update_index_in_dim(dkernel_EIO, after_IO, expert, 0), dx_RI
+
+        return jax.lax.cond(expert < E, add, lambda dkernel: (dkernel, jnp.zeros_like(x_RI)), dkernel_EIO)
+
+    dkernel_EIO, dx_NRI = jax.lax.scan(block, jnp.zeros_like(kernel_EIO), (x_NRI, dy_NRO, expert_N))
+    return dx_NRI, dkernel_EIO, None
+
+
+grouped_dot.defvjp(_grouped_dot_forward, _grouped_dot_backward)
+
+
+def dispatch_on_mesh(
+    x_BTD: jax.Array,
+    expert_BTK: jax.Array,
+    gate_BTK: jax.Array,
+    gate_EDF: jax.Array,
+    up_EDF: jax.Array,
+    down_EFD: jax.Array,
+    activation: Activation,
+    mesh: Mesh,
+) -> jax.Array:
+    """Return what :func:`dispatch` does, with experts split over the axis ``expert`` and features over ``tensor``.
+
+    A batch or a dimension that the mesh does not divide stays whole.
+    """
+    parts = int(np.prod([mesh.shape[axis] for axis in BATCH]))
+    rows = BATCH if len(x_BTD) % parts == 0 else None
+    experts = "expert" if len(gate_EDF) % mesh.shape["expert"] == 0 else None
+    features = "tensor" if gate_EDF.shape[-1] % mesh.shape["tensor"] == 0 else None
+
+    def local(x_BTD, expert_BTK, gate_BTK, gate_EDF, up_EDF, down_EFD):
+        shared = rows is not None and experts is not None  # tokens of all devices along ``expert`` meet here
+        if shared:
+            gather = partial(jax.lax.all_gather, axis_name="expert", axis=0, tiled=True)
+            x_BTD, expert_BTK, gate_BTK = gather(x_BTD), gather(expert_BTK), gather(gate_BTK)
+        if experts:
+            expert_BTK = expert_BTK - jax.lax.axis_index("expert") * len(gate_EDF)
+        y_BTD = dispatch(x_BTD, expert_BTK, gate_BTK, gate_EDF, up_EDF, down_EFD, activation)
+        if features:
+            y_BTD = jax.lax.psum(y_BTD, "tensor")
+        if shared:
+            return jax.lax.psum_scatter(y_BTD, "expert", scatter_dimension=0, tiled=True)
+        return jax.lax.psum(y_BTD, "expert") if experts else y_BTD
+
+    split = PartitionSpec(rows)
+    inward, outward = PartitionSpec(experts, None, features), PartitionSpec(experts, features, None)
+    # The check of replication does not know custom_vjp.
+    run = jax.shard_map(
+        local, mesh=mesh, in_specs=(split, split, split, inward, inward, outward), out_specs=split, check_vma=False
+    )
+    return run(x_BTD, expert_BTK, gate_BTK, gate_EDF, up_EDF, down_EFD)
