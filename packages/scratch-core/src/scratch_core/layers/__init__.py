@@ -8,6 +8,7 @@ from scratch_core.layers.linear import Linear
 from scratch_core.layers.masks import causal_mask, padding_mask, positions_from_mask
 from scratch_core.layers.norm import LayerNorm, RMSNorm
 from scratch_core.layers.patches import PatchEmbedding
+from scratch_core.layers.positions import LearnedPositions
 from scratch_core.layers.rope import (
     LinearScaling,
     Llama3Scaling,
@@ -25,6 +26,7 @@ __all__ = [
     "GroupedQueryAttention",
     "KeyValueCache",
     "LayerNorm",
+    "LearnedPositions",
     "Linear",
     "LinearScaling",
     "Llama3Scaling",
