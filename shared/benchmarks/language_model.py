@@ -13,15 +13,20 @@ def prompt(length: int, rows: int = 1) -> list[list[int]]:
 PROBE = prompt(40)
 
 
-def serve_transformers(class_name: str, folder: str, new_tokens: int, training: tuple[int, int]) -> None:
-    """Serve the tasks with the transformers class of that name. ``training`` is (rows, length)."""
+def serve_transformers(
+    class_name: str, folder: str, new_tokens: int, training: tuple[int, int], **settings: Any
+) -> None:
+    """Serve the tasks with the transformers class of that name. ``training`` is (rows, length).
+
+    ``settings`` are further arguments of its from_pretrained.
+    """
     import os
 
     import torch
     import transformers
 
     torch.set_num_threads(os.cpu_count() or 1)
-    model = getattr(transformers, class_name).from_pretrained(folder, dtype=torch.float32).eval()
+    model = getattr(transformers, class_name).from_pretrained(folder, dtype=torch.float32, **settings).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
 
     def prefill(length: int) -> None:

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from scratch_core.errors import ConfigError
+from scratch_core.errors import ConfigError, DataError
 from scratch_core.layers import (
     MLP,
     GatedMLP,
     GroupedQueryAttention,
     KeyValueCache,
     LayerNorm,
+    LearnedPositions,
     Linear,
     LinearScaling,
     Llama3Scaling,
@@ -121,6 +122,13 @@ def test_bias_and_scale_enter_the_scores(normal):
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
+def test_dropout_acts_on_the_weights(normal):
+    query, key, value = normal(B, T, N, H), normal(B, T, N, H), normal(B, T, N, H)
+    np.testing.assert_allclose(
+        attend(query, key, value, dropout=lambda weights: 2 * weights), 2 * attend(query, key, value), rtol=1e-6
+    )
+
+
 def test_head_counts_that_do_not_divide_are_errors():
     with pytest.raises(ConfigError, match="num_kv_heads=3 must divide num_heads=4"):
         GroupedQueryAttention(D, 4, 3, H, rngs=nnx.Rngs(0))
@@ -167,6 +175,15 @@ def test_llama3_scaling_keeps_fast_pairs_and_slows_slow_ones():
     assert between.any()
     assert ((scaled < plain) & (scaled > plain / 8))[between].all()
     np.testing.assert_allclose(Rope(scaling=LinearScaling(4.0)).frequencies(64) * 4, Rope().frequencies(64))
+
+
+def test_learned_positions_are_rows_of_a_table_and_never_clamped():
+    layer = LearnedPositions(5, D, rngs=nnx.Rngs(0))
+    table = layer.embedding[...]
+    np.testing.assert_array_equal(layer(jnp.array([[-1, 0, 4]])), table[jnp.array([[0, 0, 4]])])
+    with pytest.raises(DataError, match="a text of 6 tokens needs 6 positions, the model has 5"):
+        layer(jnp.array([[5]]))
+    assert np.isnan(jitted(layer)(jnp.array([[5]]))).all()
 
 
 def test_positions_count_real_tokens_on_either_side():

@@ -31,6 +31,8 @@ MESH_AXES: Mapping[str, str] = {
 
 AXES: Mapping[str, tuple[str | None, ...]] = {
     "*embedding.embedding": ("vocab", "embed"),
+    "*positions.embedding": (None, "embed"),
+    "*qkv.kernel": ("embed", "heads", None, None),
     "*query.kernel": ("embed", "heads", None),
     "*key.kernel": ("embed", "heads", None),
     "*value.kernel": ("embed", "heads", None),

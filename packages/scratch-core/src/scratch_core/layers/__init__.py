@@ -20,6 +20,7 @@ from scratch_core.layers.moe import (
 )
 from scratch_core.layers.norm import LayerNorm, RMSNorm
 from scratch_core.layers.patches import PatchEmbedding
+from scratch_core.layers.positions import LearnedPositions
 from scratch_core.layers.rope import (
     LinearScaling,
     Llama3Scaling,
@@ -39,6 +40,7 @@ __all__ = [
     "GroupedQueryAttention",
     "KeyValueCache",
     "LayerNorm",
+    "LearnedPositions",
     "Linear",
     "LinearScaling",
     "Llama3Scaling",

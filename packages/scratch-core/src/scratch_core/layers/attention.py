@@ -18,6 +18,7 @@ Shapes: B batch, T query positions, S key positions, D model width, E memory wid
 K key/value heads, G query heads per key/value head, H head width.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -41,12 +42,13 @@ def attend(
     *,
     bias: jax.Array | None = None,
     scale: float | None = None,
+    dropout: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     r"""Return y_BTNH of eq. 1 in the values' dtype, for any K that divides N.
 
     mask_BTS (bool; [T, S], or [B, T, S] with axes of length 1) is True where query t may read key s; None: everywhere.
     bias (float, broadcasts to [B, N, T, S]) is added to the scaled scores, as by ALiBi and T5. scale multiplies the
-    products of queries and keys; None: $1 / \sqrt{H}$.
+    products of queries and keys; None: $1 / \sqrt{H}$. dropout is applied to the weights, after the softmax.
     """
     B, T, N, H = query_BTNH.shape
     S, K = key_BSKH.shape[1:3]
@@ -60,6 +62,8 @@ def attend(
         mask_BTS = jnp.broadcast_to(mask_BTS, (B, T, S))  # before [T, S] could be taken for [K, S]
         scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, BLOCKED)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(value_BSKH.dtype)
+    if dropout is not None:
+        weights_BKGTS = dropout(weights_BKGTS)
     y_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, value_BSKH)  # eq. 1
     return y_BTKGH.reshape(B, T, N, H)
 

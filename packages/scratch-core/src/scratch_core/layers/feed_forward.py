@@ -40,10 +40,11 @@ class MLP(nnx.Module):
         *,
         activation: Callable[[jax.Array], jax.Array],
         use_bias: bool = True,
+        kernel_init: Callable[..., jax.Array] = LECUN_NORMAL,
         dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
-        linear = partial(Linear, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        linear = partial(Linear, use_bias=use_bias, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
         self.up = linear(d_model, d_ff)
         self.down = linear(d_ff, d_model)
         self.activation = activation
