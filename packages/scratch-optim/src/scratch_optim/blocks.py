@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """How one array becomes blocks: its shape, the shape that it is read as, and parts x length for each of its axes."""
+    """How one array becomes blocks: its shape, the shape it is read as, and for each axis of that parts x length."""
 
     shape: tuple[int, ...]
     merged: tuple[int, ...]

@@ -9,7 +9,8 @@ s is the last step at which the roots were computed (section 4.3), once ``every`
 parameter's step has the direction of $P_t$ and the length of a simpler method's step $D_t$ (grafting, section 2):
 
 $$ U_t = \lVert D_t \rVert \, P_t / \lVert P_t \rVert \tag{3} $$
-$$ m_t = b_1 m_{t-1} + (1 - b_1) U_t, \qquad W_{t+1} = W_t - \eta \left(m_t / (1 - b_1^t) + \lambda W_t\right) \tag{4} $$
+$$ m_t = b_1 m_{t-1} + (1 - b_1) U_t, \qquad W_{t+1} = W_t - \eta \left(\frac{m_t}{1 - b_1^t} + \lambda W_t\right)
+\tag{4} $$
 
 Until then $U_t = D_t$. $D_t$ is $G_t$ ("sgd"), $G_t / \sqrt{\sum G^2}$ ("adagrad"), $G_t / \sqrt{v_t}$ with the running
 mean $v_t$ of $G^2$ ("rmsprop"), or that with $v_t / (1 - b_2^t)$ ("adam"; eq. 4 is Adam's first moment).
@@ -32,7 +33,7 @@ from scratch_core.train.optimizers import Optimizer, decay_mask
 
 from scratch_optim.blocks import Stacks
 from scratch_optim.roots import inverse_root_by_eigenvalues, inverse_root_by_newton
-from scratch_optim.settings import check_count, check_range, check_real, decay_coefficients
+from scratch_optim.settings import check_count, check_learning_rate, check_range, check_real, decay_coefficients
 
 GRAFTS = ("sgd", "adagrad", "rmsprop", "adam")
 ROOTS = ("newton", "eigenvalues")
@@ -84,8 +85,7 @@ def distributed_shampoo(
     spread over all of its devices. Raises ConfigError for a setting out of range, and for parameters that are complex
     or integers.
     """
-    if not callable(learning_rate):
-        check_range("learning_rate", learning_rate, 0.0, float("inf"), low_included=False)
+    check_learning_rate(learning_rate)
     for name, value, least in (("block_size", block_size, 1), ("start", start, 1), ("every", every, 1)):
         check_count(name, value, least)
     if exponent is not None:
@@ -102,7 +102,7 @@ def distributed_shampoo(
     if root not in ROOTS:
         raise ConfigError(f"root={root!r} must be one of: {', '.join(ROOTS)}")
     precondition = partial(_precondition, b2=b2, exponent=exponent, root=root, epsilon=epsilon)
-    shares = None if mesh is None else PartitionSpec(mesh.axis_names)  # the first axis, over all devices
+    shares = PartitionSpec() if mesh is None else PartitionSpec(mesh.axis_names)  # the first axis, over all devices
     if mesh is not None:
         precondition = jax.shard_map(
             precondition, mesh=mesh, in_specs=(shares, shares, PartitionSpec()), out_specs=shares, check_vma=False
@@ -111,21 +111,27 @@ def distributed_shampoo(
     def cut(leaves: list[Any]) -> Stacks:
         return Stacks(leaves, block_size, merge=merge, multiple=1 if mesh is None else mesh.size)
 
-    def init(params: Any) -> DistributedShampooState:
+    def init(params: Any) -> Any:
         check_real(params)
         leaves = jax.tree.leaves(params)
         dtype = jnp.result_type(jnp.float32, *leaves)
         stacks = {_name(block): _start(block, count, dtype) for block, count in cut(leaves).counts.items()}
         if mesh is not None:
             stacks = jax.device_put(stacks, NamedSharding(mesh, shares))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params)
-        return DistributedShampooState(jnp.zeros((), jnp.int32), stacks, zeros, None if graft == "sgd" else zeros)
 
-    def update(gradients: Any, state: DistributedShampooState, params: Any = None) -> tuple[Any, Any]:
+        def zeros() -> Any:
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params)
+
+        second_moment = None if graft == "sgd" else zeros()
+        return DistributedShampooState(jnp.zeros((), jnp.int32), stacks, zeros(), second_moment)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if weight_decay and params is None:
-            raise ConfigError(f"weight_decay={weight_decay} needs the parameters: call update(gradients, state, params)")
+            raise ConfigError(
+                f"weight_decay={weight_decay} needs the parameters: call update(gradients, state, params)"
+            )
         t = state.count + 1
-        g = jax.tree.map(lambda gradient, m: gradient.astype(m.dtype), gradients, state.momentum)
+        g = jax.tree.map(lambda gradient, m: gradient.astype(m.dtype), updates, state.momentum)
         leaves, structure = jax.tree.flatten(g)
         plan = cut(leaves)
         refresh = (t == start) | ((t > start) & (t % every == 0))
@@ -142,15 +148,13 @@ def distributed_shampoo(
             scaled = p.astype(d.dtype) * (jnp.linalg.norm(d) / jnp.where(norm > 0, norm, 1)).astype(d.dtype)  # eq. 3
             return jnp.where((t >= start) & (norm > 0), scaled, d)
 
-        momentum = jax.tree.map(
-            lambda m, p, d: b1 * m + (1 - b1) * mix(p, d), state.momentum, preconditioned, grafted
-        )
+        momentum = jax.tree.map(lambda m, p, d: b1 * m + (1 - b1) * mix(p, d), state.momentum, preconditioned, grafted)
         rate = jnp.asarray(learning_rate(state.count) if callable(learning_rate) else learning_rate)
         corrected = jax.tree.map(lambda m: m / (1 - b1 ** t.astype(m.dtype)), momentum)
         if weight_decay:
             decays = decay_coefficients(params, weight_decay, mask)
             corrected = jax.tree.map(lambda m, decay, w: m + decay * w.astype(m.dtype), corrected, decays, params)
-        updates = jax.tree.map(lambda m, g: (-rate.astype(m.dtype) * m).astype(g.dtype), corrected, gradients)  # eq. 4
+        updates = jax.tree.map(lambda m, g: (-rate.astype(m.dtype) * m).astype(g.dtype), corrected, updates)  # eq. 4
         return updates, DistributedShampooState(t, stacks, momentum, second_moment)
 
     return optax.GradientTransformation(init, update)
@@ -168,7 +172,14 @@ def _start(block: tuple[int, ...], count: int, dtype: Any) -> StackState:
 
 
 def _precondition(
-    blocks: jax.Array, state: StackState, refresh: jax.Array, *, b2: float, exponent: int | None, root: str, epsilon: float
+    blocks: jax.Array,
+    state: StackState,
+    refresh: jax.Array,
+    *,
+    b2: float,
+    exponent: int | None,
+    root: str,
+    epsilon: float,
 ) -> tuple[jax.Array, StackState]:
     """Return P of eq. 2 for blocks [A, ...], and the state after them; A is a device's share on a mesh."""
     k = blocks.ndim - 1
@@ -182,9 +193,9 @@ def _precondition(
         matrix_ASS = b2 * matrix_ASS + new * jnp.einsum("ASR,ATR->AST", unfolded_ASR, unfolded_ASR)  # eq. 1
         roots_of = partial(_roots, p=p, root=root, epsilon=epsilon)
         root_ASS = jax.lax.cond(refresh, roots_of, lambda _, kept_ASS: kept_ASS, matrix_ASS, root_ASS)
-        turned_ASR = jnp.moveaxis(preconditioned, axis, 1)
-        multiplied_ASR = jnp.einsum("AST,ATR->ASR", root_ASS, turned_ASR.reshape(A, S, -1))  # eq. 2
-        preconditioned = jnp.moveaxis(multiplied_ASR.reshape(turned_ASR.shape), 1, axis)
+        turned = jnp.moveaxis(preconditioned, axis, 1)
+        multiplied_ASR = jnp.einsum("AST,ATR->ASR", root_ASS, turned.reshape(A, S, -1))  # eq. 2
+        preconditioned = jnp.moveaxis(multiplied_ASR.reshape(turned.shape), 1, axis)
         statistics.append(matrix_ASS)
         roots.append(root_ASS)
     return preconditioned, StackState(tuple(statistics), tuple(roots))

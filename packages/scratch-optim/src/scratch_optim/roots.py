@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 TOLERANCE = 1e-6  # of M - I, where the iteration has converged
+NEAR = 0.1  # from this error on it falls in each step, but for rounding; before, it may rise
 ITERATIONS = 100
 
 
@@ -50,8 +51,8 @@ class _Iteration(NamedTuple):
 def inverse_root_by_newton(matrix_SS: jax.Array, p: int, *, ridge: float = 1e-6) -> tuple[jax.Array, jax.Array]:
     r"""Return $(A + \epsilon \lambda_{\max} I)^{-1/p}$ by eq. 2, and the error of the iteration: how far M is from I.
 
-    A is float32 or float64. The iteration ends at an error of 1e-6, or where the error stops falling; the caller
-    decides which error is too large. An error that is not finite means that A was not.
+    A is float32 or float64. The iteration ends at an error of 1e-6, or where rounding keeps the error from falling
+    further; the caller decides which error is too large. An error that is not finite means that A was not.
     """
     S = matrix_SS.shape[0]
     eye_SS = jnp.eye(S, dtype=matrix_SS.dtype)
@@ -60,7 +61,8 @@ def inverse_root_by_newton(matrix_SS: jax.Array, p: int, *, ridge: float = 1e-6)
     alpha = -1 / p
 
     def going_on(now: _Iteration) -> jax.Array:
-        return (now.step < ITERATIONS) & (now.error > TOLERANCE) & (now.error < now.error_before)
+        falls = (now.error < now.error_before) | (now.error > NEAR)
+        return (now.step < ITERATIONS) & (now.error > TOLERANCE) & falls & jnp.isfinite(now.error)
 
     def iterate(now: _Iteration) -> _Iteration:
         t_SS = (1 - alpha) * eye_SS + alpha * now.m_SS

@@ -25,7 +25,7 @@ import optax
 from scratch_core.errors import ConfigError
 from scratch_core.train.optimizers import Optimizer, decay_mask
 
-from scratch_optim.settings import check_count, check_range, check_real, decay_coefficients
+from scratch_optim.settings import check_count, check_learning_rate, check_range, check_real, decay_coefficients
 
 
 class ScheduleFreeState(NamedTuple):
@@ -53,7 +53,7 @@ def schedule_free_sgd(
 ) -> optax.GradientTransformation:
     r"""Return schedule-free SGD: eqs. 1 to 4 with $d_t$ the gradient.
 
-    ``momentum`` is $\beta$ of eq. 1, in (0, 1). ``warmup_steps``: the learning rate rises linearly over this many steps.
+    ``momentum`` is $\beta$ of eq. 1, in (0, 1). The learning rate rises linearly over ``warmup_steps``.
     Weight decay acts where ``mask`` (a tree of booleans, or a function from the parameters to one) is True. State is
     float32 at least, whatever the parameters are. ``update`` needs the parameters (y). Raises ConfigError for a setting
     out of range, and for parameters that are complex or integers.
@@ -141,32 +141,33 @@ def _schedule_free(
     mask: Any,
 ) -> optax.GradientTransformation:
     """Return the transformation; ``b2`` None is SGD."""
-    if not callable(learning_rate):
-        check_range("learning_rate", learning_rate, 0.0, float("inf"), low_included=False)
+    check_learning_rate(learning_rate)
     check_range("weight_decay", weight_decay, 0.0, float("inf"))
     check_count("warmup_steps", warmup_steps, 0)
     check_range("r", r, 0.0, float("inf"))
     check_range("weight_lr_power", weight_lr_power, 0.0, float("inf"))
 
-    def init(params: Any) -> ScheduleFreeState:
+    def init(params: Any) -> Any:
         check_real(params)
-        z = jax.tree.map(lambda y: y.astype(_state_dtype(y)), params)
+        z = jax.tree.map(lambda y: jnp.array(y, _state_dtype(y)), params)  # a copy: both may be donated to a step
         second_moment = None if b2 is None else jax.tree.map(jnp.zeros_like, z)
-        zero = jnp.zeros(())
-        return ScheduleFreeState(jnp.zeros((), jnp.int32), z, second_moment, zero, zero, jnp.asarray(beta))
+        count, largest_rate, weight_sum = jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(())
+        return ScheduleFreeState(count, z, second_moment, largest_rate, weight_sum, jnp.asarray(beta))
 
-    def update(gradients: Any, state: ScheduleFreeState, params: Any = None) -> tuple[Any, ScheduleFreeState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
             raise ConfigError("schedule-free methods need the parameters: call update(gradients, state, params)")
         t = state.count + 1
         rate = jnp.asarray(learning_rate(state.count) if callable(learning_rate) else learning_rate)
-        rate = rate.astype(state.largest_rate.dtype) * (jnp.minimum(1.0, t / warmup_steps) if warmup_steps else 1.0)
+        rate = rate.astype(state.largest_rate.dtype) * (
+            jnp.minimum(1, t.astype(float) / warmup_steps) if warmup_steps else 1
+        )
         largest_rate = jnp.maximum(state.largest_rate, rate)
         weight = t.astype(rate.dtype) ** r * largest_rate**weight_lr_power
         weight_sum = state.weight_sum + weight
         c = jnp.where(weight_sum > 0, weight / jnp.where(weight_sum > 0, weight_sum, 1), 0)  # eq. 4
 
-        g = jax.tree.map(lambda gradient, z: gradient.astype(z.dtype), gradients, state.z)
+        g = jax.tree.map(lambda gradient, z: gradient.astype(z.dtype), updates, state.z)
         second_moment = None
         if b2 is not None:
             second_moment = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.second_moment, g)
@@ -197,7 +198,8 @@ def _state_dtype(x: jax.Array) -> Any:
 def _checked_beta(name: str, value: float) -> float:
     if not 0 < value < 1:
         raise ConfigError(
-            f"{name}={value} must be above 0 and below 1: at 0, x cannot be found from y and z, and at 1, z has no part in y"
+            f"{name}={value} must be above 0 and below 1: "
+            "at 0, x cannot be found from y and z, and at 1, y does not depend on z"
         )
     return value
 

@@ -4,11 +4,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from scratch_core.errors import ConfigError
 
 
+def check_learning_rate(learning_rate: optax.ScalarOrSchedule) -> None:
+    """Raise ConfigError unless it is a positive number, or a schedule."""
+    if not callable(learning_rate):
+        check_range("learning_rate", float(learning_rate), 0.0, float("inf"), low_included=False)
+
+
 def check_range(name: str, value: float, low: float, high: float, *, low_included: bool = True) -> None:
-    """Raise ConfigError unless low <= value < high; low < value where ``low_included`` is False. NaN is out of range."""
+    """Raise ConfigError unless low <= value < high, or low < value < high where ``low_included`` is False."""
     if not ((low <= value if low_included else low < value) and value < high):
         least = "at least" if low_included else "above"
         most = "" if high == float("inf") else f" and below {high:g}"

@@ -25,7 +25,7 @@ import optax
 from scratch_core.errors import ConfigError
 from scratch_core.train.optimizers import Optimizer, decay_mask
 
-from scratch_optim.settings import check_count, check_range, check_real, decay_coefficients
+from scratch_optim.settings import check_count, check_learning_rate, check_range, check_real, decay_coefficients
 
 GRAFTS = ("sgd", "adagrad")
 
@@ -71,8 +71,7 @@ def shampoo(
     booleans, or a function from the parameters to one) is True, and then ``update`` needs the parameters. State is
     float32 at least. Raises ConfigError for a setting out of range, and for parameters that are complex or integers.
     """
-    if not callable(learning_rate):
-        check_range("learning_rate", learning_rate, 0.0, float("inf"), low_included=False)
+    check_learning_rate(learning_rate)
     check_range("epsilon", epsilon, 0.0, float("inf"), low_included=False)
     if not 0 < b2 <= 1:
         raise ConfigError(f"b2={b2} must be above 0 and at most 1: 1 sums the statistics, less averages them")
@@ -82,16 +81,16 @@ def shampoo(
     check_range("weight_decay", weight_decay, 0.0, float("inf"))
     check_count("every", every, 1)
 
-    def init(params: Any) -> ShampooState:
+    def init(params: Any) -> Any:
         check_real(params)
         return ShampooState(jnp.zeros((), jnp.int32), tuple(map(start, jax.tree.leaves(params))))
 
     def start(x: jax.Array) -> ParameterState:
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        zeros = jnp.zeros(x.shape, dtype)
         eyes = [jnp.eye(size, dtype=dtype) for size in x.shape]
         axes = tuple(AxisState(epsilon * eye, epsilon ** (-1 / (2 * x.ndim)) * eye) for eye in eyes)
-        return ParameterState(axes, zeros, zeros if graft == "adagrad" else None)
+        squares = jnp.zeros(x.shape, dtype) if graft == "adagrad" else None
+        return ParameterState(axes, jnp.zeros(x.shape, dtype), squares)
 
     def direction(gradient: jax.Array, state: ParameterState, refresh: jax.Array) -> tuple[jax.Array, ParameterState]:
         """Return P of eq. 2 with the length that grafting gives it, and the state after this gradient."""
@@ -113,10 +112,12 @@ def shampoo(
             preconditioned = preconditioned * (jnp.linalg.norm(step) / jnp.where(norm > 0, norm, 1))
         return preconditioned, ParameterState(tuple(axes), momentum * state.momentum + preconditioned, squares)
 
-    def update(gradients: Any, state: ShampooState, params: Any = None) -> tuple[Any, ShampooState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if weight_decay and params is None:
-            raise ConfigError(f"weight_decay={weight_decay} needs the parameters: call update(gradients, state, params)")
-        leaves, structure = jax.tree.flatten(gradients)
+            raise ConfigError(
+                f"weight_decay={weight_decay} needs the parameters: call update(gradients, state, params)"
+            )
+        leaves, structure = jax.tree.flatten(updates)
         refresh = state.count % every == 0
         after = tuple(direction(g, old, refresh)[1] for g, old in zip(leaves, state.parameters, strict=True))
         rate = jnp.asarray(learning_rate(state.count) if callable(learning_rate) else learning_rate)
@@ -125,8 +126,8 @@ def shampoo(
             decays = jax.tree.leaves(decay_coefficients(params, weight_decay, mask))
             weights = jax.tree.leaves(params)
             steps = [m + decay * w.astype(m.dtype) for m, decay, w in zip(steps, decays, weights, strict=True)]
-        updates = [(-rate.astype(m.dtype) * m).astype(g.dtype) for m, g in zip(steps, leaves, strict=True)]  # eq. 3
-        return jax.tree.unflatten(structure, updates), ShampooState(state.count + 1, after)
+        steps = [(-rate.astype(m.dtype) * m).astype(g.dtype) for m, g in zip(steps, leaves, strict=True)]  # eq. 3
+        return jax.tree.unflatten(structure, steps), ShampooState(state.count + 1, after)
 
     return optax.GradientTransformation(init, update)
 
