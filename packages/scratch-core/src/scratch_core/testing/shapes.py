@@ -68,13 +68,13 @@ class _Checked(ast.NodeTransformer):
     def __init__(self, path: str):
         self.path = path
 
-    def visit_FunctionDef(self, function: ast.FunctionDef) -> ast.FunctionDef:
-        self.generic_visit(function)
-        names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
-        names |= {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        self.generic_visit(node)
+        names = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+        names |= {argument.arg for argument in ast.walk(node) if isinstance(argument, ast.arg)}
         if any(map(SUFFIX.search, names)):
-            check = ast.parse(f"__check_names__(locals(), {f'{self.path}:{function.name}'!r})").body
-            docstring = 1 if ast.get_docstring(function, clean=False) is not None else 0
-            body = function.body[docstring:] or [ast.Pass()]
-            function.body[docstring:] = [ast.Try(body=body, handlers=[], orelse=[], finalbody=check)]
-        return function
+            check = ast.parse(f"__check_names__(locals(), {f'{self.path}:{node.name}'!r})").body
+            docstring = 1 if ast.get_docstring(node, clean=False) is not None else 0
+            body: list[ast.stmt] = node.body[docstring:] or [ast.Pass()]
+            node.body[docstring:] = [ast.Try(body=body, handlers=[], orelse=[], finalbody=check)]
+        return node
