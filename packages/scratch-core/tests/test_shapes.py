@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+NAME = "scratch_fake"
 SOURCE = '''"""A docstring."""
 
 
@@ -23,11 +24,11 @@ def unnamed(x):
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    (tmp_path / "scratch_fake.py").write_text(SOURCE)
+    (tmp_path / f"{NAME}.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "scratch_fake", raising=False)
-    yield importlib.import_module("scratch_fake")
-    sys.modules.pop("scratch_fake")
+    monkeypatch.delitem(sys.modules, NAME, raising=False)
+    yield importlib.import_module(NAME)
+    sys.modules.pop(NAME)
 
 
 def test_true_names_pass(module):

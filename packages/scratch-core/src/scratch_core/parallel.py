@@ -105,7 +105,7 @@ def use_mesh(model: nnx.Module, mesh: Mesh) -> None:
     """Name the mesh to the layers that split their work themselves: those with an attribute ``mesh``."""
     for _, module in nnx.iter_modules(model):
         if hasattr(module, "mesh"):
-            module.mesh = mesh
+            module.mesh = mesh  # ty: ignore[invalid-assignment]
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
