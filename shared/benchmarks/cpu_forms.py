@@ -174,6 +174,40 @@ def causal_convolution() -> Case:
 # ----------------------------------------------------------------------------------------------- the rest
 
 
+def _grouped_arrays(N: int, R: int) -> tuple[list[jax.Array], jax.Array]:
+    """N blocks of R rows and 8 kernels, 768 to 1,728 features; the expert of each block."""
+    return arrays((N, R, 768), (8, 768, 1728)), jnp.arange(N, dtype=jnp.int32) % 8
+
+
+@case
+def experts() -> Case:
+    from scratch_core.layers.expert_dispatch import grouped_dot
+
+    operands, expert_N = _grouped_arrays(16, 64)
+    expert_N = jnp.sort(expert_N)
+
+    def plain(x_NRI, kernel_EIO):
+        rows_E = jnp.bincount(expert_N, length=8).astype(jnp.int32) * 64
+        return lax.ragged_dot(x_NRI.reshape(-1, 768), kernel_EIO, rows_E).reshape(16, 64, -1)
+
+    ours = lambda x, kernel: grouped_dot(x, kernel, expert_N)  # noqa: E731
+    return gradients("1,024 rows, each by one of 8 kernels of 768 x 1,728", plain, ours, operands, 2)
+
+
+@case
+def expert_pieces() -> Case:
+    from scratch_core.layers.expert_dispatch import grouped_dot
+
+    operands, expert_N = _grouped_arrays(2, 1)
+
+    def plain(x_NRI, kernel_EIO):
+        block = lambda _, row: (None, row[0] @ lax.dynamic_index_in_dim(kernel_EIO, row[1], keepdims=False))  # noqa: E731
+        return lax.scan(block, None, (x_NRI, expert_N))[1]
+
+    ours = lambda x, kernel: grouped_dot(x, kernel, expert_N)  # noqa: E731
+    return "2 rows, each by one of 8 kernels of 768 x 1,728", plain, ours, operands, 10
+
+
 @case
 def gelu() -> Case:
     from scratch_core.layers import gelu

@@ -103,7 +103,8 @@ def shard_model(model: nnx.Module, mesh: Mesh) -> None:
 
 def use_mesh(model: nnx.Module, mesh: Mesh) -> None:
     """Name the mesh to the layers that split their work themselves: those with an attribute ``mesh``."""
-    for _, module in nnx.iter_modules(model):
+    modules: Any = nnx.iter_modules(model)
+    for _, module in modules:
         if hasattr(module, "mesh"):
             module.mesh = mesh  # ty: ignore[invalid-assignment]
 

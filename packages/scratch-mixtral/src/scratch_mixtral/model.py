@@ -160,5 +160,6 @@ def balance_loss_switch(routers: tuple[jax.Array, ...], attention_mask: jax.Arra
     f counts the best expert of each token, so that balance gives 1 for each layer.
     """
     mask_T = None if attention_mask is None else attention_mask.reshape(-1)
-    losses = [load_balancing_loss(logits_BTE.reshape(-1, logits_BTE.shape[-1]), 1, mask_T) for logits_BTE in routers]
+    E = routers[0].shape[-1]
+    losses = [load_balancing_loss(logits_BTE.reshape(-1, E), 1, mask_T) for logits_BTE in routers]
     return jnp.stack(losses).sum()

@@ -137,6 +137,9 @@ def _dot_pieces(x_RI: jax.Array, kernel_EIO: jax.Array, expert: jax.Array) -> ja
     most = max(PIECE_BYTES // (O * kernel_EIO.dtype.itemsize), 1)
     J = next(size for size in range(min(most, I), 0, -1) if I % size == 0)
 
+    if J == I:
+        return _dot(x_RI, kernel_EIO, expert)
+
     def piece(y_RO, start):
         kernel_JO = jax.lax.dynamic_slice(kernel_EIO, (expert, start, 0), (1, J, O))[0]
         return y_RO + jax.lax.dynamic_slice(x_RI, (0, start), (R, J)) @ kernel_JO, None
@@ -171,6 +174,10 @@ def _grouped_dot_backward(saved, dy_NRO):
 grouped_dot.defvjp(_grouped_dot_forward, _grouped_dot_backward)
 
 
+def _splits(devices: int, size: int) -> bool:
+    return devices > 1 and size % devices == 0
+
+
 def dispatch_on_mesh(
     x_BTD: jax.Array,
     expert_BTK: jax.Array,
@@ -187,8 +194,8 @@ def dispatch_on_mesh(
     """
     parts = int(np.prod([mesh.shape[axis] for axis in BATCH]))
     rows = BATCH if len(x_BTD) % parts == 0 else None
-    experts = "expert" if len(gate_EDF) % mesh.shape["expert"] == 0 else None
-    features = "tensor" if gate_EDF.shape[-1] % mesh.shape["tensor"] == 0 else None
+    experts = "expert" if _splits(mesh.shape["expert"], len(gate_EDF)) else None
+    features = "tensor" if _splits(mesh.shape["tensor"], gate_EDF.shape[-1]) else None
 
     def local(x_BTD, expert_BTK, gate_BTK, gate_EDF, up_EDF, down_EFD):
         shared = rows is not None and experts is not None  # tokens of all devices along ``expert`` meet here

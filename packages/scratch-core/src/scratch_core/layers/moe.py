@@ -73,17 +73,32 @@ class ExpertChoice(NamedTuple):
         return jnp.einsum("EC,ECT->TE", self.gate_EC, one_hot_ECT)
 
 
+def _best_experts(probability_TE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """Return the ``k`` largest probabilities of each token, best_TK, and their experts, expert_TK int32.
+
+    `jax.lax.top_k` gives the same. On a mesh XLA gathers its operand on every device, and its gradient is a scatter.
+    """
+    E = probability_TE.shape[-1]
+    left_TE, experts = probability_TE, []
+    for _ in range(k):
+        experts.append(left_TE.argmax(axis=-1).astype(jnp.int32))
+        left_TE = jnp.where(experts[-1][:, None] == jnp.arange(E), -1.0, left_TE)
+    expert_TK = jnp.stack(experts, axis=1)
+    best_TK = jnp.where(expert_TK[:, :, None] == jnp.arange(E), probability_TE[:, None], 0.0).sum(axis=-1)
+    return best_TK, expert_TK
+
+
 def top_k_routing(logits_TE: jax.Array, k: int) -> TokenChoice:
     """Route each token to its ``k`` best experts, with gates that sum to 1 (eq. 2); logits_TE of any float type."""
     probability_TE = jax.nn.softmax(logits_TE.astype(jnp.float32), axis=-1)
-    best_TK, expert_TK = jax.lax.top_k(probability_TE, k)
+    best_TK, expert_TK = _best_experts(probability_TE, k)
     return TokenChoice(expert_TK, best_TK / best_TK.sum(axis=-1, keepdims=True))  # eq. 2: the common divisor cancels
 
 
 def switch_routing(logits_TE: jax.Array, capacity: int) -> TokenChoice:
     """Route each token to its best expert, which takes the first ``capacity`` of them (eq. 3; K is 1)."""
     probability_TE = jax.nn.softmax(logits_TE.astype(jnp.float32), axis=-1)
-    gate_T1, expert_T1 = jax.lax.top_k(probability_TE, 1)
+    gate_T1, expert_T1 = _best_experts(probability_TE, 1)
     E = logits_TE.shape[-1]
     chosen_TE = expert_T1 == jnp.arange(E)
     earlier_TE = jnp.cumsum(chosen_TE, axis=0) - chosen_TE
@@ -113,7 +128,7 @@ def load_balancing_loss(logits_TE: jax.Array, k: int = 1, mask_T: jax.Array | No
     """
     probability_TE = jax.nn.softmax(logits_TE.astype(jnp.float32), axis=-1)
     E = logits_TE.shape[-1]
-    sent_TE = jax.nn.one_hot(jax.lax.top_k(probability_TE, k)[1], E).sum(axis=1)
+    sent_TE = jax.nn.one_hot(_best_experts(probability_TE, k)[1], E).sum(axis=1)
     weight_T1 = (jnp.ones(len(logits_TE)) if mask_T is None else mask_T.astype(jnp.float32))[:, None]
     tokens = jnp.maximum(weight_T1.sum(), 1)
     fraction_E = (weight_T1 * sent_TE).sum(axis=0) / tokens
