@@ -93,8 +93,10 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0])
     options = parser.parse_args()
     D = options.width
-    config = Olmo2Config(256, D, options.layers, num_heads=D // 16, num_kv_heads=D // 16, d_ff=3 * D)
-    tokens = load_text(None, ByteTokenizer()).train
+    tokenizer = ByteTokenizer()
+    sizes = {"d_model": D, "num_layers": options.layers, "num_heads": D // 16, "num_kv_heads": D // 16, "d_ff": 3 * D}
+    config = Olmo2Config(tokenizer.vocab_size, **sizes)
+    tokens = load_text(None, tokenizer).train
     starts_SB = np.random.default_rng(0).integers(0, len(tokens) - 64, (options.steps, 8))
     batches_SBT = tokens[starts_SB[..., None] + np.arange(64)].astype(np.int32)
 
@@ -111,7 +113,7 @@ def main() -> None:
         print(f"| {rate:g} | {' | '.join(cells)} |", flush=True)
     print()
     for qk_norm, values in losses.items():
-        best = np.nanmin(values)
+        best = min(loss for loss in values if np.isfinite(loss))
         stable = max(rate for rate, loss in zip(options.rates, values) if loss <= best + MARGIN)
         print(f"{'with' if qk_norm else 'without'} QK-norm: best loss {best:.3f}, stable up to {stable:g}")
     print(f"{time.perf_counter() - start:.0f} s")
