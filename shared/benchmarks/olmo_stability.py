@@ -1,6 +1,9 @@
 """What QK-norm does to the largest stable learning rate: OLMo 2 with and without it, trained at many rates.
 
     uv run python shared/benchmarks/olmo_stability.py
+    uv run python shared/benchmarks/olmo_stability.py --norm before
+
+The second puts the norms before the layers, as in OLMo 1 and Llama, to see what QK-norm does by itself.
 
 Everything else is equal: sizes, first weights, the order of the batches (bytes of the Python standard library), AdamW
 with the paper's betas and weight decay, a warm-up over a tenth of the steps, then a constant rate, and no clipping of
@@ -24,7 +27,7 @@ from scratch_core.data import ByteTokenizer
 from scratch_core.data.text import load_text
 from scratch_core.layers import causal_mask
 from scratch_olmo import Olmo2, Olmo2Config
-from scratch_olmo.model import Attention, NormedAttention
+from scratch_olmo.model import Attention, NormedAttention, Olmo2Block
 
 MARGIN = 0.2
 
@@ -35,12 +38,24 @@ class PlainAttention(NormedAttention):
     project = Attention.project
 
 
-def create(qk_norm: bool, config: Olmo2Config) -> Olmo2:
-    """Return the model, with or without QK-norm."""
+class NormBeforeBlock(Olmo2Block):
+    """OLMo 2's block with its norms moved to what the layers read."""
+
+    def __call__(self, x_BTD, positions_BT, cache=None):
+        """Return y_BTD, and the cache with these T tokens appended (None without one)."""
+        attended_BTD, cache = self.attention(self.attention_post_norm(x_BTD), positions_BT, cache)
+        x_BTD = x_BTD + attended_BTD
+        return x_BTD + self.feed_forward(self.feed_forward_post_norm(x_BTD)), cache
+
+
+def create(qk_norm: bool, norm: str, config: Olmo2Config) -> Olmo2:
+    """Return the model, with or without QK-norm, and with its norms "after" or "before" the layers."""
     model = Olmo2(config, rngs=nnx.Rngs(0))
-    if not qk_norm:
-        for layer in model.layers:
+    for layer in model.layers:
+        if not qk_norm:
             layer.attention.__class__ = PlainAttention
+        if norm == "before":
+            layer.__class__ = NormBeforeBlock
     return model
 
 
@@ -51,7 +66,8 @@ def largest_score(model: Olmo2, ids_BT: jax.Array) -> jax.Array:
     mask_B1TS = causal_mask(positions_BT, positions_BT)[:, None]
     for layer in model.layers:
         attention = layer.attention
-        query_BTNH, key_BSNH, _ = attention.project(x_BTD)
+        read_BTD = layer.attention_post_norm(x_BTD) if isinstance(layer, NormBeforeBlock) else x_BTD
+        query_BTNH, key_BSNH, _ = attention.project(read_BTD)
         query_BTNH, key_BSNH = attention.rope(query_BTNH, positions_BT), attention.rope(key_BSNH, positions_BT)
         scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", query_BTNH, key_BSNH) * query_BTNH.shape[-1] ** -0.5
         largest = jnp.maximum(largest, jnp.where(mask_B1TS, jnp.abs(scores_BNTS), 0).max())
@@ -90,18 +106,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=64, help="d_model; heads are 16 wide")
+    parser.add_argument("--norm", choices=("after", "before"), default="after", help="the layers; OLMo 2's are after")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0])
     options = parser.parse_args()
     D = options.width
-    config = Olmo2Config(256, D, options.layers, num_heads=D // 16, num_kv_heads=D // 16, d_ff=3 * D)
-    tokens = load_text(None, ByteTokenizer()).train
+    tokenizer = ByteTokenizer()
+    sizes = {"d_model": D, "num_layers": options.layers, "num_heads": D // 16, "num_kv_heads": D // 16, "d_ff": 3 * D}
+    config = Olmo2Config(tokenizer.vocab_size, **sizes)
+    tokens = load_text(None, tokenizer).train
     starts_SB = np.random.default_rng(0).integers(0, len(tokens) - 64, (options.steps, 8))
     batches_SBT = tokens[starts_SB[..., None] + np.arange(64)].astype(np.int32)
 
-    print(f"{options.steps} steps of 8 x 64 bytes, {options.layers} layers, d_model={D}, jax {jax.__version__}\n")
+    size = f"{options.steps} steps of 8 x 64 bytes, {options.layers} layers, d_model={D}"
+    print(f"{size}, norms {options.norm} the layers, jax {jax.__version__}\n")
     print("| learning rate | with QK-norm | largest score | without | largest score |\n|--:|--:|--:|--:|--:|")
     start, losses = time.perf_counter(), {True: [], False: []}
-    trainers = {qk_norm: trainer(create(qk_norm, config), batches_SBT) for qk_norm in (True, False)}
+    trainers = {qk_norm: trainer(create(qk_norm, options.norm, config), batches_SBT) for qk_norm in (True, False)}
     for rate in options.rates:
         cells = []
         for qk_norm, train in trainers.items():
@@ -111,7 +131,7 @@ def main() -> None:
         print(f"| {rate:g} | {' | '.join(cells)} |", flush=True)
     print()
     for qk_norm, values in losses.items():
-        best = np.nanmin(values)
+        best = min(loss for loss in values if np.isfinite(loss))
         stable = max(rate for rate, loss in zip(options.rates, values) if loss <= best + MARGIN)
         print(f"{'with' if qk_norm else 'without'} QK-norm: best loss {best:.3f}, stable up to {stable:g}")
     print(f"{time.perf_counter() - start:.0f} s")

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from flax import nnx
 from scratch_core import CausalLM
 from scratch_core.layers import GatedMLP, KeyValueCache, Linear, attend, causal_mask
+from scratch_core.layers.linear import LECUN_NORMAL
 from scratch_core.losses import IGNORED, causal_lm_loss, next_token_labels
 
 from scratch_olmo import convert
@@ -68,9 +69,9 @@ class Attention(nnx.Module):
     Projections run in ``dtype``.
     """
 
-    def __init__(self, config: OlmoConfig | Olmo2Config, *, dtype, rngs: nnx.Rngs, **options):
+    def __init__(self, config: OlmoConfig | Olmo2Config, *, kernel_init=LECUN_NORMAL, dtype, rngs: nnx.Rngs):
         D, N, K, H = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
-        linear = partial(Linear, use_bias=config.attention_bias, dtype=dtype, rngs=rngs, **options)
+        linear = partial(Linear, use_bias=config.attention_bias, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
         self.query, self.key, self.value = linear(D, (N, H)), linear(D, (K, H)), linear(D, (K, H))
         self.out = linear((N, H), D)
         self.rope, self.dtype = config.rope, dtype
@@ -160,6 +161,8 @@ class Olmo2Block(nnx.Module):
 class _Decoder(CausalLM):
     """What both generations share: embedding, head and loss."""
 
+    buffers = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
+
     def __init__(self, config: Any, block: Any, norm: nnx.Module, *, dtype: Any, rngs: nnx.Rngs):
         self.config = config
         V, D = config.vocab_size, config.d_model
@@ -194,7 +197,6 @@ class Olmo(_Decoder):
 
     Config = OlmoConfig
     architectures = ("OlmoForCausalLM",)
-    buffers = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
     rules = staticmethod(convert.olmo_rules)
 
     def __init__(self, config: OlmoConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
