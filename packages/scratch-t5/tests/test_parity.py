@@ -1,5 +1,6 @@
 """Golden checkpoints of transformers' T5ForConditionalGeneration, through the key table and back."""
 
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -52,3 +53,14 @@ def test_equals_the_reference_under_the_legacy_config(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_round_trip_keeps_every_byte(name, tmp_path):
     check_round_trip(GOLDEN / name, tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_beams_equal_the_references(name):
+    golden = json.loads((GOLDEN / name / "beams.json").read_text())
+    model, cases = scratch_core.load(GOLDEN / name), golden.pop("cases")
+    assert len(cases) == 8
+    for case in cases:
+        ids, scores = scratch_core.beam_search(model, **golden, **case["settings"])
+        np.testing.assert_array_equal(ids[..., 1:], case["new_ids"], str(case["settings"]))
+        assert_close(scores, np.array(case["scores"]), 1e-4, str(case["settings"]))

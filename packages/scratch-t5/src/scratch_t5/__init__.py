@@ -12,7 +12,7 @@ SPEC = ModelSpec(
     name="t5",
     models={"seq2seq": "scratch_t5:T5"},
     presets={
-        "tiny": 0,
+        "tiny": 548_992,
         "t5_small": 60_506_624,
         "t5_base": 222_903_552,
         "t5_large": 737_668_096,

@@ -1,4 +1,4 @@
-"""Configurations of T5 (https://arxiv.org/abs/1910.10683) and T5 v1.1 (https://arxiv.org/abs/2002.05202, table 1 GEGLU).
+"""Configurations of T5 v1.0 (https://arxiv.org/abs/1910.10683) and v1.1 (https://arxiv.org/abs/2002.05202, GEGLU).
 
 The presets carry the figures of the released models' own config.json files. Flan-T5 has the sizes of v1.1.
 """

@@ -12,8 +12,8 @@ each head and each bucket b of the distance between key s and query t:
 
 $$ a_{nts} = q_{nt} \cdot k_{ns} + B_{b(s - t),\, n} \tag{4} $$
 
-All layers of a stack share B. Near distances have a bucket each; farther ones share buckets that grow with the logarithm
-of the distance. $\mathrm{FF}(x) = W_d f(W_u x)$ in v1.0, and $W_d (f(W_g x) \odot W_u x)$ in v1.1.
+All layers of a stack share B. Near distances have a bucket each; farther ones share buckets that grow with the
+logarithm of the distance. $\mathrm{FF}(x) = W_d f(W_u x)$ in v1.0, and $W_d (f(W_g x) \odot W_u x)$ in v1.1.
 
 Shapes: B batch, S source positions, T target positions, D model width, N heads, H head width, V vocabulary.
 """
@@ -99,9 +99,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD, key_BSNH, value_BSNH, mask, bias=None) -> jax.Array:
         """Return y_BTD; mask and bias as in `attend`, whose axes of length 1 stand for any."""
-        y_BTNH = attend(
-            self.query(x_BTD), key_BSNH, value_BSNH, mask, bias=bias, scale=1.0, dropout=self.dropout
-        )
+        y_BTNH = attend(self.query(x_BTD), key_BSNH, value_BSNH, mask, bias=bias, scale=1.0, dropout=self.dropout)
         return self.out(y_BTNH)
 
 
@@ -221,9 +219,7 @@ class Decoder(nnx.Module):
         return self.dropout(self.norm(x_BTD)), tuple(after)
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["decoder", "memories", "memory_mask_BS"], meta_fields=[]
-)
+@partial(jax.tree_util.register_dataclass, data_fields=["decoder", "memories", "memory_mask_BS"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class T5Cache:
     """What decoding keeps: the decoder's own cache, and the keys and values of the source, computed once."""
