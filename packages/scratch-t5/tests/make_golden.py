@@ -29,6 +29,7 @@ V1_1 |= {"relative_attention_num_buckets": 16, "relative_attention_max_distance"
 V1_1 |= {"tie_word_embeddings": False}
 GOLDENS = {"t5-v1_0": (V1_0, 23, 14), "t5-v1_1": (V1_1, 19, 17)}
 GRADIENTS = ("decoder.block.1.layer.1.EncDecAttention.k.weight", "encoder.block.1.layer.1.DenseReluDense.wo.weight")
+PAD = 3  # transformers fills with eos where the token of padding is 0
 SETTINGS = [
     {"num_beams": beams, "length_penalty": penalty, "early_stopping": early}
     for beams, penalty, early in itertools.product((2, 4), (0.0, 1.5), (True, False))
@@ -70,7 +71,7 @@ def beams(model: T5ForConditionalGeneration) -> dict:
             do_sample=False,
             max_new_tokens=12,
             eos_token_id=eos,
-            pad_token_id=0,
+            pad_token_id=PAD,
             num_return_sequences=settings["num_beams"],
             return_dict_in_generate=True,
             output_scores=True,
@@ -80,7 +81,7 @@ def beams(model: T5ForConditionalGeneration) -> dict:
         scores = out.sequences_scores.reshape(2, -1)
         settings = {**settings, "num_return_sequences": settings["num_beams"]}
         cases.append({"settings": settings, "new_ids": texts.tolist(), "scores": scores.tolist()})
-    shared = {"max_new_tokens": 12, "eos_token_id": eos, "pad_token_id": 0}
+    shared = {"max_new_tokens": 12, "eos_token_id": eos, "pad_token_id": PAD}
     return {"input_ids": ids.tolist(), "attention_mask": mask.tolist(), **shared, "cases": cases}
 
 
