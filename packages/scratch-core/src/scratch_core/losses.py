@@ -63,6 +63,25 @@ def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Arra
     return cross_entropy(model(batch["input_ids"], batch.get("attention_mask")), next_token_labels(batch))
 
 
+def shifted_right(labels_BT: jax.Array, start: int, pad: int) -> jax.Array:
+    """Return what a decoder reads to write ``labels_BT``: ``start``, then all labels but the last; -100 becomes pad."""
+    inputs_BT = jnp.pad(labels_BT[:, :-1], ((0, 0), (1, 0)), constant_values=start)
+    return jnp.where(inputs_BT == IGNORED, pad, inputs_BT)
+
+
+def sequence_to_sequence_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Return the loss of writing the labels.
+
+    batch: "input_ids" int32 [B, S], the source; optional "attention_mask" [B, S] (1: real token); "labels" int32
+    [B, T], -100 where not counted; optional "decoder_input_ids" [B, T], by default the labels behind the start token,
+    and "decoder_attention_mask" [B, T].
+    """
+    inputs = batch.get("decoder_input_ids")
+    inputs = model.decoder_inputs(batch["labels"]) if inputs is None else inputs
+    logits = model(batch["input_ids"], inputs, batch.get("attention_mask"), batch.get("decoder_attention_mask"))
+    return cross_entropy(logits, batch["labels"])
+
+
 def image_classification_loss(
     model: Any, batch: Mapping[str, jax.Array], label_smoothing: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:

@@ -56,6 +56,10 @@ class Tokenizer(Protocol):
         """Return the int32 ids [T] of ``text``, with no special tokens added."""
         ...
 
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token such as "<extra_id_0>", None if the vocabulary lacks it."""
+        ...
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ``ids``, special tokens left out."""
         ...
@@ -78,6 +82,10 @@ class ByteTokenizer:
 
     bos_id, eos_id, pad_id = 256, 257, 258
     vocab_size = 259
+
+    def token_id(self, token: str) -> int | None:
+        """Return None: bytes have no names."""
+        return None
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Return the int32 ids [T] of the UTF-8 bytes of ``text``."""
@@ -148,6 +156,10 @@ class HuggingFaceTokenizer:
         token = self._settings.get(f"{name}_token")
         content = token.get("content") if isinstance(token, dict) else token  # AddedToken, or a plain string
         return self._fast.token_to_id(content) if isinstance(content, str) else None
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token, None if the vocabulary lacks it."""
+        return self._fast.token_to_id(token)
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Return the int32 ids [T] of ``text`` (bytes are read as UTF-8, U+FFFD where they are not)."""

@@ -108,12 +108,13 @@ def beam_search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return int32 ids [B, num_return_sequences, T + new] and float32 scores [B, num_return_sequences], best first.
 
-    ids are the prompts as given, then the new tokens, filled up with pad_token_id to the longest one. A score is the
-    sum of the new tokens' log-probabilities (natural logarithm), the ending token's included, divided by their number
-    to the power of length_penalty: above 0 favours longer texts. early_stopping says when a row is done, once it has
-    num_beams finished texts: at once (True), when the open beams score worse at their present length (False), or at
-    the best length that they may reach ("never"). input_ids, attention_mask, eos_token_id and pad_token_id, and
-    errors, are as for :func:`scratch_core.generate`; ConfigError also for impossible settings of the search.
+    ids are the prompts as given (of an encoder-decoder, its start token), then the new tokens, filled up with
+    pad_token_id to the longest one. A score is the sum of the new tokens' log-probabilities (natural logarithm), the
+    ending token's included, divided by their number to the power of length_penalty: above 0 favours longer texts.
+    early_stopping says when a row is done, once it has num_beams finished texts: at once (True), when the open beams
+    score worse at their present length (False), or at the best length that they may reach ("never"). input_ids,
+    attention_mask, eos_token_id and pad_token_id, and errors, are as for :func:`scratch_core.generate`; ConfigError
+    also for impossible settings of the search.
     """
     conditions = {
         f"num_beams={num_beams} must be at least 1": num_beams >= 1,
@@ -147,8 +148,9 @@ def beam_search(
     best = slice(0, num_return_sequences)
     longest = int(beams.length_BW[:, best].max())
     new_ids = np.asarray(beams.finished_BWR)[:, best, :longest]
-    prompts = np.repeat(ids_BT[:, None], num_return_sequences, axis=1)
-    return np.concatenate([prompts, new_ids], axis=2), np.asarray(beams.score_BW)[:, best]
+    prefix = np.asarray(model.prefix(ids_BT, None)[0])
+    prefixes = np.repeat(prefix[:, None], num_return_sequences, axis=1)
+    return np.concatenate([prefixes, new_ids], axis=2), np.asarray(beams.score_BW)[:, best]
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -57,6 +57,7 @@ def generate(
 ) -> np.ndarray:
     """Return int32 ids [B, T + new]: the prompts as given, then the new tokens.
 
+    An encoder-decoder writes behind its start token: there, the ids are [B, 1 + new], and the prompt is the source.
     input_ids int [B, T]; attention_mask [B, T] is 1 at real tokens (None: all), padding on either side.
     Temperature 0 is greedy; above 0 tokens are drawn with ``key`` (default: ``jax.random.key(0)``). A row
     that has written eos_token_id, or one of several, is filled with pad_token_id, and generation ends when all
@@ -66,7 +67,7 @@ def generate(
     settings = Sampling.create(temperature, top_k, top_p, min_p, repetition_penalty)
     run = _Run(model, input_ids, attention_mask, max_new_tokens, eos_token_id, pad_token_id, settings, key)
     run.advance(max_new_tokens)
-    return np.concatenate([run.input_ids, run.written()], axis=1)
+    return np.concatenate([run.prefix, run.written()], axis=1)
 
 
 def stream(
@@ -109,7 +110,8 @@ class _Run:
     """One generation under way: the prompt is read and the first token chosen when it is built."""
 
     def __init__(self, model, input_ids, attention_mask, max_new_tokens, eos, pad, settings, key):
-        self.input_ids, prompt_BP, mask_BP, room = read_prompt(model, input_ids, attention_mask, max_new_tokens)
+        ids_BT, prompt_BP, mask_BP, room = read_prompt(model, input_ids, attention_mask, max_new_tokens)
+        self.prefix = np.asarray(model.prefix(ids_BT, None)[0])
         self.eos, self.pad = read_special_tokens(eos, pad)
         self.graphdef, self.state = nnx.split(model)
         self.settings = settings
@@ -137,7 +139,8 @@ def prefill(graphdef, room: int, state, prompt_BP, mask_BP, eos, settings: Sampl
     seen_BV = None
     if settings.repetition_penalty is not None:
         rows_B1 = jnp.arange(B)[:, None]
-        seen_BV = jnp.zeros((B, V), bool).at[rows_B1, jnp.where(mask_BP == 1, prompt_BP, V)].set(True, mode="drop")
+        prefix, real = model.prefix(prompt_BP, mask_BP)
+        seen_BV = jnp.zeros((B, V), bool).at[rows_B1, jnp.where(real == 1, prefix, V)].set(True, mode="drop")
     token_B = sample(settings, logits_B1V[:, 0], seen_BV, jax.random.fold_in(key, 0))
     tokens_BR = jnp.zeros((B, room), jnp.int32).at[:, 0].set(token_B)
     return Decoding(jnp.int32(1), token_B, jnp.isin(token_B, eos), tokens_BR, seen_BV, cache, key)

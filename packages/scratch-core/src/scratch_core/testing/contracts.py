@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from scratch_core.errors import DataError
+from scratch_core.generation import beam_search, generate
 from scratch_core.registry import ARCHITECTURES, MODELS, ModelSpec
 from scratch_core.testing.decoding import check_beam_search, check_causal, check_decoding, check_two_traces
 from scratch_core.testing.goldens import check_bare_trunk, jitted
@@ -155,6 +156,64 @@ class CausalLMContract(ModelContract):
         moved, _ = decode(ids[order, 5:], jax.tree.map(lambda leaf: leaf[order], cache))
         stayed, _ = decode(ids[:, 5:], cache)
         np.testing.assert_allclose(moved, np.asarray(stayed)[order], atol=1e-5)
+
+
+class SequenceToSequenceContract(ModelContract):
+    """What holds of every encoder-decoder: causality of the target, caching, padding, generation."""
+
+    def inputs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return random sources [2, 9] and targets [2, 7]."""
+        rng = np.random.default_rng(0)
+        return tuple(rng.integers(1, self.config.vocab_size, (2, T)).astype(np.int32) for T in (9, 7))
+
+    def test_logits_have_the_shape_of_the_target(self):
+        source, target = self.inputs()
+        logits = jitted(self.model)(source, target)
+        assert (logits.shape, logits.dtype) == ((2, 7, self.config.vocab_size), jnp.float32)
+
+    def test_no_token_reads_a_later_one_and_all_read_the_source(self):
+        source, target = self.inputs()
+        forward = jitted(self.model)
+        logits, changed, read = np.asarray(forward(source, target)), target.copy(), source.copy()
+        changed[:, 4] = (changed[:, 4] + 1) % self.config.vocab_size
+        read[:, 8] = (read[:, 8] + 1) % self.config.vocab_size
+        np.testing.assert_array_equal(np.asarray(forward(source, changed))[:, :4], logits[:, :4])
+        assert np.abs(np.asarray(forward(source, changed))[:, 4:] - logits[:, 4:]).max(axis=-1).min() > 1e-6
+        assert np.abs(np.asarray(forward(read, target)) - logits).max(axis=-1).min() > 1e-6
+
+    def test_cached_and_padded_decoding_equal_the_full_pass(self):
+        """Target tokens come in chunks of 1, 4 and 2; the source is padded on either side, and its padding is noise."""
+        source, target = self.inputs()
+        full = np.asarray(jitted(self.model)(source, target))
+        decode = jitted(self.model, "decode")
+        for left in (3, 0):
+            padded = np.pad(source, ((0, 0), (left, 3 - left)), constant_values=5)
+            mask = np.pad(np.ones_like(source), ((0, 0), (left, 3 - left)))
+            cache, pieces = self.model.init_cache(padded, mask, 7), []
+            for chunk in np.split(target, [1, 5], axis=1):
+                logits, cache = decode(chunk, cache)
+                pieces.append(np.asarray(logits))
+            np.testing.assert_allclose(np.concatenate(pieces, axis=1), full, atol=2e-5)
+
+    def test_generation_compiles_twice_and_one_beam_is_greedy(self):
+        check_two_traces(self.model)
+        source, _ = self.inputs()
+        greedy = generate(self.model, source, max_new_tokens=6)
+        start = self.config.decoder_start_token_id
+        assert (greedy.shape, greedy[:, 0].tolist()) == ((2, 7), [start, start])
+        one, _ = beam_search(self.model, source, num_beams=1, max_new_tokens=6)
+        np.testing.assert_array_equal(one[:, 0], greedy)
+
+    def test_a_row_of_padding_alone_stays_finite(self):
+        source, target = self.inputs()
+        mask = np.ones_like(source)
+        mask[1] = 0
+        assert np.isfinite(jitted(self.model)(source, target, mask)).all()
+
+    def test_a_full_cache_is_an_error(self):
+        source, target = self.inputs()
+        _, cache = self.model.decode(target[:, :3], self.model.init_cache(source, None, 4))
+        _raises("room for 4 tokens: row 0 holds 3 and gets 2", self.model.decode, target[:, :2], cache)
 
 
 class ImageClassificationContract(ModelContract):

@@ -76,5 +76,8 @@ class _Checked(ast.NodeTransformer):
             check = ast.parse(f"__check_names__(locals(), {f'{self.path}:{node.name}'!r})").body
             docstring = 1 if ast.get_docstring(node, clean=False) is not None else 0
             body: list[ast.stmt] = node.body[docstring:] or [ast.Pass()]
-            node.body[docstring:] = [ast.Try(body=body, handlers=[], orelse=[], finalbody=check)]
+            guarded = ast.Try(body=body, handlers=[], orelse=[], finalbody=check)
+            for new in (guarded, *ast.walk(check[0])):
+                ast.copy_location(new, node)  # the line that a failure shows
+            node.body[docstring:] = [guarded]
         return node

@@ -1,0 +1,161 @@
+"""Sources and targets for sequence-to-sequence models: pairs of texts from a file, or texts with gaps.
+
+Span corruption (Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 3.1.4) cuts spans out of a text. In their
+place the source has sentinels, a new one for each; the target is each sentinel followed by what it stands for:
+
+    source  Thank you <X> me to your party <Y> week .
+    target  <X> for inviting <Y> last
+
+Of T tokens a fixed number is cut, in a fixed number of spans, so that all examples have the same two lengths.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scratch_core.data.batches import SequenceToSequenceBatch
+from scratch_core.data.tokenizers import Tokenizer
+from scratch_core.errors import ConfigError, DataError
+
+IGNORED = -100
+
+
+class Pair(NamedTuple):
+    """A text, and the text to write from it."""
+
+    source: str
+    target: str
+
+
+def open_pairs(path: str | Path) -> list[Pair]:
+    """Return the rows of a .jsonl file, JSON objects with a "source" and a "target".
+
+    Raises DataError that names file and row if the file is missing or unreadable, or a row is malformed or empty.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"no such file: {path}")
+    try:
+        rows = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    pairs = []
+    for number, row in enumerate(rows, 1):
+        if not row.strip():
+            continue
+        try:
+            fields = json.loads(row)
+            pair = Pair(fields["source"], fields["target"])
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise DataError(
+                f'{path}, row {number}: must be a JSON object with a "source" and a "target", found '
+                f"{row[:40].decode(errors='replace')!r} ({type(error).__name__}: {error})"
+            ) from error
+        for name, text in pair._asdict().items():
+            if not isinstance(text, str) or not text:
+                raise DataError(f"{path}, row {number}: {name}={text!r} must be a text with at least one character")
+        pairs.append(pair)
+    if len(pairs) < 2:
+        raise DataError(f"{path} holds {len(pairs)} rows: at least 2 are needed, one of them to be held out")
+    return pairs
+
+
+class Pairs:
+    """Tokenised pairs. Item i: "input_ids" and "attention_mask" int32 [S], "labels" int32 [T], -100 behind the end.
+
+    Each text ends with eos; one that is longer than S or T loses its end.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], tokenizer: Tokenizer, source_length: int, target_length: int):
+        self.pairs, self.tokenizer = pairs, tokenizer
+        self.source_length, self.target_length = source_length, target_length
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> SequenceToSequenceBatch:
+        """Return pair ``index``."""
+        source, target = self.pairs[int(index)]
+        ids, labels = self._ids(source, self.source_length), self._ids(target, self.target_length)
+        missing = self.source_length - len(ids)
+        pad = 0 if self.tokenizer.pad_id is None else self.tokenizer.pad_id
+        return {
+            "input_ids": np.pad(ids, (0, missing), constant_values=pad),
+            "attention_mask": np.pad(np.ones_like(ids), (0, missing)),
+            "labels": np.pad(labels, (0, self.target_length - len(labels)), constant_values=IGNORED),
+        }
+
+    def _ids(self, text: str, length: int) -> np.ndarray:
+        end = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+        return np.concatenate([self.tokenizer.encode(text)[: length - len(end)], end]).astype(np.int32)
+
+
+class SpanCorruption:
+    """Windows of T tokens with spans cut out. Item i: "input_ids" int32 [S] and "labels" int32 [U].
+
+    ``sentinels`` are the tokens that stand for the spans, in their order; both texts end with ``end`` (None: neither
+    does). A share of ``density`` is cut, in spans of ``mean_length`` on average, drawn from ``seed`` and i, so that a
+    window has the same gaps in each epoch. Raises DataError for too few tokens, ConfigError for too few sentinels.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        length: int,
+        sentinels: Sequence[int],
+        *,
+        end: int | None,
+        density: float = 0.15,
+        mean_length: float = 3.0,
+        seed: int = 0,
+    ):
+        if len(tokens) < length:
+            raise DataError(
+                f"{len(tokens)} tokens are fewer than one window of {length}: give more text or a shorter window"
+            )
+        self.tokens, self.length, self.seed = tokens, length, seed
+        self.end = [] if end is None else [end]
+        self.cut = min(max(round(length * density), 1), length - 1)
+        self.spans = min(max(round(self.cut / mean_length), 1), self.cut, length - self.cut)
+        if len(sentinels) < self.spans:
+            raise ConfigError(
+                f"windows of {length} tokens have {self.spans} gaps, the vocabulary has {len(sentinels)} sentinels: "
+                "make the windows shorter"
+            )
+        self.sentinels = np.asarray(sentinels[: self.spans], np.int32)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """S and U: the tokens of every source and of every target."""
+        return self.length - self.cut + self.spans + len(self.end), self.cut + self.spans + len(self.end)
+
+    def __len__(self) -> int:
+        """Return the number of windows; a rest shorter than T is left out."""
+        return len(self.tokens) // self.length
+
+    def __getitem__(self, index: int) -> SequenceToSequenceBatch:
+        """Return window ``index``."""
+        rng = np.random.default_rng([self.seed, int(index)])
+        window = self.tokens[int(index) * self.length : (int(index) + 1) * self.length].astype(np.int32)
+        kept, cut = _lengths(rng, self.length - self.cut, self.spans), _lengths(rng, self.cut, self.spans)
+        source: list[Any] = []
+        target: list[Any] = []
+        start = 0
+        for sentinel, before, gap in zip(self.sentinels, kept, cut, strict=True):
+            source += [window[start : start + before], [sentinel]]
+            target += [[sentinel], window[start + before : start + before + gap]]
+            start += before + gap
+        return {
+            "input_ids": np.concatenate([*source, self.end]).astype(np.int32),
+            "labels": np.concatenate([*target, self.end]).astype(np.int32),
+        }
+
+
+def _lengths(rng: np.random.Generator, total: int, parts: int) -> np.ndarray:
+    """Return ``parts`` random lengths of at least 1 that add up to ``total``, all ways equally likely."""
+    ends = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
+    return np.diff(np.concatenate([[0], ends, [total]]))

@@ -1,0 +1,336 @@
+r"""T5: an encoder that reads a text, and a decoder that writes another one from it.
+
+Sources: Raffel et al. 2020, https://arxiv.org/abs/1910.10683 (section 2.1); v1.1 and Flan-T5: Shazeer 2020,
+https://arxiv.org/abs/2002.05202 (GEGLU). Every layer normalises before, and adds after, each of its parts:
+
+$$ h = x + \mathrm{Attention}(\mathrm{RMSNorm}(x)) \tag{1} $$
+$$ c = h + \mathrm{Attention}(\mathrm{RMSNorm}(h), \text{encoder's output}) \quad \text{(decoder alone)} \tag{2} $$
+$$ y = c + \mathrm{FF}(\mathrm{RMSNorm}(c)) \tag{3} $$
+
+Attention has no $1 / \sqrt{H}$, which the initial query kernels make up for, and no positions but a learned number for
+each head and each bucket b of the distance between key s and query t:
+
+$$ a_{nts} = q_{nt} \cdot k_{ns} + B_{b(s - t),\, n} \tag{4} $$
+
+All layers of a stack share B. Near distances have a bucket each; farther ones share buckets that grow with the
+logarithm of the distance. $\mathrm{FF}(x) = W_d f(W_u x)$ in v1.0, and $W_d (f(W_g x) \odot W_u x)$ in v1.1.
+
+Shapes: B batch, S source positions, T target positions, D model width, N heads, H head width, V vocabulary.
+"""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from scratch_core.layers import (
+    DecoderCache,
+    KeyValueCache,
+    Linear,
+    RMSNorm,
+    attend,
+    causal_mask,
+    dropout,
+    gelu,
+    padding_mask,
+    positions_from_mask,
+)
+from scratch_core.losses import sequence_to_sequence_loss, shifted_right
+from scratch_core.pretrained import PretrainedModel
+
+from scratch_t5 import convert
+from scratch_t5.config import T5Config
+
+FUNCTIONS = {"relu": jax.nn.relu, "gelu_new": partial(jax.nn.gelu, approximate=True), "gelu": gelu, "silu": jax.nn.silu}
+
+
+def buckets(config: T5Config, *, both_ways: bool) -> np.ndarray:
+    """Return the bucket of each distance s - t from -max_distance to max_distance, int32 [2 max_distance + 1].
+
+    Larger distances have the bucket of the largest. ``both_ways``: half of the buckets are for keys that come later;
+    otherwise there are none for them, and they share the first.
+    """
+    distance = np.arange(-config.max_distance, config.max_distance + 1)
+    count = config.num_buckets // 2 if both_ways else config.num_buckets
+    later = np.where(distance > 0, count, 0) if both_ways else 0
+    distance = np.abs(distance) if both_ways else np.maximum(-distance, 0)
+    exact = count // 2
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / math.log(config.max_distance / exact)
+    far = np.minimum(exact + (ratio.astype(np.float32) * (count - exact)).astype(np.int32), count - 1)
+    return (later + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
+class PositionBias(nnx.Module):
+    """B of eq. 4: one number for each bucket and head."""
+
+    def __init__(self, config: T5Config, *, both_ways: bool, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(config.d_model**-0.5)
+        self.embedding = nnx.Param(init(rngs.params(), (config.num_buckets, config.num_heads)))
+        self.config, self.both_ways = config, both_ways
+
+    def __call__(self, positions_BT: jax.Array, key_positions_BS: jax.Array) -> jax.Array:
+        """Return the bias [B, N, T, S], float32; the batch axes may have length 1."""
+        limit = self.config.max_distance
+        distance_BTS = key_positions_BS[:, None, :] - positions_BT[:, :, None]
+        table = jnp.asarray(buckets(self.config, both_ways=self.both_ways))
+        bucket_BTS = table[jnp.clip(distance_BTS, -limit, limit) + limit]
+        return self.embedding[...][bucket_BTS].astype(jnp.float32).transpose(0, 3, 1, 2)
+
+
+class Attention(nnx.Module):
+    """Eq. 4, softmax and the projections around it; x attends to a memory, which may be x itself."""
+
+    def __init__(self, config: T5Config, *, dtype, rngs: nnx.Rngs):
+        D, N, H = config.d_model, config.num_heads, config.head_dim
+        linear = partial(Linear, use_bias=False, dtype=dtype, rngs=rngs)
+        self.query = linear(D, (N, H), kernel_init=nnx.initializers.normal((D * H) ** -0.5))
+        self.key, self.value = linear(D, (N, H)), linear(D, (N, H))
+        self.out = linear((N, H), D)
+        self.dropout = dropout(config.dropout, rngs)
+        self.dtype = dtype
+
+    def read(self, memory_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the memory's key_BSNH and value_BSNH."""
+        return self.key(memory_BSD), self.value(memory_BSD)
+
+    def __call__(self, x_BTD, key_BSNH, value_BSNH, mask, bias=None) -> jax.Array:
+        """Return y_BTD; mask and bias as in `attend`, whose axes of length 1 stand for any."""
+        y_BTNH = attend(self.query(x_BTD), key_BSNH, value_BSNH, mask, bias=bias, scale=1.0, dropout=self.dropout)
+        return self.out(y_BTNH)
+
+
+class FeedForward(nnx.Module):
+    """FF of eq. 3. The last product is float32: in float16 it overflows with the released weights."""
+
+    def __init__(self, config: T5Config, *, dtype, rngs: nnx.Rngs):
+        linear = partial(Linear, use_bias=False, rngs=rngs)
+        self.gate = linear(config.d_model, config.d_ff, dtype=dtype) if config.is_gated else None
+        self.up = linear(config.d_model, config.d_ff, dtype=dtype)
+        self.down = linear(config.d_ff, config.d_model, dtype=jnp.float32)
+        self.dropout = dropout(config.dropout, rngs)
+        self.activation = FUNCTIONS[config.activation]
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """Return y_BTD, float32."""
+        up = self.up(x_BTD)
+        wide = self.activation(up) if self.gate is None else self.activation(self.gate(x_BTD)) * up
+        return self.down(self.dropout(wide))
+
+
+def add(x: jax.Array, branch: jax.Array) -> jax.Array:
+    """Return x + branch in x's dtype; in float16 the sum stays finite."""
+    total = x.astype(jnp.float32) + branch.astype(jnp.float32)
+    if x.dtype == jnp.float16:
+        limit = float(jnp.finfo(jnp.float16).max)
+        total = jnp.clip(total, -limit, limit)
+    return total.astype(x.dtype)
+
+
+class EncoderLayer(nnx.Module):
+    """Eqs. 1 and 3."""
+
+    def __init__(self, config: T5Config, *, dtype, rngs: nnx.Rngs):
+        norm = partial(RMSNorm, config.d_model, epsilon=config.norm_epsilon)
+        self.attention_norm, self.feed_forward_norm = norm(), norm()
+        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.feed_forward = FeedForward(config, dtype=dtype, rngs=rngs)
+        self.dropout = dropout(config.dropout, rngs)
+
+    def __call__(self, x_BSD, mask, bias) -> jax.Array:
+        """Return y_BSD."""
+        normed_BSD = self.attention_norm(x_BSD)
+        attended_BSD = self.attention(normed_BSD, *self.attention.read(normed_BSD), mask, bias)
+        x_BSD = add(x_BSD, self.dropout(attended_BSD))  # eq. 1
+        return add(x_BSD, self.dropout(self.feed_forward(self.feed_forward_norm(x_BSD))))  # eq. 3
+
+
+class DecoderLayer(nnx.Module):
+    """Eqs. 1 to 3."""
+
+    def __init__(self, config: T5Config, *, dtype, rngs: nnx.Rngs):
+        norm = partial(RMSNorm, config.d_model, epsilon=config.norm_epsilon)
+        self.attention_norm, self.cross_attention_norm, self.feed_forward_norm = norm(), norm(), norm()
+        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.cross_attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.feed_forward = FeedForward(config, dtype=dtype, rngs=rngs)
+        self.dropout = dropout(config.dropout, rngs)
+
+    def __call__(self, x_BTD, positions_BT, memory, memory_mask, position_bias, cache=None):
+        """Return y_BTD, and the cache with these T tokens appended (None without one).
+
+        ``memory`` is the encoder's key_BSNH and value_BSNH for this layer; ``position_bias`` is the stack's.
+        """
+        normed_BTD = self.attention_norm(x_BTD)
+        key_BSNH, value_BSNH = self.attention.read(normed_BTD)
+        key_positions_BS = positions_BT
+        if cache is not None:
+            key_BSNH, value_BSNH, key_positions_BS, cache = cache.append(key_BSNH, value_BSNH, positions_BT)
+        mask = causal_mask(positions_BT, key_positions_BS)
+        bias = position_bias(positions_BT, key_positions_BS)
+        attended_BTD = self.attention(normed_BTD, key_BSNH, value_BSNH, mask, bias)
+        x_BTD = add(x_BTD, self.dropout(attended_BTD))  # eq. 1
+        read_BTD = self.cross_attention(self.cross_attention_norm(x_BTD), *memory, memory_mask)
+        x_BTD = add(x_BTD, self.dropout(read_BTD))  # eq. 2
+        return add(x_BTD, self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))), cache  # eq. 3
+
+
+class Encoder(nnx.Module):
+    """The stack that reads the source."""
+
+    def __init__(self, config: T5Config, *, dtype, rngs: nnx.Rngs):
+        self.position_bias = PositionBias(config, both_ways=True, rngs=rngs)
+        self.layers = nnx.List([EncoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(config.d_model, epsilon=config.norm_epsilon)
+        self.dropout = dropout(config.dropout, rngs)
+
+    def __call__(self, x_BSD: jax.Array, mask_BS: jax.Array) -> jax.Array:
+        """Return the normalised output, x_BSD."""
+        x_BSD, places = self.dropout(x_BSD), jnp.arange(x_BSD.shape[1])[None]
+        bias = self.position_bias(places, places)
+        for layer in self.layers:
+            x_BSD = layer(x_BSD, padding_mask(mask_BS), bias)
+        return self.dropout(self.norm(x_BSD))
+
+
+class Decoder(nnx.Module):
+    """The stack that writes the target."""
+
+    def __init__(self, config: T5Config, *, dtype, rngs: nnx.Rngs):
+        self.position_bias = PositionBias(config, both_ways=False, rngs=rngs)
+        self.layers = nnx.List([DecoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_decoder_layers)])
+        self.norm = RMSNorm(config.d_model, epsilon=config.norm_epsilon)
+        self.dropout = dropout(config.dropout, rngs)
+
+    def memories(self, encoded_BSD: jax.Array) -> tuple[tuple[jax.Array, jax.Array], ...]:
+        """Return for each layer the key_BSNH and value_BSNH of its cross-attention, which no later token changes."""
+        return tuple(layer.cross_attention.read(encoded_BSD) for layer in self.layers)
+
+    def __call__(self, x_BTD, positions_BT, memories, memory_mask_BS, caches) -> tuple[jax.Array, tuple[Any, ...]]:
+        """Return the normalised output x_BTD, and each layer's cache after these T tokens (None without one)."""
+        x_BTD, after = self.dropout(x_BTD), []
+        memory_mask = padding_mask(memory_mask_BS)
+        for layer, memory, cache in zip(self.layers, memories, caches, strict=True):
+            x_BTD, cache = layer(x_BTD, positions_BT, memory, memory_mask, self.position_bias, cache)
+            after.append(cache)
+        return self.dropout(self.norm(x_BTD)), tuple(after)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["decoder", "memories", "memory_mask_BS"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class T5Cache:
+    """What decoding keeps: the decoder's own cache, and the keys and values of the source, computed once."""
+
+    decoder: DecoderCache
+    memories: tuple[tuple[jax.Array, jax.Array], ...]
+    memory_mask_BS: jax.Array
+
+
+class T5(PretrainedModel):
+    """T5 as a sequence-to-sequence model. ``dtype`` is what the layers compute in; logits are float32."""
+
+    Config = T5Config
+    task: ClassVar[str] = "seq2seq"
+    architectures = ("T5ForConditionalGeneration", "T5WithLMHeadModel")
+    # Files of v1.0 hold a table for the first cross-attention, which no version of the model reads.
+    buffers = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
+    rules = staticmethod(convert.rules)
+
+    def __init__(self, config: T5Config, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.embedding = nnx.Embed(
+            config.vocab_size, config.d_model, embedding_init=nnx.initializers.normal(1.0), dtype=dtype, rngs=rngs
+        )
+        self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
+        self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
+        if not config.tie_embeddings:
+            self.head = Linear(config.d_model, config.vocab_size, use_bias=False, dtype=dtype, rngs=rngs)
+        self.dtype = dtype
+
+    def __call__(self, input_ids, decoder_input_ids, attention_mask=None, decoder_attention_mask=None) -> jax.Array:
+        """Return logits [B, T, V], float32.
+
+        input_ids int [B, S] are the source, decoder_input_ids int [B, T] the target behind
+        ``decoder_start_token_id``. Masks of the same shapes are 1 at real tokens (None: everywhere), padding on either
+        side. Logits at padding are finite and mean nothing.
+        """
+        return self.logits(self.hidden(input_ids, decoder_input_ids, attention_mask, decoder_attention_mask))
+
+    def encode(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+        """Return the encoder's output after its norm, x_BSD."""
+        mask_BS = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.encoder(self.embedding(input_ids), mask_BS)
+
+    def hidden(self, input_ids, decoder_input_ids, attention_mask=None, decoder_attention_mask=None) -> jax.Array:
+        """Return the decoder's output after its norm, x_BTD; arguments as for the call."""
+        mask_BS = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask_BT = jnp.ones_like(decoder_input_ids) if decoder_attention_mask is None else decoder_attention_mask
+        memories = self.decoder.memories(self.encode(input_ids, attention_mask))
+        x_BTD, _ = self.decoder(
+            self.embedding(decoder_input_ids),
+            positions_from_mask(mask_BT),
+            memories,
+            mask_BS,
+            [None] * self.config.num_decoder_layers,
+        )
+        return x_BTD
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Return the head's logits_BTV, float32, for the decoder's output; a tied head reads the embedding itself."""
+        if self.config.scale_outputs:
+            x_BTD = x_BTD * self.config.d_model**-0.5
+        logits_BTV = self.embedding.attend(x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
+        return logits_BTV.astype(jnp.float32)
+
+    def loss(self, batch: Any) -> tuple[jax.Array, jax.Array]:
+        """Return the (sum, weight) of predicting the labels; see scratch_core.losses.sequence_to_sequence_loss."""
+        return sequence_to_sequence_loss(self, batch)
+
+    def decoder_inputs(self, labels_BT: jax.Array) -> jax.Array:
+        """Return what the decoder reads to write these labels: the same behind the start token, without -100."""
+        pad = 0 if self.config.pad_token_id is None else self.config.pad_token_id
+        return shifted_right(labels_BT, self.config.decoder_start_token_id, pad)
+
+    def prefix(self, input_ids: Any, attention_mask: Any) -> tuple[Any, Any]:
+        """Return what the written tokens follow, and its mask, int [B, 1]: the start token, not the source."""
+        return jnp.full_like(input_ids[:, :1], self.config.decoder_start_token_id), jnp.ones_like(input_ids[:, :1])
+
+    def init_cache(self, input_ids: jax.Array, attention_mask: jax.Array | None, capacity: int) -> T5Cache:
+        """Return the cache to write up to ``capacity`` tokens, the start token included, for sources int [B, S]."""
+        B, N, H = input_ids.shape[0], self.config.num_heads, self.config.head_dim
+        layers = tuple(
+            KeyValueCache.empty(B, capacity, N, H, self.dtype) for _ in range(self.config.num_decoder_layers)
+        )
+        mask_BS = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        memories = self.decoder.memories(self.encode(input_ids, attention_mask))
+        return T5Cache(DecoderCache.empty(B, layers, capacity), memories, mask_BS)
+
+    def decode(
+        self, input_ids: jax.Array, cache: T5Cache, attention_mask: jax.Array | None = None
+    ) -> tuple[jax.Array, T5Cache]:
+        """Return the logits of the next T tokens of each row, float32 [B, T, V], and the cache after them.
+
+        input_ids int [B, T] continue the target; attention_mask [B, T] is 0 at padding, which takes no room. Raises
+        DataError for a batch size other than the cache's and, outside jit, if the cache has no room.
+        """
+        mask_BT = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        held = cache.decoder
+        held.check_room(mask_BT)
+        positions_BT = positions_from_mask(mask_BT, held.length_B)
+        x_BTD, layers = self.decoder(
+            self.embedding(input_ids), positions_BT, cache.memories, cache.memory_mask_BS, held.layers
+        )
+        length_B = jnp.maximum(held.length_B, positions_BT.max(axis=1) + 1)
+        after = dataclasses.replace(cache, decoder=DecoderCache(layers, length_B, held.capacity))
+        return self.logits(x_BTD), after
+
+    def start(self, input_ids: jax.Array, attention_mask: jax.Array, room: int) -> tuple[jax.Array, T5Cache]:
+        """Return the logits [B, 1, V] of the first token to write, and a cache with ``room`` for new tokens.
+
+        input_ids and attention_mask int [B, S] are the sources. Generation calls this once and then ``decode``.
+        """
+        first, _ = self.prefix(input_ids, attention_mask)
+        return self.decode(first, self.init_cache(input_ids, attention_mask, 1 + room))
