@@ -106,7 +106,7 @@ def use_mesh(model: nnx.Module, mesh: Mesh) -> None:
     modules: Any = nnx.iter_modules(model)
     for _, module in modules:
         if hasattr(module, "mesh"):
-            module.mesh = mesh  # ty: ignore[invalid-assignment]
+            module.mesh = mesh
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:

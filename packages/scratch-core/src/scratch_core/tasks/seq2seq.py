@@ -102,10 +102,10 @@ class SequenceToSequenceTask(Task):
             fingerprint = str(hash_of(pairs))
         else:
             tokens = load_text(options.data, tokenizer)
-            corrupt = {"sentinels": sentinels(tokenizer, model.config.vocab_size), "end": tokenizer.eos_id}
-            train = SpanCorruption(tokens.train, options.source_length, seed=options.seed, **corrupt)
+            marks, end = sentinels(tokenizer, model.config.vocab_size), tokenizer.eos_id
+            train = SpanCorruption(tokens.train, options.source_length, marks, end=end, seed=options.seed)
             limit = options.evaluation_examples * options.source_length
-            test = SpanCorruption(tokens.validation[:limit], options.source_length, **corrupt)
+            test = SpanCorruption(tokens.validation[:limit], options.source_length, marks, end=end)
             description = f"{tokens.description}; gaps to fill"
             fingerprint = tokens.fingerprint()
         return PairJob(

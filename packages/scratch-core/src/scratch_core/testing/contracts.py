@@ -164,7 +164,8 @@ class SequenceToSequenceContract(ModelContract):
     def inputs(self) -> tuple[np.ndarray, np.ndarray]:
         """Return random sources [2, 9] and targets [2, 7]."""
         rng = np.random.default_rng(0)
-        return tuple(rng.integers(1, self.config.vocab_size, (2, T)).astype(np.int32) for T in (9, 7))
+        source, target = (rng.integers(1, self.config.vocab_size, (2, T)).astype(np.int32) for T in (9, 7))
+        return source, target
 
     def test_logits_have_the_shape_of_the_target(self):
         source, target = self.inputs()
