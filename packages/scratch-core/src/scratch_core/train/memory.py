@@ -83,13 +83,17 @@ def batch_bytes(model: nnx.Module, loss: Any, trainable: Any, example: Any, batc
     if free is not None and (batch > free or 4 * elements * count < free):  # a layer keeps less than its parameters
         return batch
     model.train()
-    graphdef, parameters, rest = nnx.split(model, trainable, ...)
+    graphdef, *states = nnx.split(model, trainable, ...)
     model.eval()
+    parameters, rest = map(nnx.to_pure_dict, states)
+
+    def derivative(parameters: Any, rest: Any, batch: Any) -> Any:
+        total = lambda p: loss(nnx.merge(graphdef, nnx.State(p), nnx.State(rest)), batch)[0]  # noqa: E731
+        return jax.vjp(total, parameters)[1]
 
     def kept(examples: int) -> int:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((examples, *np.shape(x)), np.asarray(x).dtype), example)
-        derivative = lambda p, b: jax.vjp(lambda p: loss(nnx.merge(graphdef, p, rest), b)[0], p)[1]  # noqa: E731
-        return _bytes(jax.eval_shape(derivative, parameters, shapes))
+        return _bytes(jax.eval_shape(derivative, parameters, rest, shapes))
 
     return batch + (kept(2) - kept(1)) * (batch_size // parts) // 2
 
