@@ -73,8 +73,9 @@ def batch_bytes(model: nnx.Module, loss: Any, trainable: Any, example: Any, batc
     """Return how much a batch of examples like ``example`` and what is kept of it for the gradients need at least.
 
     ``loss(model, batch)`` gives a sum and a weight; ``parts`` are the micro-batches. What is kept is read off the
-    derivative of one and of two examples, traced without computing. Half of it is counted: the compiler computes some
-    of it again (of what a Llama keeps it takes 70 %, of a Mamba-2 52 %). A batch that cannot be large is not traced.
+    derivative of two and of three examples (batch statistics need two), traced without computing. Half of it is
+    counted: the compiler computes some of it again (of what a Llama keeps it takes 70 %, of a Mamba-2 52 %). A batch
+    that cannot be large is not traced.
     """
     batch = batch_size * sum(np.asarray(x).nbytes for x in jax.tree.leaves(example))
     count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
@@ -95,7 +96,7 @@ def batch_bytes(model: nnx.Module, loss: Any, trainable: Any, example: Any, batc
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((examples, *np.shape(x)), np.asarray(x).dtype), example)
         return _bytes(jax.eval_shape(derivative, parameters, rest, shapes))
 
-    return batch + (kept(2) - kept(1)) * (batch_size // parts) // 2
+    return batch + (kept(3) - kept(2)) * (batch_size // parts) // 2
 
 
 def _bytes(tree: Any) -> int:
