@@ -44,11 +44,11 @@ class FolderLock:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             file = _lock(self._path)
         except OSError as error:
-            raise CheckpointError(
-                f"{folder} cannot be written: {error.strerror}: make it writable, or choose another"
-            ) from error
+            raise CheckpointError(f"{folder} cannot be written: {error.strerror}; choose another folder") from error
         if file is None:
-            owner = self._path.read_text(errors="replace").strip() or "another process"
+            owner = "another process"
+            with contextlib.suppress(OSError):  # it may just have ended
+                owner = self._path.read_text(errors="replace").strip() or owner
             raise ConfigError(f"{folder} is in use by {owner}: wait until it ends, stop it, or choose another folder")
         self._held[self._path] = [file, 1]
 

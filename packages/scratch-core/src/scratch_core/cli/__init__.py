@@ -196,7 +196,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command() -> None:
     """Be the command `scratch`: run `main` and end the process with its exit code."""
+    sys.unraisablehook = _show_unraisable
     try:
         sys.exit(main())
     finally:  # a Ctrl-C from now on ends the process, where Python would print a traceback
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _show_unraisable(unraisable: Any) -> None:
+    """Show an error in a callback, but for that of Orbax's reads and writes that end after one of them has failed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)

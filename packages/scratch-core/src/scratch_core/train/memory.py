@@ -73,8 +73,9 @@ def batch_bytes(model: nnx.Module, loss: Any, trainable: Any, example: Any, batc
     """Return how much a batch of examples like ``example`` and what is kept of it for the gradients need at least.
 
     ``loss(model, batch)`` gives a sum and a weight; ``parts`` are the micro-batches. What is kept is read off the
-    derivative of one and of two examples, traced without computing. Half of it is counted: the compiler computes some
-    of it again (of what a Llama keeps it takes 70 %, of a Mamba-2 52 %). A batch that cannot be large is not traced.
+    derivative of two and of three examples (batch statistics need two), traced without computing. Half of it is
+    counted: the compiler computes some of it again (of what a Llama keeps it takes 70 %, of a Mamba-2 52 %). A batch
+    that cannot be large is not traced.
     """
     batch = batch_size * sum(np.asarray(x).nbytes for x in jax.tree.leaves(example))
     count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
@@ -83,15 +84,19 @@ def batch_bytes(model: nnx.Module, loss: Any, trainable: Any, example: Any, batc
     if free is not None and (batch > free or 4 * elements * count < free):  # a layer keeps less than its parameters
         return batch
     model.train()
-    graphdef, parameters, rest = nnx.split(model, trainable, ...)
+    graphdef, *states = nnx.split(model, trainable, ...)
     model.eval()
+    parameters, rest = map(nnx.to_pure_dict, states)
+
+    def derivative(parameters: Any, rest: Any, batch: Any) -> Any:
+        total = lambda p: loss(nnx.merge(graphdef, nnx.State(p), nnx.State(rest)), batch)[0]  # noqa: E731
+        return jax.vjp(total, parameters)[1]
 
     def kept(examples: int) -> int:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((examples, *np.shape(x)), np.asarray(x).dtype), example)
-        derivative = lambda p, b: jax.vjp(lambda p: loss(nnx.merge(graphdef, p, rest), b)[0], p)[1]  # noqa: E731
-        return _bytes(jax.eval_shape(derivative, parameters, shapes))
+        return _bytes(jax.eval_shape(derivative, parameters, rest, shapes))
 
-    return batch + (kept(2) - kept(1)) * (batch_size // parts) // 2
+    return batch + (kept(3) - kept(2)) * (batch_size // parts) // 2
 
 
 def _bytes(tree: Any) -> int:
