@@ -43,7 +43,8 @@ def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Arra
 
     batch: "input_ids" int32 [B, T]; optional "attention_mask" [B, T] (1: real token); optional "labels"
     [B, T], aligned with input_ids as in Hugging Face (shifted here; -100: not counted), by default the real
-    tokens themselves.
+    tokens themselves. Padding predicts nothing, so the first token after padding on the left is not counted, and both
+    sides give the same loss.
     """
     attention_mask = batch.get("attention_mask")
     labels = batch.get("labels")
@@ -51,8 +52,10 @@ def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Arra
         labels = batch["input_ids"]
         if attention_mask is not None:
             labels = jnp.where(attention_mask == 1, labels, IGNORED)
-    logits = model(batch["input_ids"], attention_mask)
-    return cross_entropy(logits, jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED))
+    targets = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
+    if attention_mask is not None:
+        targets = jnp.where(attention_mask == 1, targets, IGNORED)
+    return cross_entropy(model(batch["input_ids"], attention_mask), targets)
 
 
 def image_classification_loss(
