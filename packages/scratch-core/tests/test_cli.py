@@ -171,6 +171,20 @@ def test_lora_trains_adapters_beside_a_checkpoint_and_saves_them_alone_and_merge
     assert main(["generate", "runs/toy-tuned", "--prompt", "the", "--max-new-tokens", "3"]) == 0
 
 
+def test_a_run_with_every_option_of_the_step_logs_them_draws_its_curves_and_resumes(toy, text, fails, logged, capsys):
+    options = ["--schedule", "wsd", "--average", "0.9", "--dtype", "bfloat16", "--norms", "--scan", "--remat"]
+    assert main(["train", "toy", "--data", text, *SMALL, "--learning-rate", "0.1", *options, "--out", "run"]) == 0
+    first, last = logged("run")[0], logged("run")[-1]
+    assert first["gradient_norms"].keys() == {"embedding", "head"}
+    assert 0 < last["model_flops_utilisation"] < 1
+    assert "<svg" in Path("run/curves.svg").read_text()
+    assert load_file("run/model.safetensors")["head.weight"].dtype == np.float32
+    assert main(["train", "toy", "--resume", "run", "--steps", "14"]) == 0
+    assert main(["plot", "run", "run", "--out", "both.svg"]) == 0
+    assert "curves: both.svg" in capsys.readouterr().out
+    assert "elsewhere has no logged step" in fails("plot", "elsewhere")
+
+
 def test_a_run_that_starts_from_a_checkpoint_no_longer_needs_it(run, text, fails, logged, capsys):
     shutil.copytree(run, "checkpoint")
     start = load_file("checkpoint/model.safetensors")
@@ -305,7 +319,7 @@ def test_arguments_that_cannot_be_parsed_are_one_line_too(toy, fails):
         (["predict"], "FOLDER"),
         (["train", "--steps", "3", "toy"], "--steps comes too early: write `scratch train NAME ...`"),
         (["fly"], "fly"),
-        ([], "{models, train, generate, convert, inspect, predict, doctor}"),
+        ([], "{models, train, generate, convert, inspect, predict, plot, doctor}"),
     ):
         assert message in fails(*arguments), arguments
 
@@ -328,7 +342,7 @@ def test_the_preset_gives_the_defaults_and_where_it_has_none_they_are_asked_for(
             main(["train", "toy", *arguments, "--help"])
         words = " ".join(capsys.readouterr().out.replace("│", " ").split())
         assert re.search(rf"--steps INT Number of updates in total\. \(?(default: )?{re.escape(steps)}", words), words
-        assert re.search(rf"before the cosine decay\. \(default: {rate}\)", words), words
+        assert re.search(rf"before the decay\. \(default: {rate}\)", words), words
 
 
 def process(toy_path, cwd, *arguments):

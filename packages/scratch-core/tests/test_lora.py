@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 from scratch_core.errors import CheckpointError, ConfigError
-from scratch_core.layers import Linear, LoRALinear, LoRAParam
+from scratch_core.layers import Linear, LoRALinear, LoRAParam, scan_layers, unscan_layers
 from scratch_core.train import Trainer, add_lora, load_lora, merge_lora, save_lora
 from scratch_core.weights import Rule, flatten, split_in, split_out, to_hf, transpose
 
@@ -176,6 +176,18 @@ def test_an_adapter_that_does_not_fit_says_why_and_changes_nothing(tmp_path):
 def test_patterns_that_name_no_linear_layer_are_errors(patterns, options, message):
     with pytest.raises(ConfigError, match=message):
         adapted(*patterns, **options)
+
+
+def test_adapters_of_scanned_layers_are_merged_when_these_are_a_list_again():
+    model = adapted("*.query")
+    before = model(IDS)
+    scan_layers(model)
+    assert model.layers.kinds[0]["query"].lora_a.shape == (1, 16, 3)
+    for use in (merge_lora, lambda model: add_lora(model, "*.out", rngs=nnx.Rngs(0))):
+        with pytest.raises(ConfigError, match="LoRA on scanned layers"):
+            use(model)
+    unscan_layers(model)
+    np.testing.assert_allclose(merge_lora(model)(IDS), before, atol=5e-5)
 
 
 def test_files_of_a_base_do_not_lose_adapters_silently(tmp_path):

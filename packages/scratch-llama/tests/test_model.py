@@ -3,12 +3,19 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec
 from scratch_core.errors import CheckpointError, ConfigError
-from scratch_core.layers import read_rope
-from scratch_core.testing import CausalLMContract
+from scratch_core.layers import read_rope, scan_layers
+from scratch_core.parallel import make_mesh
+from scratch_core.testing import CausalLMContract, random_batch
+from scratch_core.train import Trainer
+from scratch_core.train.precision import compute_in
+from scratch_core.weights import to_hf
 from scratch_llama import Llama, LlamaConfig
 
 
@@ -24,6 +31,31 @@ class TestLlama(CausalLMContract):
         "layers.*.feed_forward.gate.kernel",
         "layers.*.feed_forward.up.kernel",
     )
+
+
+def test_scanned_layers_have_the_same_files_and_train_on_a_mesh():
+    plain, scanned = (Llama(TestLlama.config, rngs=nnx.Rngs(0)) for _ in range(2))
+    scan_layers(scanned)
+    assert scanned.layers.kinds[0].attention.query.kernel.shape[0] == len(scanned.layers) == 2
+    assert scanned.init_cache(3, 8).layers[1].key_BSKH.shape == plain.init_cache(3, 8).layers[1].key_BSKH.shape
+    files = to_hf(plain)
+    for found in (to_hf(scanned), to_hf(scanned, nnx.state(scanned, nnx.Param))):
+        assert found.keys() == files.keys()
+        for key, value in found.items():
+            np.testing.assert_array_equal(value, files[key], key)
+    batch = random_batch("causal_lm", plain.config, 8)
+    expected = nnx.jit(lambda model: jnp.divide(*model.loss(batch)))(plain)
+    trainer = Trainer(scanned, optax.sgd(0.1), mesh=make_mesh(fsdp=4, tensor=2))
+    assert scanned.layers.kinds[0].feed_forward.up.kernel[...].sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    np.testing.assert_allclose(trainer.train_step(batch)["loss"], expected, atol=1e-5)
+
+
+def test_computing_in_bfloat16_later_is_computing_in_it_from_the_start():
+    given = Llama(TestLlama.config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    changed = Llama(TestLlama.config, rngs=nnx.Rngs(0))
+    assert nnx.graphdef(given) != nnx.graphdef(changed)
+    compute_in(changed, jnp.bfloat16)
+    assert nnx.graphdef(given) == nnx.graphdef(changed)
 
 
 def test_more_layers_than_tensors_are_refused_before_they_are_built(tmp_path):

@@ -48,9 +48,9 @@ def next_token_labels(batch: Mapping[str, jax.Array]) -> jax.Array:
     if labels is None:
         labels = batch["input_ids"]
         if attention_mask is not None:
-            real = attention_mask == 1
-            labels = jnp.where(real & jnp.pad(real[:, :-1], ((0, 0), (1, 0))), labels, IGNORED)
-    return jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
+            labels = jnp.where(attention_mask == 1, labels, IGNORED)
+    targets = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
+    return targets if attention_mask is None else jnp.where(attention_mask == 1, targets, IGNORED)
 
 
 def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -58,7 +58,8 @@ def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Arra
 
     batch: "input_ids" int32 [B, T]; optional "attention_mask" [B, T] (1: real token); optional "labels"
     [B, T], aligned with input_ids as in Hugging Face (shifted here; -100: not counted), by default the real
-    tokens that follow a real token: what padding on the left would predict means nothing.
+    tokens themselves. Padding predicts nothing, so the first token after padding on the left is not counted, and both
+    sides give the same loss.
     """
     return cross_entropy(model(batch["input_ids"], batch.get("attention_mask")), next_token_labels(batch))
 

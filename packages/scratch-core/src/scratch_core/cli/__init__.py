@@ -1,4 +1,4 @@
-"""The `scratch` command: models, train, generate, convert, inspect, predict, doctor.
+"""The `scratch` command: models, train, generate, convert, inspect, predict, plot, doctor.
 
 Only this module is read for `scratch --help`; each command imports the file of its name when it runs. The functions
 here begin with an underscore: importing ``scratch_core.cli.train`` sets the attribute ``train`` of this module.
@@ -18,6 +18,7 @@ import tyro
 from scratch_core.errors import ConfigError, ScratchError
 
 Folder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+Runs = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 
 
@@ -110,6 +111,18 @@ def _predict(folder: Folder, /) -> None:
     raise ConfigError(f"predict {folder}: not reached")
 
 
+def _plot(runs: Runs, /, out: str = "curves.svg") -> None:
+    """Draw the learning curves of one or several runs into one picture.
+
+    Args:
+        runs: Folders of `scratch train`.
+        out: The file to write, an SVG.
+    """
+    from scratch_core.cli.plot import plot
+
+    plot(runs, out)
+
+
 def _doctor() -> int:
     """Check in seconds whether this machine computes right and how fast; exit with 1 if something is wrong, else 0.
 
@@ -163,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "convert": _convert,
             "inspect": _inspect,
             "predict": _predict,
+            "plot": _plot,
             "doctor": _doctor,
         }
         from scratch_core.cli.parsing import one_line

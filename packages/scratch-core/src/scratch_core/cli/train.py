@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import tyro
 from flax import nnx
 
@@ -100,7 +101,7 @@ def _ready(spec: ModelSpec, options: RunOptions) -> "Optimizer":
     from scratch_core.train import find_optimizer, keep_memory  # a wrong argument need not wait for them
     from scratch_core.train.memory import check_memory, state_bytes
 
-    optimizer = find_optimizer(options.optimizer)
+    optimizer = find_optimizer(options.optimizer, options.average)
     keep_memory()
     if options.checkpoint is None:
         built = optimizer.build(options.learning_rate, weight_decay=options.weight_decay, decayed=())
@@ -158,7 +159,11 @@ def _train(
     horizon: int,
 ) -> int:
     """Train, evaluate, save; ``horizon`` is the number of steps of the learning rate's schedule."""
-    from scratch_core.train import Trainer, warmup_cosine
+    from scratch_core.train import Trainer
+    from scratch_core.train.curves import plot_runs
+    from scratch_core.train.loggers import open_loggers
+    from scratch_core.train.optimizers import SCHEDULES
+    from scratch_core.train.precision import compute_in
 
     resume_command = runs.command("train", spec.name, "--resume", str(folder))
     interrupt.last_words = f"to resume: {resume_command}"
@@ -167,7 +172,9 @@ def _train(
         count = sum(x.size for x in jax.tree.leaves(nnx.state(job.model, nnx.Param)))
         origin = options.preset if options.start is None else f"from {options.start}"
         print(f"model   {spec.name} {origin}, {count:,} parameters", flush=True)
-        schedule = warmup_cosine(options.learning_rate, horizon)
+        schedule = SCHEDULES[options.schedule](options.learning_rate, horizon)
+        if options.dtype != "float32":
+            compute_in(job.model, getattr(jnp, options.dtype))
         trainer = Trainer(
             job.model,
             optimizer.build(schedule, weight_decay=options.weight_decay, decayed=job.model.decayed),
@@ -180,6 +187,9 @@ def _train(
             keep=options.keep,
             learning_rate=schedule,
             evaluation_parameters=optimizer.evaluation_parameters,
+            norms=options.norms,
+            profile=options.profile,
+            loggers=open_loggers(options.log, folder),
         )
         try:
             for line in trainer.restore():
@@ -204,6 +214,7 @@ def _train(
         finally:
             trainer.close()
         job.show_after(folder, results)
+        plot_runs([str(folder)], folder / "curves.svg")
         print(f"saved in {folder}")
         print(f"next: {runs.command(*job.next_command(folder))}")
     return 0

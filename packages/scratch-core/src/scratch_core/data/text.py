@@ -80,13 +80,18 @@ def _split_by_position(found: Documents, tokenizer: Tokenizer, fraction: float) 
     return TokenSplit(tokens[:cut], tokens[cut:], description)
 
 
+def with_bos(ids: np.ndarray, bos_id: int | None) -> np.ndarray:
+    """Return token ids [T] that begin with bos exactly once; a text may have it already. None: there is no bos."""
+    return ids if bos_id is None or ids[:1].tolist() == [bos_id] else np.concatenate([[bos_id], ids]).astype(np.int32)
+
+
 def _tokens(document: Document, tokenizer: Tokenizer) -> np.ndarray:
     """Return bos, the tokens of a text, eos; token ids as they are. Raises DataError for ids beyond the vocabulary."""
     ids = document.content
     if isinstance(ids, bytes):
         dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
-        first, last = ([] if special is None else [special] for special in (tokenizer.bos_id, tokenizer.eos_id))
-        return np.concatenate([np.array(first, dtype), tokenizer.encode(ids).astype(dtype), np.array(last, dtype)])
+        last = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+        return np.concatenate([with_bos(tokenizer.encode(ids), tokenizer.bos_id), last]).astype(dtype)
     if ids.min() < 0 or ids.max() >= tokenizer.vocab_size:
         raise DataError(
             f"{document.name} holds token ids from {ids.min()} to {ids.max()}, the tokenizer has "

@@ -15,16 +15,17 @@ from flax import nnx
 from scratch_core import weights
 from scratch_core.data.counts import CountModels
 from scratch_core.data.pipelines import TextEvaluation, Windows, training_batches
-from scratch_core.data.text import TokenSplit, load_text
+from scratch_core.data.text import TokenSplit, load_text, with_bos
 from scratch_core.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from scratch_core.errors import ConfigError, DataError
 from scratch_core.generation import stream
-from scratch_core.layers.lora import LoRAParam
+from scratch_core.layers import LoRAParam, scan_layers, unscan_layers
 from scratch_core.registry import ModelSpec
 from scratch_core.tasks.options import RunOptions, flag
 from scratch_core.tasks.task import Job, Task
 from scratch_core.train.lora import adapters, add_lora, merge_lora
 from scratch_core.train.lora_files import save_lora
+from scratch_core.weights.key_table import flatten
 
 SAMPLE = {"temperature": 0.8}
 SAMPLE_TOKENS = 200
@@ -47,6 +48,10 @@ class TextOptions(RunOptions):
     """Tokens per example."""
     evaluation_tokens: int = 200_000
     """Largest number of held-out tokens for the final figures."""
+    scan: bool = False
+    """Compile one layer and run all with it, which compiles deep models several times faster."""
+    remat: bool = False
+    """Keep of each layer only its input for the backward pass and compute the rest again: less memory, more time."""
     lora: Annotated[str | None, tyro.conf.arg(metavar="PATTERNS")] = None
     """With --start: train adapters on these linear layers and leave the rest as it is, such as
     "*.attention.query,*.attention.value". Ten times the usual learning rate suits them. The run's folder gets the
@@ -81,12 +86,26 @@ class CausalLMTask(Task):
         """Return the number of tokens, padding included."""
         return batch["input_ids"].size
 
+    def flops_per_unit(self, model: Any) -> float | None:
+        """Return 6 for each weight that multiplies: 2 forward, 4 backward (Chowdhery et al. 2022, appendix B).
+
+        https://arxiv.org/abs/2204.02311. Attention's products of activations are left out, and frozen weights count
+        like trained ones. A tied embedding multiplies as the head.
+        """
+        weights = flatten(nnx.state(model, nnx.Param))
+        tied = getattr(model.config, "tie_embeddings", False)
+        products = (w.size for path, w in weights.items() if path.endswith("kernel") or (tied and "embedding" in path))
+        return 6.0 * sum(products)
+
     def prepare(self, spec: ModelSpec, options: TextOptions) -> "TextJob":
         """Return the job of a run. Raises ConfigError or DataError if model, tokenizer and text do not fit."""
         model, tokenizer = build(spec, options)
         if options.lora is not None:
             patterns = [pattern.strip() for pattern in options.lora.split(",")]
             add_lora(model, *patterns, rank=options.lora_rank, alpha=options.lora_alpha, rngs=nnx.Rngs(options.seed))
+        model.remat_layers = options.remat
+        if options.scan:
+            scan_layers(model)
         tokens = load_text(options.data, tokenizer)
         windows = Windows(tokens.train, options.sequence_length)
         held_out = tokens.validation[: options.evaluation_tokens]
@@ -129,11 +148,13 @@ class TextJob(Job):
     def save(self, folder: Path) -> None:
         """Write the model and its tokenizer; of a model with adapters, the merged one, and the adapters alone."""
         self.tokenizer.save(folder)
+        model = nnx.clone(self.model)
+        unscan_layers(model)
         if self.trainable is not LoRAParam:
-            self.model.save_pretrained(folder)
+            model.save_pretrained(folder)
             return
-        merge_lora(self.model).save_pretrained(folder)
-        save_lora(self.model, folder / "adapter")
+        merge_lora(model).save_pretrained(folder)
+        save_lora(model, folder / "adapter")
 
     def show_before(self) -> None:
         """Print what the untrained model writes, and how large the adapters are."""
@@ -222,8 +243,7 @@ def stream_text(
 
     Raises DataError for an empty prompt without bos, and for one that is too long for the model.
     """
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids = np.array([*bos, *tokenizer.encode(prompt)], np.int32)
+    ids = with_bos(tokenizer.encode(prompt), tokenizer.bos_id)
     if not ids.size:
         raise DataError("the prompt is empty and the tokenizer has no bos: give a --prompt")
     ends = end_tokens(model.config, tokenizer)

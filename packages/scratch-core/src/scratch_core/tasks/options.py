@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import tyro
 
@@ -28,7 +28,13 @@ class RunOptions:
     batch_size: int = 32
     """Examples per update."""
     learning_rate: float
-    """The peak: after the warm-up, before the cosine decay."""
+    """The peak: after the warm-up, before the decay."""
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    """How the learning rate falls: with a cosine, linearly, or only in the last tenth of the steps."""
+    average: float = 0.0
+    """Evaluate and save the moving average of the parameters with this decay, such as 0.999; 0: the last ones."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the layers compute in; the parameters stay float32."""
     optimizer: str = "adamw"
     """The optimizer; installed packages may add others."""
     weight_decay: float = 0.1
@@ -43,6 +49,12 @@ class RunOptions:
     """How many of the newest checkpoints to keep."""
     start: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Start from this checkpoint instead of from random parameters; --preset is not used then."""
+    norms: bool = False
+    """Log the norms of gradients and parameters of each part of the model."""
+    profile: bool = False
+    """Write a profiler's trace of three steps into the run's folder."""
+    log: Literal["file", "tensorboard", "wandb"] = "file"
+    """Where metrics go beside the run's metrics.jsonl: nowhere, into its folder for TensorBoard, or to wandb."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Where the run goes: a new folder. The default is a new one under runs/."""
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None

@@ -20,6 +20,7 @@ from scratch_core.errors import DataError
 from scratch_core.generation import beam_search, generate
 from scratch_core.registry import ARCHITECTURES, MODELS, ModelSpec
 from scratch_core.testing.decoding import check_beam_search, check_causal, check_decoding, check_two_traces
+from scratch_core.testing.fine_tuning import FineTuningContract
 from scratch_core.testing.goldens import check_bare_trunk, jitted
 from scratch_core.testing.parameters import count_parameters, decayed_parameters
 from scratch_core.testing.training import check_meshes, overfit_one_batch, random_batch
@@ -102,8 +103,8 @@ class ModelContract:
         check_meshes(self.model_class, self.config)
 
 
-class CausalLMContract(ModelContract):
-    """What holds of every decoder: causality, caching, padding, generation."""
+class CausalLMContract(FineTuningContract, ModelContract):
+    """What holds of every decoder: causality, caching, padding, generation, fine-tuning."""
 
     def test_logits_have_the_shape_of_the_tokens(self):
         logits = jitted(self.model)(jnp.ones((2, 7), jnp.int32))
@@ -226,6 +227,15 @@ class ImageClassificationContract(ModelContract):
         again = type(config).from_hf(config.to_hf())
         assert dataclasses.replace(again, labels=()) == config
         assert type(config).from_hf(again.to_hf()) == again
+
+    def test_the_names_of_the_classes_decide_and_not_their_order_in_the_file(self):
+        """Data and checkpoints count the same classes differently: transformers#12822, #5196."""
+        config = self.config.with_labels(("dog", "cat", "owl"))
+        fields = config.to_hf()
+        fields["id2label"] = dict(reversed(fields["id2label"].items()))
+        again = type(config).from_hf(fields)
+        assert again.labels == ("dog", "cat", "owl")
+        assert again.to_hf()["label2id"] == {"dog": 0, "cat": 1, "owl": 2}
 
     def test_logits_are_one_number_per_class(self):
         logits = jitted(self.model)(noise(self.config, 2))

@@ -18,6 +18,10 @@ class BatchHandling:
         """Return how many units a batch holds: the rows of its first array."""
         return len(jax.tree.leaves(batch)[0])
 
+    def flops_per_unit(self, model: Any) -> float | None:
+        """Return the floating-point operations of a training step for each unit; None: not known."""
+        return None
+
     def place(self, batch: Any, mesh: jax.sharding.Mesh) -> Any:
         """Return the batch on the devices of a mesh, split over its data axes. Raises ConfigError if it cannot be."""
         return shard_batch(batch, mesh)

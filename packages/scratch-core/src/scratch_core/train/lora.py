@@ -26,8 +26,6 @@ def add_lora(model: nnx.Module, *patterns: str, rank: int = 8, alpha: float = 16
     adapter, and if rank is not smaller than both sides of a kernel.
     """
     layers = dict(linear_layers(model))
-    if any(isinstance(module, ScannedBlocks) for _, module in nnx.iter_modules(model)):
-        raise ConfigError("LoRA on scanned layers: call add_lora before scan_layers, or unscan_layers first")
     if not patterns:
         raise ConfigError("LoRA needs at least one pattern of linear layers, such as '*.query'")
     _check_patterns(model, patterns, layers)
@@ -57,8 +55,13 @@ def merge_lora(model: Any) -> Any:
 
 
 def linear_layers(model: nnx.Module) -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, layer) of the layers that are nothing but a linear layer, in the model's order."""
+    """Yield (dotted path, layer) of the layers that are nothing but a linear layer; ConfigError if some are scanned."""
     for path, module in nnx.iter_modules(model):
+        if isinstance(module, ScannedBlocks):
+            raise ConfigError(
+                "LoRA on scanned layers, which hold many kernels in one array: call add_lora before scan_layers, and "
+                "unscan_layers before the adapters are merged or saved"
+            )
         if type(module) in (Linear, LoRALinear, nnx.Linear):
             yield ".".join(map(str, path)), module
 

@@ -6,9 +6,13 @@ import json
 import os
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
+
+import jax
+import jax.numpy as jnp
 
 from scratch_core.errors import CheckpointError
 from scratch_core.folders import why_not_written
@@ -83,6 +87,49 @@ class Throughput:
             return None
         rate, self._count, self._since = self._count / (now - self._since), 0, now
         return rate
+
+
+class Profile:
+    """Writes a profiler's trace of three steps into a folder (None: not), after the two that compile and warm up."""
+
+    def __init__(self, folder: Path | None):
+        self.folder, self._taken, self._running = folder, 0, False
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End a trace under way."""
+        self._stop()
+
+    def advance(self) -> None:
+        """Note that a step was taken."""
+        self._taken += 1
+        if self.folder is not None and self._taken == 2:
+            jax.profiler.start_trace(self.folder)
+            self._running = True
+        elif self._taken == 5:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+
+
+@cache
+def matrix_product_rate(dtype: Any) -> float:
+    """Return the floating-point operations per second of a large matrix product here, the best of three."""
+    size = 1024 if jax.default_backend() == "cpu" else 8192
+    product, seconds = jax.jit(jnp.matmul), []
+    matrix = jnp.ones((size, size), dtype)
+    product(matrix, matrix).block_until_ready()
+    for _ in range(3):
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
 
 
 class Progress:

@@ -6,12 +6,14 @@ A package that brings an optimizer registers one object in its pyproject.toml, u
     adamw = "scratch_core.train.optimizers:ADAMW"
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from scratch_core.errors import ConfigError
@@ -43,10 +45,94 @@ def warmup_cosine(peak: float, steps: int, *, warmup: int | None = None, final: 
     ``warmup`` None is a tenth of ``steps``, at most 1000. Raises ConfigError unless 0 <= warmup < steps.
     Source: Loshchilov & Hutter 2016, https://arxiv.org/abs/1608.03983, eq. 5, without restarts.
     """
+    warmup = _check_warmup(warmup, steps)
+    return optax.schedules.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps, final * peak)
+
+
+def warmup_linear(peak: float, steps: int, *, warmup: int | None = None, final: float = 0.0) -> optax.Schedule:
+    """Return a schedule: linear from 0 to ``peak``, then linear down to ``final * peak``; else as `warmup_cosine`."""
+    warmup = _check_warmup(warmup, steps)
+    up = optax.schedules.linear_schedule(0.0 if warmup else peak, peak, warmup)
+    return optax.schedules.join_schedules(
+        [up, optax.schedules.linear_schedule(peak, final * peak, steps - warmup)], [warmup]
+    )
+
+
+def warmup_stable_decay(
+    peak: float, steps: int, *, warmup: int | None = None, decay: float = 0.1, final: float = 0.0
+) -> optax.Schedule:
+    """Return the schedule WSD: up as in `warmup_cosine`, then ``peak``, then linear down in the last steps.
+
+    ``decay`` is the share of ``steps`` that go down to ``final * peak``. Raises ConfigError if warm-up and decay do not
+    fit in the steps. Source: Hu et al. 2024, https://arxiv.org/abs/2404.06395, section 4.2.
+    """
+    warmup, down = _check_warmup(warmup, steps), max(1, round(decay * steps))
+    if not 0 < decay <= 1 or warmup + down > steps:
+        raise ConfigError(f"warmup={warmup} and decay={decay} must fit in steps={steps}")
+    up = optax.schedules.linear_schedule(0.0 if warmup else peak, peak, warmup)
+    flat, fall = optax.schedules.constant_schedule(peak), optax.schedules.linear_schedule(peak, final * peak, down)
+    return optax.schedules.join_schedules([up, flat, fall], [warmup, steps - down])
+
+
+SCHEDULES: Mapping[str, Callable[[float, int], optax.Schedule]] = {
+    "cosine": warmup_cosine,
+    "linear": warmup_linear,
+    "wsd": warmup_stable_decay,
+}
+"""Schedules of the learning rate by the name of ``--schedule``, each a function of the peak and the number of steps."""
+
+
+def _check_warmup(warmup: int | None, steps: int) -> int:
     warmup = min(1000, steps // 10) if warmup is None else warmup
     if not 0 <= warmup < steps:
         raise ConfigError(f"warmup={warmup} must be at least 0 and less than steps={steps}")
-    return optax.schedules.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps, final * peak)
+    return warmup
+
+
+class AverageState(NamedTuple):
+    """The state of the optimizer inside, and the moving average of the parameters, float32."""
+
+    inner: Any
+    average: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Averaged(Optimizer):
+    r"""An optimizer whose parameters are evaluated and saved as their exponential moving average.
+
+    $m_t = d\, m_{t-1} + (1 - d)\, \theta_t$ from $m_0 = \theta_0$, in float32. Raises ConfigError unless 0 < d < 1, and
+    for an optimizer that keeps a second set of parameters already.
+    """
+
+    inner: Optimizer
+    decay: float
+
+    def __post_init__(self):
+        if not 0 < self.decay < 1:
+            raise ConfigError(f"--average {self.decay} must be between 0 and 1, such as 0.999")
+        if type(self.inner).evaluation_parameters is not Optimizer.evaluation_parameters:
+            raise ConfigError(f"--average: {type(self.inner).__name__} averages its parameters itself; leave one out")
+
+    def build(
+        self, learning_rate: optax.ScalarOrSchedule, *, weight_decay: float, decayed: Sequence[str]
+    ) -> optax.GradientTransformation:
+        """Return the optimizer inside, with the average beside its state."""
+        inner = self.inner.build(learning_rate, weight_decay=weight_decay, decayed=decayed)
+
+        def init(parameters: Any) -> AverageState:
+            return AverageState(inner.init(parameters), jax.tree.map(lambda p: jnp.array(p, jnp.float32), parameters))
+
+        def update(gradients: Any, state: AverageState, parameters: Any = None) -> tuple[Any, AverageState]:
+            updates, after = inner.update(gradients, state.inner, parameters)
+            new = optax.apply_updates(parameters, updates)
+            average = jax.tree.map(lambda m, p: self.decay * m + (1 - self.decay) * p, state.average, new)
+            return updates, AverageState(after, average)
+
+        return optax.GradientTransformation(cast("Any", init), cast("Any", update))
+
+    def evaluation_parameters(self, optimizer_state: AverageState, parameters: Any) -> Any:
+        """Return the average, in the parameters' dtype."""
+        return jax.tree.map(lambda m, p: m.astype(p.dtype), optimizer_state.average, parameters)
 
 
 def adamw(
@@ -80,10 +166,10 @@ class AdamW(Optimizer):
 ADAMW = AdamW()
 
 
-def find_optimizer(name: str) -> Optimizer:
-    """Return an installed optimizer. Raises ConfigError that lists the installed ones."""
+def find_optimizer(name: str, average: float = 0.0) -> Optimizer:
+    """Return an installed optimizer, :class:`Averaged` if ``average`` is not 0. Raises ConfigError that lists them."""
     for point in metadata.entry_points(group=OPTIMIZERS, name=name):
-        return point.load()
+        return Averaged(point.load(), average) if average else point.load()
     names = ", ".join(sorted(point.name for point in metadata.entry_points(group=OPTIMIZERS))) or "none"
     raise ConfigError(
         f"no installed package provides the optimizer {name!r} (installed: {names}): install the package that does, "

@@ -11,7 +11,7 @@ parameters, optimizer state, RNG and step continues exactly as if it had never s
 with the same versions and the same number of cores. Another number of cores sums in another order and rounds otherwise.
 """
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,9 @@ from scratch_core.folders import FolderLock
 from scratch_core.train.batches import BatchHandling
 from scratch_core.train.checkpoints import Checkpoints
 from scratch_core.train.interrupt import Interrupt
-from scratch_core.train.metrics import MetricsLog, Progress, Throughput
+from scratch_core.train.loggers import Logger
+from scratch_core.train.metrics import MetricsLog, Profile, Progress, Throughput, matrix_product_rate
+from scratch_core.weights.key_table import flatten, unstack
 
 LossFunction = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 
@@ -63,7 +65,9 @@ class Trainer:
     ``keep_best`` of lowest score among those that `save` gave a score. ``learning_rate``
     (a schedule) is only for the log. After ``max_skipped`` updates in a row that were not finite, fit raises.
     ``evaluation_parameters(optimizer_state, parameters)`` gives the parameters that are evaluated and that the model
-    gets at the end, for optimizers that keep a second set.
+    gets at the end, for optimizers that keep a second set. ``norms`` logs the norms of gradients and parameters of each
+    part of the model, ``profile`` writes a profiler's trace of three steps into the folder, ``loggers`` get what
+    metrics.jsonl gets.
 
     While steps are taken, the model's arrays are donated to them. Afterwards, also after an exception, the model holds
     the trained ones, in evaluation mode. Raises ConfigError for a number that makes no sense.
@@ -87,6 +91,9 @@ class Trainer:
         max_skipped: int = 10,
         learning_rate: Callable[[int], Any] | None = None,
         evaluation_parameters: Callable[[Any, Any], Any] = trained_parameters,
+        norms: bool = False,
+        profile: bool = False,
+        loggers: Sequence[Logger] = (),
     ):
         numbers = {"accumulate": accumulate, "save_every": save_every, "keep": keep, "log_every": log_every}
         for name, value in (numbers | {"max_skipped": max_skipped}).items():
@@ -96,6 +103,7 @@ class Trainer:
         self.handling, self.evaluation_parameters = handling or BatchHandling(), evaluation_parameters
         self.accumulate, self.mesh, self.learning_rate = accumulate, mesh, learning_rate
         self.save_every, self.log_every, self.max_skipped = save_every, log_every, max_skipped
+        self.norms, self.profile, self.loggers = norms, profile, loggers
         self.folder = None if folder is None else Path(folder)
         # Process 0 alone writes; a second run in this folder would clear what this one is saving.
         self._lock = FolderLock(self.folder) if self.folder is not None and jax.process_index() == 0 else None
@@ -106,6 +114,7 @@ class Trainer:
             from scratch_core.parallel import shard_model
 
             shard_model(model, mesh)
+        self._flops = self.handling.flops_per_unit(model)
         model.train()
         self._training = nnx.graphdef(model)
         model.eval()
@@ -137,12 +146,18 @@ class Trainer:
         times in a row; these updates were skipped, so the model is still sound.
         """
         step, loss, waiting, throughput = self.step, float("nan"), None, Throughput()
+        if self._flops is not None:
+            dtypes = (getattr(module, "dtype", None) for _, module in nnx.iter_modules(self.model))
+            devices = 1 if self.mesh is None else self.mesh.size
+            self._peak = devices * matrix_product_rate(next(filter(None, dtypes), jnp.float32))
         with (
             nullcontext(interrupt) if interrupt is not None else Interrupt() as interrupt,
             Progress(steps, step, unit=self.handling.unit) as progress,
+            Profile(self.folder / "profile" if self.folder and self.profile else None) as profile,
             closing(self.steps(dataset, steps)) as taken,
         ):
             for step, metrics in taken:
+                profile.advance()
                 if waiting is not None:  # read a step late, so that the device never waits for Python
                     loss = self._report(*waiting, steps, throughput, progress)
                 waiting = (step, metrics)
@@ -256,7 +271,10 @@ class Trainer:
         new = jax.lax.cond(finite, update, lambda old: old, old)
         new["step"] = state["step"] + 1
         new["skipped"] = jnp.where(finite, 0, state["skipped"] + 1)
-        return new, {"loss": loss, "gradient_norm": norm, "skipped": new["skipped"]}
+        metrics = {"loss": loss, "gradient_norm": norm, "skipped": new["skipped"]}
+        if self.norms:
+            metrics |= {"gradient_norms": _norms(gradients), "parameter_norms": _norms(parameters)}
+        return new, metrics
 
     def _gradients(self, parameters: Any, rest: Any, batch: Any) -> tuple[Any, jax.Array, jax.Array, Any]:
         def loss(parameters: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
@@ -285,7 +303,13 @@ class Trainer:
                 record["learning_rate"] = float(self.learning_rate(step - 1))
             if rate is not None:
                 record[f"{self.handling.unit}_per_second"] = round(rate, 1)
-            self.metrics.append(record)
+                if self._flops is not None:
+                    record["model_flops_utilisation"] = float(f"{self._flops * rate / self._peak:.3g}")
+            for name in ("gradient_norms", "parameter_norms"):
+                if name in metrics:
+                    record[name] = {group: value.item() for group, value in jax.device_get(metrics[name]).items()}
+            for log in (self.metrics, *self.loggers):
+                log.append(record)
             progress.report(step, loss, rate)
         if skipped >= self.max_skipped:
             raise TrainingError(
@@ -316,3 +340,13 @@ class Trainer:
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
         on_mesh = lambda x: isinstance(x.sharding, jax.sharding.NamedSharding)  # noqa: E731
         return jax.tree.map(lambda x: x if on_mesh(x) else jax.device_put(x, everywhere), state)
+
+
+def _norms(tree: Any) -> dict[str, jax.Array]:
+    """Return the norm of each part: of each block of a stack, and of every other module of the model."""
+    parts: dict[str, list[jax.Array]] = {}
+    for path, leaf in unstack(flatten(tree)).items():
+        name, _, rest = path.partition(".")
+        number = rest.partition(".")[0]
+        parts.setdefault(f"{name}.{number}" if number.isdigit() else name, []).append(leaf)
+    return {name: optax.tree.norm(leaves) for name, leaves in parts.items()}
