@@ -86,7 +86,10 @@ def stored(run: str, model: str) -> tuple[Path, dict[str, Any]]:
         raise CheckpointError(f"--resume {folder}: there is no run (no {RECORD} in that folder)")
     record = read_json(folder / RECORD)
     if record.get("model") != model:
-        raise ConfigError(f"--resume {folder}: that is a run of {record.get('model')}, not of {model}")
+        raise ConfigError(
+            f"--resume {folder}: that is a run of {record.get('model')}, not of {model}: resume it with "
+            f"`scratch train {record.get('model')} --resume {folder}`, or name a run of {model}"
+        )
     return folder, record
 
 
