@@ -1,6 +1,7 @@
-"""What the tests of the command line share: files of this folder become installed packages."""
+"""What the tests share: files of this folder become installed packages, and a test that hangs is ended."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,17 @@ def fails(capsys):
 def logged():
     """A function that returns the lines of a run's metrics.jsonl."""
     return lambda run: [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def deadline():
+    """End a test that waits for a FIFO after 20 seconds: it would wait for ever."""
+
+    def late(number, frame):
+        raise TimeoutError("still reading after 20 seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

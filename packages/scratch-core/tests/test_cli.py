@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from scratch_core.cli import main
 from scratch_core.registry import find
 
@@ -303,6 +303,32 @@ def test_a_hostile_config_is_one_line(run, fails, change, message):
     fields = json.loads(Path("run/config.json").read_text()) | change
     Path("run/config.json").write_text(json.dumps(fields))
     assert message in fails("generate", "run")
+
+
+def test_what_reads_the_output_may_leave_and_its_disk_may_be_full(run, toy_path):
+    """`scratch inspect RUN | true` ends with 0, and `> /dev/full` with one line that names the output."""
+    environment = os.environ | {"PYTHONPATH": str(toy_path)}
+    command = [sys.executable, "-m", "scratch_core.cli", "inspect", run]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    expected = "scratch: error: standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, expected)
+
+
+def test_weights_that_are_not_finite_write_no_text_unless_allowed(run, fails, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "diverged")
+    tensors = load_file(folder / "model.safetensors")
+    name = next(iter(tensors))
+    tensors[name][0] = np.nan
+    save_file(tensors, folder / "model.safetensors")
+    assert f"{name} holds NaN or infinity" in fails("generate", str(folder), "--prompt", "the")
+    arguments = ["generate", str(folder), "--prompt", "the", "--max-new-tokens", "3", "--allow-nonfinite"]
+    assert main(arguments) == 0
 
 
 def test_debug_shows_the_traceback(toy):

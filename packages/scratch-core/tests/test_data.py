@@ -1,6 +1,7 @@
 """Data: tokens come back as text, splits do not leak, batch k is a function of seed and k alone."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -76,6 +77,33 @@ def test_tokenizer_json(tokenizer_folder, tmp_path_factory):
     copy = tmp_path_factory.mktemp("copy")
     tokenizer.save(copy)
     assert load_tokenizer(copy).encode(TEXT).tolist() == ids.tolist()
+
+
+def word_level(folder, vocab, unknown="[UNK]"):
+    """Write a tokenizer.json that knows whole words."""
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": unknown}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+
+
+def test_a_tokenizer_that_lacks_a_token_says_so(tmp_path):
+    pytest.importorskip("tokenizers", reason="an extra: byte tokens need none")
+    word_level(tmp_path, {"cat": 0, "dog": 1})
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("dog").tolist() == [1]
+    with pytest.raises(DataError, match=r"tokenizer.json cannot encode the text: .*\[UNK\].*Add the token"):
+        tokenizer.encode("cow")
+
+
+def test_ids_with_gaps_are_counted_and_too_large_ones_are_refused(tmp_path):
+    pytest.importorskip("tokenizers", reason="an extra: byte tokens need none")
+    word_level(tmp_path, {"[UNK]": 0, "dog": 70_000})
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.vocab_size == 70_001
+    (tmp_path / "text").write_text("dog")
+    assert load_text(tmp_path / "text", tokenizer).validation.max() == 70_000  # not the 4,464 of 16 bits
+    word_level(tmp_path, {"[UNK]": 0, "dog": 2**32 - 1})
+    with pytest.raises(DataError, match=r"gives the token 'dog' the id 4294967295, which must be less than"):
+        load_tokenizer(tmp_path)
 
 
 def test_load_tokenizer_picks_by_what_is_there(tmp_path):
@@ -170,6 +198,30 @@ def test_bad_text_is_a_clear_error(tmp_path):
     ):
         with pytest.raises(DataError, match=f"{name} {message}"):
             load_text(tmp_path / name, ByteTokenizer())
+
+
+@pytest.mark.usefixtures("deadline")
+def test_a_text_that_is_no_file_is_called_what_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is a FIFO, and only regular files are read: name a file, or copy"):
+        load_text(tmp_path / "pipe", ByteTokenizer())
+    (tmp_path / "binary").write_bytes(b"a\0")
+    with pytest.raises(DataError, match=r"holds a NUL byte, at 1 of 2: it is no text. Name a text file, or convert it"):
+        load_text(tmp_path / "binary", ByteTokenizer())
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    write(tmp_path, {"a.txt": "one", "closed/b.txt": "two"})
+    scan = os.scandir
+
+    def scandir(path="."):
+        if os.fspath(path).endswith("closed"):  # the tests may run as root, who may read everything
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"closed cannot be read: Permission denied. Give yourself the right"):
+        load_text(tmp_path, ByteTokenizer())
 
 
 def test_a_source_is_read_by_what_it_is(tmp_path):

@@ -1,6 +1,7 @@
 """Image files: preprocessed as the reference does, and nothing in a file makes more than a clear error."""
 
 import json
+import os
 import struct
 import warnings
 import zlib
@@ -229,11 +230,15 @@ def test_any_damage_is_at_most_a_data_error(tmp_path):
     assert 50 < refused < 360
 
 
+@pytest.mark.usefixtures("deadline")
 def test_other_things_than_files_are_clear_errors(tmp_path):
     with pytest.raises(DataError, match="there is no file"):
         read_image(tmp_path / "none.png")
-    with pytest.raises(DataError, match="cannot be opened"):
+    with pytest.raises(DataError, match="is a folder, and only regular files are read"):
         read_image(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match="is a FIFO, and only regular files are read"):
+        read_image(tmp_path / "pipe.png")
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(DataError, match="floating-point"):
         read_image(tmp_path / "float.tif")

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 from scratch_core import CheckpointError, ConfigError, PretrainedModel, Rule, load, save, to_hf, weights
+from scratch_core.config import field
 from scratch_core.weights import Copy, Transform, conv, conv1d, same, split_bias, split_in, split_out, transpose
 
 
@@ -359,6 +360,27 @@ def become_pickle(folder):
     (folder / "model.safetensors").write_bytes(pickle.dumps({"embed.weight": [0.0]}))
 
 
+def become_damaged_with_a_header_of_128_bytes(folder):
+    (folder / "model.safetensors").write_bytes((128).to_bytes(8, "little") + b"{" + b"x" * 127)
+
+
+def become(name, make):
+    def change(folder):
+        (folder / name).unlink()
+        make(folder / name)
+
+    return change
+
+
+def zeros(path):
+    path.symlink_to("/dev/zero")
+
+
+def huge_config(folder):
+    with (folder / "config.json").open("r+b") as file:
+        file.truncate(16 * 2**20 + 1)
+
+
 def only_bin(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -392,8 +414,15 @@ def index_to(name):
         (index_to("../outside.safetensors"), "must be a .safetensors file of the same folder"),
         (index_to("weights.bin"), "must be a .safetensors file of the same folder"),
         (index_to("model-00002-of-00002.safetensors"), "lacks shards that its index names: model-00002"),
+        (become_damaged_with_a_header_of_128_bytes, "model.safetensors is truncated, damaged"),
+        (become("config.json", os.mkfifo), "config.json is a FIFO, and only regular files are read"),
+        (become("config.json", os.mkdir), "config.json is a folder, and only regular files are read"),
+        (become("config.json", zeros), "config.json is a device, and only regular files are read"),
+        (become("model.safetensors", os.mkfifo), "model.safetensors is a FIFO, and only regular files are read"),
+        (huge_config, "config.json has 16,777,217 bytes, more than the 16,777,216"),
     ],
 )
+@pytest.mark.usefixtures("deadline")
 def test_damage_is_named(folder, damage, message):
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
@@ -409,6 +438,42 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(folder):
             break
     assert (folder / "model.safetensors").read_bytes()[:1] == b"\x80"
     Toy.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_named_and_may_be_allowed(folder, value):
+    weight = load_file(folder / "model.safetensors")["embed.weight"]
+    weight[3, 2] = value
+    edit(folder, embed__weight=weight)
+    with pytest.raises(CheckpointError, match=r"embed.weight holds NaN or infinity.*allow_nonfinite=True"):
+        Toy.from_pretrained(folder)
+    model = Toy.from_pretrained(folder, allow_nonfinite=True)
+    np.testing.assert_array_equal(model.embedding.embedding[...], weight)
+
+
+def test_every_refusal_says_what_to_do_next(folder):
+    fields = json.loads((folder / "config.json").read_text())
+
+    def of(damage):
+        damage()
+        with pytest.raises((CheckpointError, ConfigError)) as raised:
+            Toy.from_pretrained(folder)
+        return " ".join(str(raised.value).split())
+
+    def config(text):
+        return lambda: (folder / "config.json").write_text(text)
+
+    assert "take an intact copy" in of(config('{"a": ' + "[" * 100_000))
+    assert "Take an intact copy" in of(config("{"))
+    named = of(config(json.dumps(fields | {"architectures": "Toy"})))
+    assert named.endswith('must be a list of names: correct it, as in ["LlamaForCausalLM"]')
+    config(json.dumps(fields))()
+    assert of(lambda: edit(folder, embed__weight=np.ones(3))).endswith(
+        "Take the config.json and the weights from one checkpoint"
+    )
+    assert "Put the shards beside the index" in of(lambda: index_to("../outside.safetensors")(folder))
+    with pytest.raises(ConfigError, match=r"width='2' must be int, found str: correct it, or take the config.json"):
+        field({"width": "2"}, "width", int)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

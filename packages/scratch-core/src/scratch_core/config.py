@@ -1,29 +1,59 @@
 """Reading a ``config.json``: every field is checked, and a value that is not implemented is an error."""
 
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scratch_core.errors import CheckpointError, ConfigError
+from scratch_core.errors import CheckpointError, ConfigError, ScratchError
 
 REQUIRED = object()
 """Default of :func:`field` for a field that must be there."""
+
+MAX_JSON_BYTES = 16 * 2**20
+"""Bytes of the largest JSON file that is read; the index of 100,000 tensors has 9 million."""
+
+
+def size_of_file(path: Path, error: type[ScratchError] = CheckpointError) -> int:
+    """Return the bytes of a regular file.
+
+    Raises ``error`` for a FIFO, a socket or a device, which may never end, and for a folder; OSError if there is none.
+    """
+    found = path.stat()
+    if stat.S_ISREG(found.st_mode):
+        return found.st_size
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket"}
+    kind = next((kind for holds, kind in kinds.items() if holds(found.st_mode)), "a device")
+    raise error(f"{path} is {kind}, and only regular files are read: name a file, or copy the contents into one")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; Infinity may be bare or, as transformers 5 writes it, ``{"__float__": ...}``.
 
-    Raises CheckpointError if the file is missing, unreadable, not JSON, or not an object.
+    Raises CheckpointError if the file is missing, unreadable, no regular file, too large, not JSON, or not an object.
     """
     try:
+        if (size := size_of_file(path)) > MAX_JSON_BYTES:
+            raise CheckpointError(
+                f"{path} has {size:,} bytes, more than the {MAX_JSON_BYTES:,} of any such file, and is refused unread: "
+                "take the file that belongs to the weights"
+            )
         value = json.loads(path.read_text(encoding="utf-8"), object_hook=_float)
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} has no {path.name}: name the folder of a checkpoint") from None
-    except (OSError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    except CheckpointError:
+        raise
+    except RecursionError:
+        raise CheckpointError(f"{path} is nested too deep for JSON: take an intact copy of the file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Give yourself the right to read it") from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}. Take an intact copy of the file") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, found {type(value).__name__}")
+        raise CheckpointError(
+            f"{path} must hold a JSON object, found {type(value).__name__}: take an intact copy of the file"
+        )
     return value
 
 
@@ -49,10 +79,15 @@ def field(fields: Mapping[str, Any], name: str, types: type | tuple[type, ...], 
         try:
             return float(value)
         except OverflowError:
-            raise ConfigError(f"config.json: {name} has {len(str(value))} digits, too many for a number") from None
+            raise ConfigError(
+                f"config.json: {name} has {value.bit_length()} bits, too many for a number: correct it"
+            ) from None
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
         expected = " or ".join(each.__name__ for each in allowed)
-        raise ConfigError(f"config.json: {name}={value!r} must be {expected}, found {type(value).__name__}")
+        raise ConfigError(
+            f"config.json: {name}={_short(value)} must be {expected}, found {type(value).__name__}: correct it, or "
+            "take the config.json that belongs to the weights"
+        )
     return value
 
 
@@ -60,7 +95,7 @@ def integers(fields: Mapping[str, Any], name: str, default: Any = REQUIRED) -> t
     """Return ``fields[name]``, a list of integers, as a tuple; absent or malformed as for :func:`field`."""
     values = field(fields, name, (list, tuple), default)
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        raise ConfigError(f"config.json: {name}={values!r} must be a list of integers")
+        raise ConfigError(f"config.json: {name}={_short(values)} must be a list of integers: correct it")
     return tuple(values)
 
 
@@ -70,6 +105,11 @@ def token(fields: Mapping[str, Any], name: str, default: int | None = None) -> i
     ``default`` is that of the reference's configuration class, which config.json may leave out. Raises ConfigError.
     """
     return field(fields, name, int, None) if name in fields else default
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + " ..."
 
 
 def tokens(
@@ -93,19 +133,26 @@ def unsupported(fields: Mapping[str, Any], **implemented: Any) -> None:
         if found is not None and found not in values:
             wrong.append(f"{name}={found!r} (implemented: {', '.join(map(repr, values))})")
     if wrong:
-        raise ConfigError("config.json has values that are not implemented: " + "; ".join(wrong))
+        raise ConfigError(
+            f"config.json has values that are not implemented: {'; '.join(wrong)}. Choose a checkpoint without them"
+        )
 
 
 def positive(config: Any, *names: str) -> None:
     """Raise ConfigError unless each named field of a configuration is greater than 0, and less than 2**31."""
     for name in names:
         if not 0 < getattr(config, name) < 2**31:
-            raise ConfigError(f"{name}={getattr(config, name)} must be greater than 0 and less than 2**31")
+            raise ConfigError(
+                f"{name}={getattr(config, name)} must be greater than 0 and less than 2**31: correct the configuration"
+            )
 
 
 def architectures(fields: Mapping[str, Any]) -> list[str]:
     """Return config.json's "architectures". Raises ConfigError if that is not a list of names."""
     names = fields.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"config.json: architectures={names!r} must be a list of names")
+        raise ConfigError(
+            f"config.json: architectures={_short(names)} must be a list of names: correct it, as in "
+            '["LlamaForCausalLM"]'
+        )
     return names

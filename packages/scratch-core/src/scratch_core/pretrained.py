@@ -84,12 +84,23 @@ class PretrainedModel(nnx.Module):
         fresh: tuple[str, ...] = (),
         ignore: tuple[str, ...] = (),
         rngs: nnx.Rngs | None = None,
+        allow_nonfinite: bool = False,
     ) -> Self:
         """Return this class with the weights of a folder or Hub id, in evaluation mode; see :func:`scratch_core.load`.
 
         Raises CheckpointError or ConfigError.
         """
-        return weights.load(folder, cls, dtype=dtype, mesh=mesh, config=config, fresh=fresh, ignore=ignore, rngs=rngs)
+        return weights.load(
+            folder,
+            cls,
+            dtype=dtype,
+            mesh=mesh,
+            config=config,
+            fresh=fresh,
+            ignore=ignore,
+            rngs=rngs,
+            allow_nonfinite=allow_nonfinite,
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors; see :func:`scratch_core.save`."""

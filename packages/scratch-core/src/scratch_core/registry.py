@@ -125,6 +125,7 @@ def load(
     fresh: tuple[str, ...] = (),
     ignore: tuple[str, ...] = (),
     rngs: "nnx.Rngs | None" = None,
+    allow_nonfinite: bool = False,
 ) -> Any:
     """Return the model of a Hugging Face folder or Hub id, in evaluation mode.
 
@@ -136,5 +137,13 @@ def load(
     folder = weights.resolve(folder)
     model_class = model_class or find_class(read_json(folder / "config.json"))
     return weights.load(
-        folder, model_class, dtype=dtype, mesh=mesh, config=config, fresh=fresh, ignore=ignore, rngs=rngs
+        folder,
+        model_class,
+        dtype=dtype,
+        mesh=mesh,
+        config=config,
+        fresh=fresh,
+        ignore=ignore,
+        rngs=rngs,
+        allow_nonfinite=allow_nonfinite,
     )

@@ -6,6 +6,7 @@ Everything that a user's input can cause ends as one message on stderr and exit 
 shows it).
 """
 
+import errno
 import functools
 import os
 import signal
@@ -51,6 +52,7 @@ def _generate(
     repetition_penalty: float | None = None,
     seed: int = 0,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    allow_nonfinite: bool = False,
 ) -> None:
     """Continue a prompt, written as it is generated.
 
@@ -65,6 +67,7 @@ def _generate(
         repetition_penalty: Above 1 makes tokens that are there already less likely.
         seed: Of the random draws.
         dtype: Of the weights and the computation; the default is float32.
+        allow_nonfinite: Load weights that hold NaN or infinity.
     """
     from scratch_core.cli.generate import generate
 
@@ -75,7 +78,7 @@ def _generate(
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }
-    generate(folder, prompt, max_new_tokens, seed, dtype, sampling)
+    generate(folder, prompt, max_new_tokens, seed, dtype, sampling, allow_nonfinite)
 
 
 def _convert(source: Folder, destination: Folder, /) -> None:
@@ -144,6 +147,11 @@ def _bound(command: Callable[..., int | None]) -> Callable[..., Callable[[], int
     return bind
 
 
+def _drop_output() -> None:
+    """Send the rest of standard output nowhere, so that Python's last flush does not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code.
 
@@ -168,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from scratch_core.cli.predict import predict
 
             predict(subject, rest)
+            sys.stdout.flush()
             return 0
         commands: dict[str, Callable[..., Any]] = {
             "models": _models,
@@ -189,14 +198,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 description=description,
                 args=arguments,
             )
-        return run_command() or 0
+        code = run_command() or 0
+        sys.stdout.flush()  # here, so that what this raises is said below
+        return code
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except (ScratchError, OSError) as error:
         if debug:
             raise
         place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+            place = "standard output: "  # writing a file names the file
+            _drop_output()
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         stopped = getattr(error, "signal", None)
         print(f"scratch: {'error: ' if stopped is None else ''}{place}{text}", file=sys.stderr)

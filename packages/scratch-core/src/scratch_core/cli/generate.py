@@ -13,7 +13,13 @@ from scratch_core.weights import resolve
 
 
 def generate(
-    folder: str, prompt: str, max_new_tokens: int, seed: int, dtype: str | None, sampling: dict[str, Any]
+    folder: str,
+    prompt: str,
+    max_new_tokens: int,
+    seed: int,
+    dtype: str | None,
+    sampling: dict[str, Any],
+    allow_nonfinite: bool = False,
 ) -> None:
     """Print ``prompt`` and its continuation to stdout, each piece of text as soon as it is certain."""
     if not 0 <= seed < 2**32:
@@ -25,7 +31,7 @@ def generate(
             f"{folder} holds a {model_class.__name__} of the task {model_class.task}, which writes no text: "
             "name the folder of a causal language model"
         )
-    model = model_class.from_pretrained(path, dtype=dtype)
+    model = model_class.from_pretrained(path, dtype=dtype, allow_nonfinite=allow_nonfinite)
     tokenizer = load_tokenizer(path)
     sys.stdout.write(prompt)
     for text in stream_text(model, tokenizer, prompt, max_new_tokens, seed, sampling):

@@ -3,7 +3,13 @@
 from rich.console import Console
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Raise the BrokenPipeError again, where rich would end with exit code 1; `main` ends with 0."""
+        raise
+
+
 def console() -> Console:
     """Return a console that does not fold lines where the output is no terminal."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=200)
+    terminal = _Console()
+    return terminal if terminal.is_terminal else _Console(width=200)

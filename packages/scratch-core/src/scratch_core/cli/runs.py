@@ -125,7 +125,10 @@ def stored(run: str, model: str) -> tuple[Path, dict[str, Any]]:
     if missing := [name for name in FIELDS if name not in record]:
         raise _damaged(folder, f"it has no {missing[0]}")
     if record["model"] != model:
-        raise ConfigError(f"--resume {folder}: that is a run of {record['model']}, not of {model}")
+        raise ConfigError(
+            f"--resume {folder}: that is a run of {record['model']}, not of {model}: resume it with "
+            f"`scratch train {record['model']} --resume {folder}`, or name a run of {model}"
+        )
     return folder, record
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from scratch_core.data.batches import ImageClassificationBatch
 from scratch_core.data.digits import load_digits
 from scratch_core.data.fingerprints import fingerprint
+from scratch_core.data.sources import files_below
 from scratch_core.errors import ConfigError, DataError
 from scratch_core.vision.images import ImageProcessor, pillow, read_image
 
@@ -214,7 +215,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(path for path in files_below(folder) if path.suffix.lower() in SUFFIXES)
     if not found:
         raise DataError(f"the class {folder.name} has no images: {folder} holds no {', '.join(SUFFIXES)}")
     return found

@@ -13,12 +13,14 @@ import hashlib
 import json
 import os
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from scratch_core.config import size_of_file
 from scratch_core.errors import DataError
 
 
@@ -55,10 +57,12 @@ def open_documents(source: str | Path | None) -> Documents:
         raise DataError("the name of the text is empty: name a file or a folder")
     path = Path(source)
     if path.is_dir():
-        names = (name for name in path.rglob("*") if name.is_file() and not _hidden(name.relative_to(path)))
+        names = (name for name in files_below(path) if not _hidden(name.relative_to(path)))
         return _files(path, sorted(names), str(path))
-    if not path.is_file():
-        raise DataError(f"no such file or folder: {path}")
+    try:
+        size_of_file(path, DataError)
+    except OSError as error:
+        raise DataError(f"no such file or folder: {path}" if not path.exists() else _unreadable(path, error)) from None
     if path.suffix == ".npy":
         tokens = open_tokens(path, verify=_digest_path(path).exists())
         if not len(tokens):
@@ -68,10 +72,27 @@ def open_documents(source: str | Path | None) -> Documents:
     if not data:
         raise DataError(f"{path} is empty: training needs text")
     if b"\0" in data:
-        raise DataError(f"{path} holds a NUL byte: it is no text")
+        raise DataError(
+            f"{path} holds a NUL byte, at {data.index(0):,} of {len(data):,}: it is no text. Name a text file, or "
+            "convert it, such as UTF-16 to UTF-8"
+        )
     if path.suffix == ".jsonl":
         return _rows(path, data)
     return Documents(str(path), "files", [Document(path.name, data)])
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the regular files in a folder and below it, in any order; none if it is not there.
+
+    Raises DataError for a folder that may not be read, unless it is hidden.
+    """
+
+    def closed(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError) and not _hidden(Path(error.filename).relative_to(folder)):
+            raise DataError(_unreadable(Path(error.filename), error)) from error
+
+    for place, _, names in os.walk(folder, onerror=closed):
+        yield from (path for path in map(Path(place).joinpath, names) if path.is_file())
 
 
 def standard_library() -> list[Path]:
@@ -146,7 +167,11 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise DataError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"{path} cannot be read: {error.strerror}. Give yourself the right to read it, or name other data"
 
 
 def _digest_path(path: Path) -> Path:

@@ -108,7 +108,7 @@ class ByteTokenizer:
     def save(self, folder: str | Path) -> None:
         """Write the note ``scratch_tokenizer.json`` into ``folder``."""
         note = {"type": "bytes", "bos_id": self.bos_id, "eos_id": self.eos_id, "pad_id": self.pad_id}
-        (Path(folder) / NOTE).write_text(json.dumps(note) + "\n")
+        _write(Path(folder) / NOTE, (json.dumps(note) + "\n").encode())
 
 
 class ByteStream:
@@ -149,7 +149,14 @@ class HuggingFaceTokenizer:
         except Exception as error:  # the library raises a bare Exception whatever is wrong
             raise DataError(f"{self.folder / 'tokenizer.json'} cannot be read as a tokenizer: {error}") from error
         self._settings = _read_json(self.folder / "tokenizer_config.json")
-        self.vocab_size = self._fast.get_vocab_size(with_added_tokens=True)
+        ids = self._fast.get_vocab(with_added_tokens=True)
+        last = max(ids, key=ids.__getitem__, default="")
+        self.vocab_size = ids[last] + 1 if ids else 0  # ids may have gaps
+        if self.vocab_size >= 2**31:
+            raise DataError(
+                f"{self.folder / 'tokenizer.json'} gives the token {last!r} the id {ids[last]}, which must be less "
+                "than 2**31 - 1: correct it, or take the file that belongs to the weights"
+            )
         self.bos_id, self.eos_id, self.pad_id = (self._special(name) for name in ("bos", "eos", "pad"))
 
     def _special(self, name: str) -> int | None:
@@ -164,7 +171,13 @@ class HuggingFaceTokenizer:
     def encode(self, text: str | bytes) -> np.ndarray:
         """Return the int32 ids [T] of ``text`` (bytes are read as UTF-8, U+FFFD where they are not)."""
         text = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text
-        return np.asarray(self._fast.encode(text, add_special_tokens=False).ids, np.int32)
+        try:
+            return np.asarray(self._fast.encode(text, add_special_tokens=False).ids, np.int32)
+        except Exception as error:  # the library raises a bare Exception, as for a text that needs a missing [UNK]
+            raise DataError(
+                f"{self.folder / 'tokenizer.json'} cannot encode the text: {error}. Add the token that it lacks, or "
+                "take the file that belongs to the weights"
+            ) from error
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ``ids``, special tokens left out."""
@@ -182,7 +195,7 @@ class HuggingFaceTokenizer:
         """Copy ``tokenizer.json`` and ``tokenizer_config.json`` into ``folder``."""
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if (self.folder / name).exists() and self.folder.resolve() != Path(folder).resolve():
-                (Path(folder) / name).write_bytes((self.folder / name).read_bytes())
+                _write(Path(folder) / name, (self.folder / name).read_bytes())
 
 
 class HuggingFaceStream:
@@ -233,6 +246,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise DataError(f"{folder} is not a folder: give one that holds tokenizer.json or {NOTE}")
     hint = "; tokenizer.model (SentencePiece) must be converted first" if (folder / "tokenizer.model").exists() else ""
     raise DataError(f"{folder} holds no tokenizer: expected tokenizer.json or {NOTE}{hint}")
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:  # a full disk names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

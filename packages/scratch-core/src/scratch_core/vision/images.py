@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from scratch_core.config import field, read_json, unsupported
+from scratch_core.config import field, read_json, size_of_file, unsupported
 from scratch_core.errors import ConfigError, DataError, MissingExtraError
 
 MAX_PIXELS = 100_000_000
@@ -63,6 +63,8 @@ def read_image(image: Any, num_channels: int = 3) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what is checked below
+            if not isinstance(image, Image.Image):
+                size_of_file(Path(image), DataError)
             opened = image if isinstance(image, Image.Image) else Image.open(Path(image))
             with contextlib.nullcontext() if opened is image else opened:  # what we were given stays open
                 columns, rows = opened.size

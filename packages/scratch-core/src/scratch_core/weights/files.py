@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from scratch_core.config import read_json
+from scratch_core.config import read_json, size_of_file
 from scratch_core.errors import CheckpointError, MissingExtraError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -63,7 +63,9 @@ def open_folder(folder: Path) -> Generator[dict[str, Any]]:
             file = stack.enter_context(open_file(folder / name))
             held = set(file.keys())
             if absent := sorted(set(keys or ()) - held):
-                raise CheckpointError(f"{folder / INDEX} places keys in {name} that it lacks: {', '.join(absent)}")
+                raise CheckpointError(
+                    f"{folder / INDEX} places keys in {name} that it lacks: {', '.join(absent)}. Download both again"
+                )
             for key in sorted(held):
                 if key in files:
                     raise CheckpointError(
@@ -95,29 +97,34 @@ def weight_files(folder: Path) -> dict[str, list[str] | None]:
     for key, name in weight_map.items():
         if not isinstance(name, str) or re.search(r"[/\\\0]", name) or not name.endswith(".safetensors"):
             raise CheckpointError(
-                f"{folder / INDEX} places {key!r} in {name!r}: a shard must be a .safetensors file of the same folder"
+                f"{folder / INDEX} places {key!r} in {name!r}: a shard must be a .safetensors file of the same folder. "
+                "Put the shards beside the index and name them there, or download the checkpoint again"
             )
         cast("list[str]", names.setdefault(name, [])).append(key)
     if absent := sorted(name for name in names if not (folder / name).exists()):
-        raise CheckpointError(f"{folder} lacks shards that its index names: {', '.join(absent)}")
+        raise CheckpointError(f"{folder} lacks shards that its index names: {', '.join(absent)}. Download them")
     return names
 
 
 def open_file(path: Path) -> Any:
     """Return an open safetensors file. Raises CheckpointError if it is missing, damaged or a pickle."""
     try:
+        size_of_file(path)
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
         try:
             with path.open("rb") as file:
-                start = file.read(4)
+                start = file.read(9)
         except OSError as unreadable:
             raise CheckpointError(
                 f"{path} cannot be read: {unreadable.strerror}. Give yourself the right to read it"
             ) from error
-        if start[:1] == b"\x80" or start == b"PK\x03\x04":
+        # A pickle begins with 0x80 and its protocol; so may the length of a header, after which comes "{".
+        pickled = start[:1] == b"\x80" and b"\x02" <= start[1:2] <= b"\x05" and start[8:] != b"{"
+        if pickled or start[:4] == b"PK\x03\x04":
             raise CheckpointError(
-                f"{path} is a pickle or a torch archive under another name. It could run code and is refused"
+                f"{path} is a pickle or a torch archive under another name. It could run code and is refused: "
+                f"convert it to {SINGLE} with a tool that you trust"
             ) from None
         raise CheckpointError(
             f"{path} is truncated, damaged or no safetensors file: {error}. Download it again"

@@ -41,6 +41,7 @@ def load(
     fresh: Sequence[str] = (),
     ignore: Sequence[str] = (),
     rngs: nnx.Rngs | None = None,
+    allow_nonfinite: bool = False,
 ) -> Model:
     """Return the model of a Hugging Face folder or Hub id as ``model_class``, in evaluation mode.
 
@@ -52,7 +53,8 @@ def load(
     Loading is strict, save for what is named: parameters of ours that match ``fresh`` (such as "classifier.*") are
     initialised with ``rngs`` (default: ``nnx.Rngs(0)``) instead of read, and keys of theirs that match ``ignore``
     (such as "cls.*") are passed over. So a new head fits on an old trunk. A folder of a bare trunk, such as LlamaModel,
-    is read in the same way. Raises CheckpointError or ConfigError.
+    is read in the same way. An array with NaN or infinity is an error, unless ``allow_nonfinite``. Raises
+    CheckpointError or ConfigError.
     """
     cls: Any = model_class
     folder = resolve(folder)
@@ -83,7 +85,7 @@ def load(
             target = targets[path]
             kind = compute if jnp.issubdtype(target.dtype, jnp.floating) else target.dtype
             theirs = [files[key] for key in source.keys]
-            values[path] = _place(source.rule, theirs, target.shape, kind, places.get(path))
+            values[path] = _place(source, theirs, target.shape, kind, places.get(path), allow_nonfinite)
     if missing := targets.keys() - values.keys():
         values |= _initialise(cls, config, compute, missing, places, rngs or nnx.Rngs(0))
     model: Any = nnx.merge(graphdef, _fill(learned, values), _fill_rngs(rest))
@@ -115,8 +117,8 @@ def _describe(
         layers = getattr(config, "num_layers", 0)
         if layers > num_tensors:  # each layer holds one at least; to build that many may never end
             raise CheckpointError(
-                f"config.json asks for {layers:,} layers, the weights are {num_tensors:,} tensors: "
-                "one of the two files is not of this checkpoint"
+                f"config.json asks for {layers:,} layers, the weights are {num_tensors:,} tensors: one of the two "
+                "files is not of this checkpoint. Download both again"
             )
         return config, nnx.eval_shape(lambda: model_class(config, dtype=dtype, rngs=nnx.Rngs(0)))
     except ScratchError:
@@ -188,11 +190,16 @@ def _match(
         if lines
     ]
     if problems:
-        raise CheckpointError(f"the checkpoint does not fit {model_class.__name__}\n" + "\n".join(problems))
+        raise CheckpointError(
+            f"the checkpoint does not fit {model_class.__name__}\n" + "\n".join(problems) + "\n"
+            "Take the config.json and the weights from one checkpoint"
+        )
     return plan
 
 
-def _place(rule: Rule, theirs: Sequence[Any], shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.Array:
+def _place(
+    source: Source, theirs: Sequence[Any], shape: tuple[int, ...], dtype: Any, sharding: Any, allow_nonfinite: bool
+) -> jax.Array:
     """Return our array, read once from the file, as one array or each part on its devices."""
     parts: dict[Any, np.ndarray] = {}
 
@@ -201,8 +208,13 @@ def _place(rule: Rule, theirs: Sequence[Any], shape: tuple[int, ...], dtype: Any
         bounds = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True))
         key = tuple((part.start, part.stop) for part in bounds)
         if key not in parts:
-            block = rule.read(theirs if shape else [each[...] for each in theirs], bounds)
+            block = source.rule.read(theirs if shape else [each[...] for each in theirs], bounds)
             parts[key] = block.astype(dtype, order="C")
+            if not allow_nonfinite and not np.isfinite(parts[key]).all():
+                raise CheckpointError(
+                    f"{', '.join(source.keys)} holds NaN or infinity, of which a model computes nothing but NaN: take "
+                    "an earlier checkpoint, or allow it: allow_nonfinite=True, `scratch generate --allow-nonfinite`"
+                )
         return parts[key]
 
     try:
@@ -210,7 +222,7 @@ def _place(rule: Rule, theirs: Sequence[Any], shape: tuple[int, ...], dtype: Any
             return jnp.asarray(read(None))
         return jax.make_array_from_callback(shape, sharding, read)
     except SafetensorError as error:
-        raise CheckpointError(f"a tensor of shape {list(shape)} cannot be read: {error}") from error
+        raise CheckpointError(f"{', '.join(source.keys)} cannot be read: {error}. Download the file again") from error
 
 
 def _initialise(
