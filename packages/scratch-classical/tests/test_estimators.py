@@ -2,15 +2,15 @@
 
 import warnings
 
-import jax
 import numpy as np
 import pytest
 import scratch_classical
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import check_estimator
+from sklearn.utils.estimator_checks import check_estimator, check_param_validation
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 ESTIMATORS = [
     name
     for name in scratch_classical.__all__
@@ -18,16 +18,13 @@ ESTIMATORS = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """The suite fits hundreds of tiny problems of many shapes, so nearly all of its time is compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_the_list_is_complete():
     assert len(ESTIMATORS) == 13
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_parameters_are_validated(name):
+    check_param_validation(name, getattr(scratch_classical, name)())
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

@@ -321,9 +321,9 @@ def test_everything_that_does_not_fit_is_listed_at_once(folder):
 
 def test_an_unknown_architecture_is_named(folder):
     config = json.loads((folder / "config.json").read_text())
-    config |= {"architectures": ["GPTNeoForCausalLM"], "model_type": "gpt_neo"}
+    config |= {"architectures": ["ElectraForCausalLM"], "model_type": "electra"}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"architecture \(GPTNeoForCausalLM\); installed: .*Install the package"):
+    with pytest.raises(ConfigError, match=r"architecture \(ElectraForCausalLM\); installed: .*Install the package"):
         load(folder)
 
 

@@ -189,7 +189,7 @@ class ElasticNet(LinearPredictor):
         "l1_ratio": SHARE,
         "fit_intercept": FLAG,
         "precompute": [*FLAG, "array-like"],
-        "max_iter": [*COUNT, None],
+        "max_iter": COUNT,
         "copy_X": FLAG,
         "tol": NOT_NEGATIVE,
         "warm_start": FLAG,
