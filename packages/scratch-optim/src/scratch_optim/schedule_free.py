@@ -207,6 +207,11 @@ def _checked_beta(name: str, value: float) -> float:
 class ScheduleFree(Optimizer):
     """A schedule-free method, by name: warm-up, then a constant learning rate."""
 
+    @property
+    def schedule(self) -> str:
+        """Constant: the average does what a falling rate does."""
+        return "constant"
+
     def __init__(self, method: Any):
         self.method = method
 

@@ -172,7 +172,7 @@ def _train(
         count = sum(x.size for x in jax.tree.leaves(nnx.state(job.model, nnx.Param)))
         origin = options.preset if options.start is None else f"from {options.start}"
         print(f"model   {spec.name} {origin}, {count:,} parameters", flush=True)
-        schedule = SCHEDULES[options.schedule](options.learning_rate, horizon)
+        schedule = SCHEDULES[options.schedule or optimizer.schedule](options.learning_rate, horizon)
         if options.dtype != "float32":
             compute_in(job.model, getattr(jnp, options.dtype))
         trainer = Trainer(

@@ -29,8 +29,9 @@ class RunOptions:
     """Examples per update."""
     learning_rate: float
     """The peak: after the warm-up, before the decay."""
-    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
-    """How the learning rate falls: with a cosine, linearly, or only in the last tenth of the steps."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] | None = None
+    """How the learning rate falls: with a cosine, linearly, only in the last tenth of the steps, or not at all.
+    The default is the optimizer's own, a cosine for most."""
     average: float = 0.0
     """Evaluate and save the moving average of the parameters with this decay, such as 0.999; 0: the last ones."""
     dtype: Literal["float32", "bfloat16"] = "float32"

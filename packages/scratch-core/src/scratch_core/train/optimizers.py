@@ -25,6 +25,11 @@ OPTIMIZERS = "scratch.optimizers"
 class Optimizer:
     """Base of the optimizers that a run can name."""
 
+    @property
+    def schedule(self) -> str:
+        """The schedule of the learning rate where a run names none; see ``SCHEDULES``."""
+        return "cosine"
+
     def build(
         self, learning_rate: optax.ScalarOrSchedule, *, weight_decay: float, decayed: Sequence[str]
     ) -> optax.GradientTransformation:
@@ -74,10 +79,17 @@ def warmup_stable_decay(
     return optax.schedules.join_schedules([up, flat, fall], [warmup, steps - down])
 
 
+def warmup_constant(peak: float, steps: int, *, warmup: int | None = None) -> optax.Schedule:
+    """Return a schedule: up to ``peak`` as in `warmup_cosine`, then ``peak`` to the end."""
+    warmup = _check_warmup(warmup, steps)
+    return optax.schedules.warmup_constant_schedule(0.0 if warmup else peak, peak, warmup)
+
+
 SCHEDULES: Mapping[str, Callable[[float, int], optax.Schedule]] = {
     "cosine": warmup_cosine,
     "linear": warmup_linear,
     "wsd": warmup_stable_decay,
+    "constant": warmup_constant,
 }
 """Schedules of the learning rate by the name of ``--schedule``, each a function of the peak and the number of steps."""
 
@@ -112,6 +124,11 @@ class Averaged(Optimizer):
             raise ConfigError(f"--average {self.decay} must be between 0 and 1, such as 0.999")
         if type(self.inner).evaluation_parameters is not Optimizer.evaluation_parameters:
             raise ConfigError(f"--average: {type(self.inner).__name__} averages its parameters itself; leave one out")
+
+    @property
+    def schedule(self) -> str:
+        """That of the optimizer inside."""
+        return self.inner.schedule
 
     def build(
         self, learning_rate: optax.ScalarOrSchedule, *, weight_decay: float, decayed: Sequence[str]
