@@ -147,7 +147,7 @@ def test_the_repetition_penalty_counts_the_prompt_and_what_was_written(model):
         ({"eos_token_id": 10**10}, "eos_token_id=10000000000 must be a token"),
         ({"pad_token_id": None}, "pad_token_id=None must be a token"),
         ({"temperature": -1.0}, "temperature=-1.0 must be 0"),
-        ({"top_p": 0.0}, "top_p=0.0 must be in"),
+        ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
         ({"top_k": 0}, "top_k=0 must be at least 1"),
     ],
 )
@@ -184,7 +184,8 @@ def test_top_p_of_one_keeps_every_token():
     """The sum of these float32 probabilities reaches 1 some 15,000 tokens before the last."""
     logits = 3 * np.random.default_rng(0).standard_normal((1, 128_256)).astype(np.float32)
     assert np.isfinite(restrict(Sampling(temperature=1.0, top_p=1.0), jnp.asarray(logits))).all()
-    assert Sampling.create(temperature=1.0, top_p=1.0) == Sampling.create(temperature=1.0)
+    for top_p in (1.0, 1.5):
+        assert Sampling.create(temperature=1.0, top_p=top_p) == Sampling.create(temperature=1.0)
 
 
 def test_samples_follow_the_distribution():

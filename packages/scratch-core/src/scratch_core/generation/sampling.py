@@ -54,12 +54,12 @@ class Sampling:
         """Return the settings after checking them. Raises ConfigError.
 
         Temperature 0 takes the likeliest token, which is in every top-k, top-p and min-p: these have no effect then.
-        top_p 1 keeps all tokens, so the step is left out.
+        A top_p of 1 or more keeps all tokens, so the step is left out.
         """
         rules = {
             f"temperature={temperature} must be 0 (greedy) or more": temperature >= 0,
             f"top_k={top_k} must be at least 1": top_k is None or top_k >= 1,
-            f"top_p={top_p} must be in (0, 1]": top_p is None or 0 < top_p <= 1,
+            f"top_p={top_p} must be above 0": top_p is None or top_p > 0,
             f"min_p={min_p} must be in [0, 1]": min_p is None or 0 <= min_p <= 1,
             f"repetition_penalty={repetition_penalty} must be above 0": (
                 repetition_penalty is None or repetition_penalty > 0
@@ -69,7 +69,7 @@ class Sampling:
             raise ConfigError("; ".join(broken))
         if temperature == 0:
             return cls(repetition_penalty=repetition_penalty)
-        if top_p is not None and np.float32(top_p) == 1:
+        if top_p is not None and np.float32(top_p) >= 1:
             top_p = None
         return cls(temperature, top_k, top_p, min_p, repetition_penalty)
 
