@@ -17,7 +17,8 @@ import os
 import shlex
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from scratch_core.config import read_json
 from scratch_core.errors import CheckpointError, ConfigError, DataError
@@ -196,6 +197,8 @@ def _damaged(folder: Path, reason: object) -> CheckpointError:
 def _fits(value: Any, form: Any) -> bool:
     if get_origin(form) is Literal:
         return value in get_args(form)
+    if get_origin(form) in (Union, UnionType):
+        return any(_fits(value, part) for part in get_args(form))
     return isinstance(value, (form | int) if form is float else form)
 
 
