@@ -140,8 +140,8 @@ def plot(runs: list[Run], budget: float, path: Path) -> None:
 def main() -> None:
     """Train every model, print the table, draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=4e11, help="FLOPs for each model")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[48, 64, 96, 128], help="d_model, multiples of 16")
+    parser.add_argument("--budget", type=float, default=2e11, help="FLOPs for each model")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[48, 64, 96], help="d_model, multiples of 16")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--held-out", type=int, default=50_000, help="bytes of the held-out text")
     parser.add_argument("--plot", type=Path)

@@ -46,7 +46,7 @@ def test_round_trip_keeps_every_byte(name, tmp_path):
 def test_beams_equal_the_references(name):
     golden = json.loads((GOLDEN / name / "beams.json").read_text())
     model, cases = scratch_core.load(GOLDEN / name), golden.pop("cases")
-    assert len(cases) == 9
+    assert len(cases) == 6
     for case in cases:
         ids, scores = scratch_core.beam_search(model, **golden, **case["settings"])
         what = str(case["settings"])
