@@ -22,6 +22,7 @@ KERNELS = ("c1.kernel", "c3.kernel", "c5.kernel", "f6.kernel")
 class TestPaper(ImageClassificationContract):
     model_class = LeNet5
     config = PAPER
+    meshes = ("8x1", "1x4", "4x2")
     decayed = KERNELS
 
     def test_images_do_not_see_each_other(self):
@@ -32,6 +33,7 @@ class TestPaper(ImageClassificationContract):
 class TestModern(ImageClassificationContract):
     model_class = LeNet5
     config = MODERN
+    meshes = ("8x1", "1x4", "4x2")
     decayed = ("classifier.kernel", *KERNELS)
 
 

@@ -32,6 +32,7 @@ def model():
 
 class TestMamba2(CausalLMContract):
     model_class = Mamba2
+    meshes = ("8x1", "1x4", "4x2")
     config = SMALL
     decayed = (
         "layers.*.mixer.conv.kernel",

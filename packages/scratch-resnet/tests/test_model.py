@@ -36,6 +36,7 @@ def model():
 
 class TestResNet(ImageClassificationContract):
     model_class = ResNet
+    meshes = ("8x1", "1x4", "4x2")
     decayed = (
         "classifier.kernel",
         "stages.*.*.layers.*.conv.kernel",

@@ -23,6 +23,7 @@ def model():
 
 class TestSwin(ImageClassificationContract):
     model_class = Swin
+    meshes = ("8x1", "1x4", "4x2")
     config = TINY
     decayed = (
         "classifier.kernel",

@@ -21,6 +21,7 @@ def model():
 
 class TestViT(ImageClassificationContract):
     model_class = ViT
+    meshes = ("8x1", "1x4", "4x2")
     config = TINY
     decayed = (
         "classifier.kernel",

@@ -45,6 +45,8 @@ class ModelContract:
     spec: ClassVar[ModelSpec]
     model: ClassVar[Any]
     overfit_rate: ClassVar[float] = 3e-3
+    meshes: ClassVar[tuple[str, ...]] = ("4x2",)
+    """The meshes whose losses must be those of one device; 4x2 splits over both axes at once."""
 
     @classmethod
     def setup_class(cls) -> None:
@@ -100,7 +102,7 @@ class ModelContract:
         overfit_one_batch(model, random_batch(model.task, model.config), rate=self.overfit_rate)
 
     def test_meshes_give_the_losses_of_one_device(self):
-        check_meshes(self.model_class, self.config)
+        check_meshes(self.model_class, self.config, self.meshes)
 
 
 class CausalLMContract(FineTuningContract, ModelContract):
@@ -140,7 +142,7 @@ class CausalLMContract(FineTuningContract, ModelContract):
         cache = self.model.init_cache(2, 8)
         if cache.capacity is None:  # a state or a window that never fills
             return
-        _, cache = self.model.decode(np.ones((2, 6), np.int32), cache)
+        _, cache = jitted(self.model, "decode")(np.ones((2, 6), np.int32), cache)
         _raises("room for 8 tokens: row 0 holds 6 and gets 3", self.model.decode, np.ones((2, 3), np.int32), cache)
 
     def test_a_cache_of_another_batch_size_is_an_error(self):
@@ -214,7 +216,7 @@ class SequenceToSequenceContract(ModelContract):
 
     def test_a_full_cache_is_an_error(self):
         source, target = self.inputs()
-        _, cache = self.model.decode(target[:, :3], self.model.init_cache(source, None, 4))
+        _, cache = jitted(self.model, "decode")(target[:, :3], self.model.init_cache(source, None, 4))
         _raises("room for 4 tokens: row 0 holds 3 and gets 2", self.model.decode, target[:, :2], cache)
 
 
