@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 from scratch_core.errors import ConfigError
+from scratch_core.losses import causal_lm_loss
 from scratch_core.parallel import make_mesh, shard_batch, shard_model
 from scratch_core.testing import CausalLMContract, assert_close, jitted, random_batch
 from scratch_core.train import Trainer
@@ -23,6 +24,7 @@ ONE_LAYER = dataclasses.replace(CONFIG, num_layers=1)
 class TestMixtral(CausalLMContract):
     model_class = Mixtral
     config = CONFIG
+    token_loss = staticmethod(causal_lm_loss)
     decayed = (
         "layers.*.attention.key.kernel",
         "layers.*.attention.out.kernel",

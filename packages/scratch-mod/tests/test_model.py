@@ -13,6 +13,7 @@ import optax
 import pytest
 from flax import nnx
 from scratch_core.errors import ConfigError
+from scratch_core.losses import causal_lm_loss
 from scratch_core.testing import CausalLMContract, jitted
 from scratch_core.testing.decoding import check_causal
 from scratch_core.train import Trainer
@@ -27,6 +28,7 @@ SMALL = dataclasses.replace(
 class TestMixtureOfDepths(CausalLMContract):
     model_class = MixtureOfDepths
     config = SMALL
+    token_loss = staticmethod(causal_lm_loss)
     decayed = (
         "layers.*.attention.key.kernel",
         "layers.*.attention.out.kernel",
