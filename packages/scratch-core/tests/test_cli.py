@@ -422,7 +422,10 @@ def test_a_closed_terminal_saves(toy_path, text, tmp_path, logged):
     os.close(end)
     wait_for_steps(run, logged)
     os.close(terminal)  # the system sends SIGHUP, and what is written from now on is an error
-    assert running.wait(timeout=120) == 128 + signal.SIGHUP
+    try:
+        assert running.wait(timeout=120) == 128 + signal.SIGHUP
+    finally:
+        running.kill()
     assert (run / "model.safetensors").exists()
     assert [path.name for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
     assert not (run / "run.lock").exists()
@@ -433,7 +436,10 @@ def test_a_signal_saves_and_resume_continues(toy_path, text, tmp_path, logged):
     run = tmp_path / "runs" / "toy-tiny"
     wait_for_steps(run, logged)
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=120)
+    try:
+        out, err = running.communicate(timeout=120)
+    finally:
+        running.kill()
     assert running.returncode == 128 + signal.SIGINT
     assert "Traceback" not in err
     step = int(re.search(r"stopped by SIGINT after step (\d+) of 1000000, saved in runs/toy-tiny", out)[1])
