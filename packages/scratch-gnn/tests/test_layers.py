@@ -201,8 +201,7 @@ def test_gin_tells_apart_what_means_and_maxima_do_not():
     one, two = (run(LAYERS, uniform(6, edges)) for edges in (ring, complete))
     for name in LAYERS:
         difference = np.abs(one[name].mean(axis=0) - two[name].mean(axis=0)).max()
-        assert (difference > 1e-2) == name.startswith("gin") or name == "gcn-improved", (name, difference)
-    assert np.abs(one["gcn"] - two["gcn"]).max() < 1e-6
+        assert (difference > 1e-2) == name.startswith("gin"), (name, difference)
 
 
 @pytest.mark.parametrize("aggr", ["sum", "mean", "max", "attention"])
@@ -256,5 +255,5 @@ def test_layers_that_cannot_be_built():
         SAGEConv(3, 2, aggr="lstm", rngs=RNGS)
     with pytest.raises(ConfigError, match=r"in_channels=\(3, 3\) must be an integer"):
         GATConv((3, 3), 2, rngs=RNGS)
-    with pytest.raises(ConfigError, match="dropout=1.5 must be at least 0"):
+    with pytest.raises(ConfigError, match=r"dropout=1\.5 must be at least 0"):
         GATv2Conv(3, 2, dropout=1.5, rngs=RNGS)

@@ -1,4 +1,4 @@
-"""Goldens of PyTorch Geometric's layers, float64: outputs, loss and gradients under its names, and weights both ways."""
+"""Goldens of PyTorch Geometric's layers, float64: outputs, loss, gradients under its names, and weights both ways."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Several graphs as one: their disjoint union, padded to a few sizes so that few shapes are compiled.
 
-Padding is done with numpy, outside of jit. Padding nodes come last, with features of zero; there is at least one, and the
+Padding is done with numpy, outside of jit. Padding nodes come last, with features of zero; there is at least one, and
 padding edges are self loops of the last one. So no real node reads padding, whatever the layer, and no layer needs a
 mask. In a batch of G graphs, padding nodes have the graph number G, which pooling leaves out.
 """

@@ -59,7 +59,7 @@ class GNNConfig:
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the configuration of a config.json. Raises ConfigError for a missing or malformed field."""
-        values = {}
+        values: dict[str, Any] = {}
         for item in dataclasses.fields(cls):
             kind = {"labels": (list, tuple), "edge_dim": int}.get(item.name) or type(_EXAMPLE[item.name])
             if item.default is dataclasses.MISSING:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from scratch_core.errors import CheckpointError
-from scratch_core.weights import Rule, flatten, transpose
+from scratch_core.weights import Copy, Rule, flatten, transpose
 from scratch_core.weights.key_table import find_rule
 
 from scratch_gnn.config import GNNConfig
@@ -59,9 +59,9 @@ CONVS = {
 # fmt: on
 
 
-def rules(config: GNNConfig) -> list[Rule]:
+def rules(config: GNNConfig) -> list[Rule | Copy]:
     """Return theirs | ours | transform of a model: PyTorch Geometric's BasicGNN names its layers likewise."""
-    layers = [
+    layers: list[Rule | Copy] = [
         Rule(f"convs.{{i}}.{rule.theirs}", f"convs.{{i}}.{rule.ours}", rule.transform)
         for rule in TABLE[CONVS[config.conv]]
     ]

@@ -29,11 +29,35 @@ class Fixed(nnx.Variable):
     """A number that a checkpoint holds and that is not learned."""
 
 
-class GINConv(nnx.Module):
-    """The layer of eq. 4.1 with an MLP of one hidden layer and ReLU.
+class _Isomorphism(nnx.Module):
+    """What GIN and GINE share: epsilon, and an MLP of one hidden layer with ReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        eps: float,
+        train_eps: bool,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        check_sizes(in_channels=in_channels, hidden_channels=hidden_channels, out_channels=out_channels)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.up = torch_linear(in_channels, hidden_channels, param_dtype=param_dtype, rngs=rngs)
+        self.down = torch_linear(hidden_channels, out_channels, param_dtype=param_dtype, rngs=rngs)
+        self.eps = (nnx.Param if train_eps else Fixed)(jnp.full(1, eps, param_dtype))
+
+    def update(self, x_ND: jax.Array, sum_ND: jax.Array) -> jax.Array:
+        """Return y_NF of eq. 4.1, for the sum of the messages."""
+        return self.down(nnx.relu(self.up((1 + self.eps[...]) * x_ND + sum_ND)))
+
+
+class GINConv(_Isomorphism):
+    """The layer of eq. 4.1.
 
     PyTorch Geometric's GINConv gets its MLP as ``nn``; this is ``Sequential(Linear, ReLU, Linear)`` of these widths.
-    ``train_eps``: epsilon is learned from ``eps`` on.
+    ``train_eps``: epsilon is learned, starting at ``eps``.
     """
 
     def __init__(
@@ -47,11 +71,7 @@ class GINConv(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_sizes(in_channels=in_channels, hidden_channels=hidden_channels, out_channels=out_channels)
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.up = torch_linear(in_channels, hidden_channels, param_dtype=param_dtype, rngs=rngs)
-        self.down = torch_linear(hidden_channels, out_channels, param_dtype=param_dtype, rngs=rngs)
-        self.eps = (nnx.Param if train_eps else Fixed)(jnp.full(1, eps, param_dtype))
+        super().__init__(in_channels, hidden_channels, out_channels, eps, train_eps, param_dtype, rngs)
 
     def __call__(self, x_ND: jax.Array, edge_index_2E: jax.Array) -> jax.Array:
         """Return y_NF. Raises DataError for a graph that does not fit."""
@@ -60,12 +80,8 @@ class GINConv(nnx.Module):
         sum_ND = pass_messages(x_ND, jnp.asarray(edge_index_2E), lambda target_ED, source_ED: source_ED)
         return self.update(x_ND, sum_ND)
 
-    def update(self, x_ND: jax.Array, sum_ND: jax.Array) -> jax.Array:
-        """Return the MLP of eq. 4.1, for the sum of the messages."""
-        return self.down(nnx.relu(self.up((1 + self.eps[...]) * x_ND + sum_ND)))
 
-
-class GINEConv(GINConv):
+class GINEConv(_Isomorphism):
     """GIN whose messages hold features of the edges; ``edge_dim`` None: they have in_channels, and no $W_e$."""
 
     def __init__(
@@ -80,7 +96,7 @@ class GINEConv(GINConv):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        super().__init__(in_channels, hidden_channels, out_channels, eps, train_eps, param_dtype=param_dtype, rngs=rngs)
+        super().__init__(in_channels, hidden_channels, out_channels, eps, train_eps, param_dtype, rngs)
         self.edge_dim = in_channels if edge_dim is None else edge_dim
         check_sizes(edge_dim=self.edge_dim)
         lin = None if edge_dim is None else torch_linear(edge_dim, in_channels, param_dtype=param_dtype, rngs=rngs)

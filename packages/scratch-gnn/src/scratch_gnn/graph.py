@@ -28,12 +28,10 @@ class Graph:
 
     def __post_init__(self):
         width = self.x.shape[1] if getattr(self.x, "ndim", 0) == 2 else 0
-        edge_dim = self.edge_attr.shape[-1] if getattr(self.edge_attr, "ndim", 0) == 2 else None
+        edge_dim = None if self.edge_attr is None else self.edge_attr.shape[-1]
         check_graph(self.x, self.edge_index, width, self.edge_weight, self.edge_attr, edge_dim)
         if np.ndim(self.labels) and np.shape(self.labels) != (len(self.x),):
-            raise DataError(
-                f"labels have the shape {np.shape(self.labels)}, expected one for each of {len(self.x)} nodes"
-            )
+            raise DataError(f"labels have shape {np.shape(self.labels)}, expected one for each of {len(self.x)} nodes")
 
     @property
     def num_nodes(self) -> int:
@@ -67,8 +65,8 @@ def both_ways(pairs: np.ndarray) -> np.ndarray:
 def from_graphs_tuple(graphs: Any, labels: Sequence[Any] | None = None) -> list[Graph]:
     """Return the graphs of a ``jraph.GraphsTuple``, or of anything with its fields, as a list.
 
-    ``nodes`` are the features, ``edges`` (or None) those of the edges; ``labels`` None: ``globals`` are the labels if they
-    are integers, one for each graph. jraph itself need not be installed. Raises DataError for counts that do not add up.
+    ``nodes`` are the features, ``edges`` (or None) those of the edges. ``labels`` None: ``globals`` are the labels if
+    they are integers, one for each graph. jraph need not be installed. Raises DataError for counts that do not add up.
     """
     n_node, n_edge = np.asarray(graphs.n_node), np.asarray(graphs.n_edge)
     x, senders, receivers = (np.asarray(each) for each in (graphs.nodes, graphs.senders, graphs.receivers))
@@ -79,7 +77,7 @@ def from_graphs_tuple(graphs: Any, labels: Sequence[Any] | None = None) -> list[
     if labels is None and graphs.globals is not None:
         given = np.asarray(graphs.globals)
         if np.issubdtype(given.dtype, np.integer) and given.size == len(n_node):
-            labels = given.reshape(-1)
+            labels = given.reshape(-1).tolist()
     result, node, edge = [], 0, 0
     for number, (nodes, count) in enumerate(zip(n_node, n_edge, strict=True)):
         index = np.stack([senders[edge : edge + count], receivers[edge : edge + count]]) - node

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from scratch_core.errors import ConfigError, DataError
 
 AGGREGATIONS = ("sum", "mean", "max")
@@ -136,7 +137,7 @@ def check_graph(
 
 
 def _check_values(x: Any, edge_index: Any, edge_weight: Any, edge_attr: Any) -> None:
-    if not isinstance(edge_index, jax.core.Tracer):
+    if not isinstance(edge_index, Tracer):
         index = np.asarray(edge_index)
         wrong = np.argwhere((index < 0) | (index >= x.shape[0]))
         if len(wrong):
@@ -146,7 +147,7 @@ def _check_values(x: Any, edge_index: Any, edge_weight: Any, edge_attr: Any) -> 
                 f"{x.shape[0] - 1}: {len(wrong)} such ends; correct edge_index, or add the nodes to x"
             )
     for name, value, row in (("x", x, "node"), ("edge_weight", edge_weight, "edge"), ("edge_attr", edge_attr, "edge")):
-        if value is None or isinstance(value, jax.core.Tracer):
+        if value is None or isinstance(value, Tracer):
             continue
         wrong = np.argwhere(~np.isfinite(np.asarray(value)))
         if len(wrong):

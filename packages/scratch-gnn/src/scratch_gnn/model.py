@@ -18,7 +18,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from scratch_core.errors import DataError
 from scratch_core.layers import dropout
 from scratch_core.losses import cross_entropy
@@ -29,6 +31,7 @@ from scratch_gnn.config import GNNConfig
 from scratch_gnn.gat import GATConv, GATv2Conv
 from scratch_gnn.gcn import GCNConv
 from scratch_gnn.gin import GINConv, GINEConv, torch_linear
+from scratch_gnn.graph import check_labels
 from scratch_gnn.pooling import attention_pool, pool
 from scratch_gnn.sage import SAGEConv
 
@@ -73,7 +76,7 @@ class GNN(PretrainedModel):
         edge_weight_E: jax.Array | None = None,
         edge_attr_EA: jax.Array | None = None,
     ) -> jax.Array:
-        """Return Z_NM of eq. 1. Raises DataError for a graph that does not fit, and for edges with what no layer reads."""
+        """Return Z_NM of eq. 1. Raises DataError for a graph that does not fit, or that holds what no layer reads."""
         # Integers stay what they are, so that the first layer says what is wrong with them.
         x = x_ND.astype(self.dtype) if jnp.issubdtype(x_ND.dtype, jnp.floating) else x_ND
         extra = self._extra(edge_weight_E, edge_attr_EA)
@@ -103,9 +106,13 @@ class GNN(PretrainedModel):
         """Return the (sum, weight) of the cross-entropy over the labels; -100 is not counted.
 
         batch: "x" [N, D], "edge_index" [2, E]; optional "edge_weight" [E], "edge_attr" [E, A]; "labels", of the nodes
-        [N], of the graphs [G] with the graph of each node as "graph" [N], or of the "pairs" [2, P].
+        [N], of the graphs [G] with the graph of each node as "graph" [N], or of the "pairs" [2, P]. Raises DataError
+        for a label out of range; under jit labels have no values to check.
         """
-        return cross_entropy(self.answers(batch), batch["labels"])
+        logits = self.answers(batch)
+        if not isinstance(batch["labels"], Tracer):
+            check_labels(np.asarray(batch["labels"]), logits.shape[-1], "row")
+        return cross_entropy(logits, batch["labels"])
 
 
 class NodeClassifier(GNN):
