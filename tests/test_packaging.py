@@ -25,7 +25,7 @@ config = spec.config("tiny")
 model = spec.model()(config, rngs=nnx.Rngs(0))
 model.eval()
 batch = random_batch(spec.task, config, 1)
-inputs = [batch[name] for name in ("images", "input_ids", "decoder_input_ids") if name in batch]
+inputs = [batch[name] for name in ("images", "input_ids", "decoder_input_ids", "x", "edge_index") if name in batch]
 forward = nnx.jit(lambda model, *inputs: model(*inputs))
 before = forward(model, *inputs)
 with tempfile.TemporaryDirectory() as folder:

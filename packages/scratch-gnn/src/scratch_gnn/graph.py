@@ -1,0 +1,93 @@
+"""A graph as numpy arrays, checked once, and the same from a ``jraph.GraphsTuple``."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scratch_core.errors import DataError
+from scratch_core.losses import IGNORED
+
+from scratch_gnn.message_passing import check_graph
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """N nodes with D features and E edges.
+
+    x: float32 [N, D]. edge_index: int32 [2, E], sources, then targets; an undirected edge stands there both ways.
+    labels: int32 [N] of the nodes, or a number of the whole graph; -100 where there is none. edge_weight: float32 [E].
+    edge_attr: float32 [E, A]. Raises DataError, with the values, for what does not fit together.
+    """
+
+    x: np.ndarray
+    edge_index: np.ndarray
+    labels: Any = None
+    edge_weight: np.ndarray | None = None
+    edge_attr: np.ndarray | None = None
+
+    def __post_init__(self):
+        width = self.x.shape[1] if getattr(self.x, "ndim", 0) == 2 else 0
+        edge_dim = None if self.edge_attr is None else self.edge_attr.shape[-1]
+        check_graph(self.x, self.edge_index, width, self.edge_weight, self.edge_attr, edge_dim)
+        if np.ndim(self.labels) and np.shape(self.labels) != (len(self.x),):
+            raise DataError(f"labels have shape {np.shape(self.labels)}, expected one for each of {len(self.x)} nodes")
+
+    @property
+    def num_nodes(self) -> int:
+        """N."""
+        return self.x.shape[0]
+
+    @property
+    def num_edges(self) -> int:
+        """E."""
+        return self.edge_index.shape[1]
+
+
+def check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:
+    """Raise DataError that names the first label that is neither a class nor -100."""
+    wrong = np.flatnonzero((labels != IGNORED) & ((labels < 0) | (labels >= num_classes)))
+    if len(wrong):
+        raise DataError(
+            f"{what} {wrong[0]} has the label {labels[wrong[0]]}, but there are the classes 0 to {num_classes - 1} "
+            f"(-100: not labelled): {len(wrong)} such labels"
+        )
+
+
+def both_ways(pairs: np.ndarray) -> np.ndarray:
+    """Return edge_index [2, E] of undirected edges [P, 2]: each one both ways, once, sorted by target; no self loop."""
+    pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    found = np.unique(np.concatenate([pairs, pairs[:, ::-1]])[:, ::-1], axis=0)
+    return np.ascontiguousarray(found[:, ::-1].T).astype(np.int32)
+
+
+def from_graphs_tuple(graphs: Any, labels: Sequence[Any] | None = None) -> list[Graph]:
+    """Return the graphs of a ``jraph.GraphsTuple``, or of anything with its fields, as a list.
+
+    ``nodes`` are the features, ``edges`` (or None) those of the edges. ``labels`` None: ``globals`` are the labels if
+    they are integers, one for each graph. jraph need not be installed. Raises DataError for counts that do not add up.
+    """
+    n_node, n_edge = np.asarray(graphs.n_node), np.asarray(graphs.n_edge)
+    x, senders, receivers = (np.asarray(each) for each in (graphs.nodes, graphs.senders, graphs.receivers))
+    edges = None if graphs.edges is None else np.asarray(graphs.edges)
+    for name, counts, found in (("n_node", n_node, len(x)), ("n_edge", n_edge, len(senders))):
+        if counts.sum() != found:
+            raise DataError(f"{name} adds up to {counts.sum()}, but the arrays have {found} rows")
+    if labels is None and graphs.globals is not None:
+        given = np.asarray(graphs.globals)
+        if np.issubdtype(given.dtype, np.integer) and given.size == len(n_node):
+            labels = given.reshape(-1).tolist()
+    result, node, edge = [], 0, 0
+    for number, (nodes, count) in enumerate(zip(n_node, n_edge, strict=True)):
+        index = np.stack([senders[edge : edge + count], receivers[edge : edge + count]]) - node
+        result.append(
+            Graph(
+                x[node : node + nodes].astype(np.float32),
+                index.astype(np.int32),
+                None if labels is None else int(labels[number]),
+                edge_attr=None if edges is None else edges[edge : edge + count].astype(np.float32),
+            )
+        )
+        node, edge = node + nodes, edge + count
+    return result

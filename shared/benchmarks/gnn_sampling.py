@@ -1,0 +1,69 @@
+"""GraphSAGE on sampled neighbours of a power-law graph of 1 M nodes and 10 M edges: seconds of a step, peak of memory.
+
+    uv run --all-packages python shared/benchmarks/gnn_sampling.py [--nodes 1000000 --edges 10000000 --steps 100]
+
+The first steps, which compile a few shapes, count for the memory and not for the time. The label of a node is the
+largest of the first 16 features of its neighbourhood's mean, so that there is something to learn.
+"""
+
+import argparse
+import statistics
+import time
+
+from gnn import CLASSES, HIDDEN, WIDTH, peak, power_law
+
+FANOUTS, BATCH, WARM = (10, 10), 512, 20
+
+
+def main() -> None:
+    """Build the graph, train, and print what it took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", type=int, default=1_000_000)
+    parser.add_argument("--edges", type=int, default=10_000_000)
+    parser.add_argument("--steps", type=int, default=100)
+    options = parser.parse_args()
+
+    import numpy as np
+    import optax
+    from flax import nnx
+    from scratch_core.train import Trainer, keep_memory
+    from scratch_gnn import GNNConfig, Graph, NodeClassifier
+    from scratch_gnn.sampling import NeighbourSampler, sampled_batches
+    from scratch_gnn.tasks.common import accuracy
+
+    keep_memory()
+    x, edge_index, _ = power_law(options.nodes, options.edges)
+    total = np.zeros((options.nodes, CLASSES), np.float32)
+    for column in range(CLASSES):
+        total[:, column] = np.bincount(edge_index[1], x[edge_index[0], column], options.nodes)
+    graph = Graph(x, edge_index, total.argmax(axis=1).astype(np.int32))
+    del total
+    start = time.perf_counter()
+    sampler = NeighbourSampler(graph, FANOUTS)
+    print(
+        f"{options.nodes:,} nodes, {options.edges:,} edges, {WIDTH} features; fanouts {FANOUTS}, {BATCH} nodes a step"
+    )
+    print(f"edges sorted by target in {time.perf_counter() - start:.1f} s; memory so far {peak():.2f} GB", flush=True)
+    order = np.random.default_rng(0).permutation(options.nodes)
+    train, test = (sampled_batches(sampler, part, BATCH, seed=0) for part in (order[BATCH * 20 :], order[: BATCH * 20]))
+    model = NodeClassifier(GNNConfig(WIDTH, HIDDEN, CLASSES, conv="sage"), rngs=nnx.Rngs(0))
+    trainer = Trainer(model, optax.adam(3e-3))
+    held_out = [test[k] for k in range(20)]
+    before = trainer.evaluate(held_out, {"accuracy": accuracy})["accuracy"]
+    seconds, sampling = [], []
+    for k in range(options.steps):
+        began = time.perf_counter()
+        batch = train[k]
+        sampled = time.perf_counter()
+        float(trainer.train_step(batch)["loss"])
+        seconds.append(time.perf_counter() - began)
+        sampling.append(sampled - began)
+    after = trainer.evaluate(held_out, {"accuracy": accuracy})["accuracy"]
+    step, draw = statistics.median(seconds[WARM:]), statistics.median(sampling[WARM:])
+    print(f"a step takes {1e3 * step:.0f} ms, of which sampling {1e3 * draw:.0f} ms (median)")
+    print(f"held-out accuracy {100 * before:.1f} % before, {100 * after:.1f} % after {options.steps} steps")
+    print(f"peak memory {peak():.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
