@@ -31,41 +31,65 @@ def encoder(config: BertConfig, prefix: str = "bert.") -> list[Rule | Copy]:
         Rule("encoder.layer.{i}.output.dense.bias",                "layers.{i}.feed_forward.down.bias"),
         Rule("encoder.layer.{i}.output.LayerNorm.weight",          "layers.{i}.feed_forward_norm.scale"),
         Rule("encoder.layer.{i}.output.LayerNorm.bias",            "layers.{i}.feed_forward_norm.bias"),
-        Rule("pooler.dense.weight",                                "pooler.kernel", transpose),
-        Rule("pooler.dense.bias",                                  "pooler.bias"),
     ]
     # fmt: on
     return [Rule(prefix + rule.theirs, rule.ours, rule.transform) for rule in table]
 
 
+def pooled(config: BertConfig, prefix: str = "bert.") -> list[Rule | Copy]:
+    """Return the table of the encoder with its pooler."""
+    return [
+        *encoder(config, prefix),
+        Rule(prefix + "pooler.dense.weight", "pooler.kernel", transpose),
+        Rule(prefix + "pooler.dense.bias", "pooler.bias"),
+    ]
+
+
 def bare(config: BertConfig) -> list[Rule | Copy]:
     """Return the table of BertModel, whose keys have no prefix."""
-    return encoder(config, prefix="")
+    return pooled(config, prefix="")
+
+
+MASKED_LM: list[Rule | Copy] = [
+    Rule("cls.predictions.transform.dense.weight", "head.transform.kernel", transpose),
+    Rule("cls.predictions.transform.dense.bias", "head.transform.bias"),
+    Rule("cls.predictions.transform.LayerNorm.weight", "head.norm.scale"),
+    Rule("cls.predictions.transform.LayerNorm.bias", "head.norm.bias"),
+    Rule("cls.predictions.bias", "head.bias"),
+    Copy("cls.predictions.decoder.weight", of="bert.embeddings.word_embeddings.weight"),
+    Copy("cls.predictions.decoder.bias", of="cls.predictions.bias"),
+]
 
 
 def masked_lm(config: BertConfig) -> list[Rule | Copy]:
-    """Return the table of the masked LM, and of pre-training with its second head."""
+    """Return the table of the masked LM."""
+    return [*encoder(config), *MASKED_LM]
+
+
+def pre_training(config: BertConfig) -> list[Rule | Copy]:
+    """Return the table of both heads of pre-training."""
     return [
-        *encoder(config),
-        Rule("cls.predictions.transform.dense.weight", "head.transform.kernel", transpose),
-        Rule("cls.predictions.transform.dense.bias", "head.transform.bias"),
-        Rule("cls.predictions.transform.LayerNorm.weight", "head.norm.scale"),
-        Rule("cls.predictions.transform.LayerNorm.bias", "head.norm.bias"),
-        Rule("cls.predictions.bias", "head.bias"),
-        Copy("cls.predictions.decoder.weight", of="bert.embeddings.word_embeddings.weight"),
-        Copy("cls.predictions.decoder.bias", of="cls.predictions.bias"),
+        *pooled(config),
+        *MASKED_LM,
         Rule("cls.seq_relationship.weight", "classifier.kernel", transpose),
         Rule("cls.seq_relationship.bias", "classifier.bias"),
     ]
 
 
-def classifier(config: BertConfig) -> list[Rule | Copy]:
-    """Return the table of the sequence and token classifiers."""
-    return [
-        *encoder(config),
-        Rule("classifier.weight", "classifier.kernel", transpose),
-        Rule("classifier.bias", "classifier.bias"),
-    ]
+CLASSIFIER = [
+    Rule("classifier.weight", "classifier.kernel", transpose),
+    Rule("classifier.bias", "classifier.bias"),
+]
+
+
+def sequence_classifier(config: BertConfig) -> list[Rule | Copy]:
+    """Return the table of the classifier of texts."""
+    return [*pooled(config), *CLASSIFIER]
+
+
+def token_classifier(config: BertConfig) -> list[Rule | Copy]:
+    """Return the table of the classifier of tokens."""
+    return [*encoder(config), *CLASSIFIER]
 
 
 def question_answering(config: BertConfig) -> list[Rule | Copy]:
@@ -75,8 +99,3 @@ def question_answering(config: BertConfig) -> list[Rule | Copy]:
         Rule("qa_outputs.weight", "classifier.kernel", transpose),
         Rule("qa_outputs.bias", "classifier.bias"),
     ]
-
-
-def rename(key: str) -> str:
-    """Return the table's spelling of a key: the first files, converted from TensorFlow, say gamma and beta."""
-    return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

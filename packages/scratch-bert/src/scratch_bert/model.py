@@ -20,11 +20,13 @@ Shapes: B batch, T tokens (S where they are read), D model width, N heads, H hea
 V vocabulary, C classes.
 """
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from scratch_core.data.wordpiece import WordPiece
 from scratch_core.errors import ConfigError
 from scratch_core.layers import (
     MLP,
@@ -39,6 +41,10 @@ from scratch_core.layers import (
 )
 from scratch_core.losses import cross_entropy, encoder_outputs, sequence_classification_loss, span_loss, token_loss
 from scratch_core.pretrained import PretrainedModel
+from scratch_core.tasks.masked_lm import Fill, fill_mask
+from scratch_core.tasks.question_answering import Answer, answer
+from scratch_core.tasks.sequence_classification import TextClass, classify
+from scratch_core.tasks.token_classification import Entity, tag
 
 from scratch_bert import convert
 from scratch_bert.config import BertConfig
@@ -105,10 +111,10 @@ class Encoder(PretrainedModel):
     trunks: ClassVar = {"BertModel": "bert."}
     unread = ("bert.pooler.*", "cls.seq_relationship.*")
     buffers = (r"(bert\.)?embeddings\.position_ids",)
-    rename = staticmethod(convert.rename)
     remat_layers: bool = False
     """Keep only each layer's input for the backward pass, and compute the layer again there."""
-    tokenizer: Any = None
+    tokenizer: WordPiece | None = None
+    """Turns texts into tokens; loading reads it from tokenizer.json or vocab.txt, and saving writes it."""
 
     def __init__(self, config: BertConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         init = nnx.initializers.truncated_normal(config.initial_scale)
@@ -120,6 +126,21 @@ class Encoder(PretrainedModel):
         self.embedding_norm = LayerNorm(D, epsilon=config.norm_epsilon)
         self.dropout = dropout(config.dropout, rngs)
         self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
+
+    @classmethod
+    def rename(cls, key: str) -> str:
+        """Return the table's spelling of a key: the first files, converted from TensorFlow, say gamma and beta."""
+        return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+    def read_companions(self, folder: Path) -> None:
+        """Read the tokenizer, if the folder has one. Raises DataError if it cannot be read."""
+        if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+            self.tokenizer = WordPiece(folder)
+
+    def write_companions(self, folder: Path) -> None:
+        """Write the tokenizer, if the model has one."""
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder)
 
     def hidden(
         self,
@@ -174,7 +195,7 @@ class BertModel(Pooled):
     @classmethod
     def rename(cls, key: str) -> str:
         """Return the table's spelling of a key; some files keep the prefix of the model they were cut from."""
-        return convert.rename(key).removeprefix("bert.")
+        return super().rename(key).removeprefix("bert.")
 
     def __call__(self, input_ids, attention_mask=None, token_type_ids=None) -> tuple[jax.Array, jax.Array]:
         """Return the last layer's output and the pooled [CLS]; arguments as for :meth:`Encoder.hidden`."""
@@ -221,6 +242,10 @@ class BertForMaskedLM(Encoder):
         """Return the (sum, weight) of the masked tokens; see :func:`scratch_core.losses.token_loss`."""
         return token_loss(self, batch)
 
+    def fill_mask(self, text: str, top: int = 5) -> list[list[Fill]]:
+        """Return the likeliest tokens for each [MASK]; see :func:`scratch_core.tasks.masked_lm.fill_mask`."""
+        return fill_mask(self, text, top)
+
 
 class BertForPreTraining(Pooled):
     """BERT with both heads of pre-training. Call it for ``(logits [B, T, V], next_sentence [B, 2])``."""
@@ -228,7 +253,7 @@ class BertForPreTraining(Pooled):
     task: ClassVar[str] = "masked_lm"
     architectures = ("BertForPreTraining",)
     unread = ()
-    rules = staticmethod(convert.masked_lm)
+    rules = staticmethod(convert.pre_training)
 
     def __init__(self, config: BertConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, rngs=rngs)
@@ -257,7 +282,7 @@ class BertForSequenceClassification(Pooled):
 
     task: ClassVar[str] = "sequence_classification"
     architectures = ("BertForSequenceClassification",)
-    rules = staticmethod(convert.classifier)
+    rules = staticmethod(convert.sequence_classifier)
 
     def __init__(self, config: BertConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, rngs=rngs)
@@ -274,13 +299,20 @@ class BertForSequenceClassification(Pooled):
         """Return the (sum, weight) by problem_type; see :func:`scratch_core.losses.sequence_classification_loss`."""
         return sequence_classification_loss(encoder_outputs(self, batch), batch["labels"], self.config.problem_type)
 
+    def classify(self, text: str | tuple[str, str]) -> list[TextClass]:
+        """Return the classes of a text or of a pair of texts, likeliest first.
+
+        For many texts: :func:`scratch_core.tasks.sequence_classification.classify`.
+        """
+        return classify(self, [text])[0]
+
 
 class BertForTokenClassification(Encoder):
     """BERT with a linear layer on each token. Call it for logits [B, T, C]."""
 
     task: ClassVar[str] = "token_classification"
     architectures = ("BertForTokenClassification",)
-    rules = staticmethod(convert.classifier)
+    rules = staticmethod(convert.token_classifier)
 
     def __init__(self, config: BertConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, rngs=rngs)
@@ -295,6 +327,10 @@ class BertForTokenClassification(Encoder):
     def loss(self, batch: Any) -> tuple[jax.Array, jax.Array]:
         """Return the (sum, weight) of the labelled tokens; see :func:`scratch_core.losses.token_loss`."""
         return token_loss(self, batch)
+
+    def tag(self, text: str, aggregation: str = "first") -> list[Entity]:
+        """Return the parts of a text that have a class; see :func:`scratch_core.tasks.token_classification.tag`."""
+        return tag(self, [text], aggregation=aggregation)[0]
 
 
 class BertForQuestionAnswering(Encoder):
@@ -316,6 +352,10 @@ class BertForQuestionAnswering(Encoder):
     def loss(self, batch: Any) -> tuple[jax.Array, jax.Array]:
         """Return the (sum, weight) of both ends of the answer; see :func:`scratch_core.losses.span_loss`."""
         return span_loss(*encoder_outputs(self, batch), batch["start_positions"], batch["end_positions"])
+
+    def answer(self, question: str, context: str, **options: Any) -> list[Answer]:
+        """Return the likeliest answers; see :func:`scratch_core.tasks.question_answering.answer` for the options."""
+        return answer(self, question, context, **options)
 
 
 def first_token(x_BTD: jax.Array, attention_mask: jax.Array | None) -> jax.Array:

@@ -12,6 +12,7 @@ Shapes: B texts, T tokens, D model width; M and K texts of two sets.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from scratch_core.config import read_json
 from scratch_core.errors import CheckpointError, ConfigError
+from scratch_core.tasks.texts import run, tokenizer_of
 
 from scratch_bert.model import BertModel, first_token
 
@@ -83,11 +85,24 @@ class SentenceEncoder(BertModel):
 
     pooling: Pooling = Pooling()
 
-    def __call__(self, input_ids, attention_mask=None, token_type_ids=None) -> jax.Array:  # ty: ignore[invalid-method-override]
+    def __call__(self, input_ids, attention_mask=None, token_type_ids=None) -> jax.Array:  # ty: ignore[incompatible-method-override]
         """Return embeddings [B, D], float32; arguments as for :meth:`Encoder.hidden`."""
         x_BTD = self.hidden(input_ids, attention_mask, token_type_ids).astype(jnp.float32)
         pooled_BD = pool(x_BTD, attention_mask, self.pooling.mode)
         return normalized(pooled_BD) if self.pooling.normalize else pooled_BD
+
+    def encode(self, texts: Sequence[str], *, batch_size: int = 32, progress: bool = False) -> np.ndarray:
+        """Return the embeddings of texts, float32 [B, D], in their order.
+
+        Texts of similar length are computed together. A text that is too long for the model, or for the folder's
+        max_seq_length, loses its end. Raises CheckpointError for a model without a tokenizer.
+        """
+        tokenizer = tokenizer_of(self)
+        longest = min(self.pooling.max_tokens or self.config.max_positions, self.config.max_positions)
+        rows = [tokenizer.join(pieces.ids[: longest - 2]) for pieces in tokenizer.all_pieces(texts)]
+        if not rows:
+            return np.zeros((0, self.config.d_model), np.float32)
+        return np.stack(run(self, rows, batch_size=batch_size, progress=progress))
 
     def read_companions(self, folder: Path) -> None:
         """Read the tokenizer and the pooling. Raises ConfigError for one that is not implemented."""
