@@ -52,7 +52,7 @@ def test_a_search_finds_what_one_asks_for(encoder):
     found = encoder.encode([function.__doc__.strip().split("\n\n")[0] for function in functions])
     questions = {
         "is it a leap year?": calendar.isleap,
-        "how spread out are the numbers": statistics.stdev,
+        "square root of the variance of a sample": statistics.stdev,
         "duplicate a whole directory": shutil.copytree,
         "free space on the hard drive": shutil.disk_usage,
         "remove common indentation": textwrap.dedent,
