@@ -5,13 +5,16 @@ trainer = Trainer(model, optimizer, loss, trainable=freeze(model, "*", keep=("cl
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
+from scratch_core.config import architectures, read_json
 from scratch_core.errors import ConfigError
 from scratch_core.layers import Linear
 from scratch_core.paths import matches, unmatched
+from scratch_core.weights import Rule, load, open_folder
 
 
 def freeze(model: nnx.Module, *patterns: str, keep: Sequence[str] = ()) -> Callable[..., bool]:
@@ -55,3 +58,25 @@ def replace_head(model: Any, labels: Sequence[str], *, rngs: nnx.Rngs) -> None:
     old = model.classifier
     model.classifier = Linear(old.in_features, len(labels), dtype=old.dtype, rngs=rngs)
     model.config = model.config.with_labels(tuple(labels))
+
+
+def start_from(model_class: Any, folder: Path, labels: tuple[str, ...] | None, *, rngs: nnx.Rngs) -> Any:
+    """Return the checkpoint of a folder as ``model_class``, even if it was saved with another head.
+
+    What the file lacks outside of the layers, such as a head or a pooler, is initialised with ``rngs``, and what the
+    class does not use is passed over. ``labels`` name the classes to learn: a ``classifier`` for others is replaced;
+    None: the classes stay. Raises CheckpointError if the file lacks something of a layer.
+    """
+    fields = read_json(folder / "config.json")
+    config = model_class.Config.from_hf(fields)
+    names = architectures(fields)
+    same_head = any(name in model_class.architectures for name in names)
+    if same_head and labels in (None, config.labels):
+        return load(folder, model_class)
+    config = config if labels is None else config.with_labels(labels)
+    prefix = next((model_class.trunks[name] for name in names if name in model_class.trunks), "")
+    with open_folder(folder) as files:
+        held = {model_class.rename(key if key.startswith(prefix) else prefix + key) for key in files}
+    rows = [row for row in model_class.rules(config) if isinstance(row, Rule) and "{" not in row.theirs]
+    fresh = {row.ours for row in rows if row.theirs not in held or row.ours.startswith("classifier.")}
+    return load(folder, model_class, config=config, fresh=tuple(sorted(fresh)), ignore=("*",), rngs=rngs)

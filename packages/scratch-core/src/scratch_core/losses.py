@@ -101,3 +101,61 @@ def accuracy(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax
     """
     right = model(batch["images"]).argmax(axis=-1) == batch["labels"]
     return right.sum().astype(jnp.float32), (batch["labels"] != IGNORED).sum().astype(jnp.float32)
+
+
+def token_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Return the loss of a class for each token: a masked LM, whose classes are the vocabulary, or a tagger.
+
+    batch: "input_ids" int32 [B, T]; optional "attention_mask" and "token_type_ids" [B, T]; "labels" int32 [B, T],
+    -100 where not counted.
+    """
+    return cross_entropy(encoder_outputs(model, batch), batch["labels"])
+
+
+def encoder_outputs(model: Any, batch: Mapping[str, jax.Array]) -> Any:
+    """Return what an encoder's head returns for a batch with "input_ids" and optional mask and token types."""
+    return model(batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids"))
+
+
+def sequence_classification_loss(
+    logits: jax.Array, labels: jax.Array, problem_type: str | None
+) -> tuple[jax.Array, jax.Array]:
+    r"""Return the loss of a classifier of whole texts with logits [B, V].
+
+    * single_label_classification: cross-entropy; labels int [B], -100 where not counted.
+    * multi_label_classification: binary cross-entropy of each class, float labels [B, V] of 0 and 1.
+    * regression: squared error; float labels [B], or [B, V] for several numbers.
+
+    Float labels that are NaN are not counted. None: regression for V = 1, single-label for integer labels, else
+    multi-label, as in transformers. The weight is the number of labels that count.
+    """
+    logits = logits.astype(jnp.float32)
+    if problem_type is None:
+        whole = jnp.issubdtype(labels.dtype, jnp.integer)
+        kind = "single_label_classification" if whole else "multi_label_classification"
+        problem_type = "regression" if logits.shape[-1] == 1 else kind
+    if problem_type == "single_label_classification":
+        return cross_entropy(logits, labels)
+    labels = labels.astype(jnp.float32).reshape(logits.shape)
+    counted = ~jnp.isnan(labels)
+    labels = jnp.where(counted, labels, 0.0)
+    squared, binary = (logits - labels) ** 2, jax.nn.softplus(logits) - labels * logits
+    each = squared if problem_type == "regression" else binary
+    return jnp.where(counted, each, 0.0).sum(), counted.sum().astype(jnp.float32)
+
+
+def span_loss(
+    start_logits_BT: jax.Array, end_logits_BT: jax.Array, start_B: jax.Array, end_B: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    r"""Return the loss of finding a span: the mean of the cross-entropies of its first and of its last token.
+
+    A position outside of the text is not counted. With $n_s$ starts and $n_e$ ends counted, the weight is
+    $(n_s + n_e) / 2$ and sum / weight is transformers' $(\overline{l_s} + \overline{l_e}) / 2$.
+    """
+    T = start_logits_BT.shape[1]
+    (start, starts), (end, ends) = (
+        cross_entropy(logits_BT, jnp.where((where_B >= 0) & (where_B < T), where_B, IGNORED))
+        for logits_BT, where_B in ((start_logits_BT, start_B), (end_logits_BT, end_B))
+    )
+    weight = (starts + ends) / 2
+    return weight * (start / jnp.maximum(starts, 1) + end / jnp.maximum(ends, 1)) / 2, weight

@@ -33,7 +33,7 @@ class PretrainedModel(nnx.Module):
     Llama's is {"LlamaModel": "model."}. Such a folder is loaded with the head in ``fresh``.
     """
     unread: ClassVar[tuple[str, ...]] = ()
-    """Patterns of keys that a trunk holds and this class does not use, such as "vit.pooler.*"."""
+    """Patterns of keys that files of this model may hold and this class does not use, such as "vit.pooler.*"."""
     buffers: ClassVar[tuple[str, ...]] = ()
     """Regular expressions of their keys that hold nothing learned, such as tables computed from the config."""
     axes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}

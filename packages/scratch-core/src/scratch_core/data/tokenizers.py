@@ -140,15 +140,8 @@ class HuggingFaceTokenizer:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        try:
-            from tokenizers import Tokenizer as Fast
-        except ImportError:
-            raise MissingExtraError("tokenizers", f"{self.folder / 'tokenizer.json'}") from None
-        try:
-            self._fast = Fast.from_file(str(self.folder / "tokenizer.json"))
-        except Exception as error:  # the library raises a bare Exception whatever is wrong
-            raise DataError(f"{self.folder / 'tokenizer.json'} cannot be read as a tokenizer: {error}") from error
-        self._settings = _read_json(self.folder / "tokenizer_config.json")
+        self._fast = open_fast(self.folder / "tokenizer.json")
+        self._settings = read_settings(self.folder / "tokenizer_config.json")
         ids = self._fast.get_vocab(with_added_tokens=True)
         last = max(ids, key=ids.__getitem__, default="")
         self.vocab_size = ids[last] + 1 if ids else 0  # ids may have gaps
@@ -229,6 +222,18 @@ class HuggingFaceStream:
         return self._tokenizer.decode(self._ids[self._start :])[len(before) :]
 
 
+def open_fast(path: Path) -> Any:
+    """Return the ``tokenizers.Tokenizer`` of a tokenizer.json. Raises MissingExtraError, or DataError."""
+    try:
+        from tokenizers import Tokenizer as Fast
+    except ImportError:
+        raise MissingExtraError("tokenizers", f"{path}") from None
+    try:
+        return Fast.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception whatever is wrong
+        raise DataError(f"{path} cannot be read as a tokenizer: {error}") from error
+
+
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Return the tokenizer that ``folder`` holds: our note for bytes, or Hugging Face's ``tokenizer.json``.
 
@@ -236,7 +241,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     folder = Path(folder)
     if (folder / NOTE).is_file():
-        note = _read_json(folder / NOTE)
+        note = read_settings(folder / NOTE)
         if note.get("type") != "bytes":
             raise DataError(f"{folder / NOTE}: type={note.get('type')!r} is not a tokenizer we know; expected 'bytes'")
         return ByteTokenizer()
@@ -255,7 +260,7 @@ def _write(path: Path, data: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """Return the object in ``path``, {} if there is no such file; DataError if it is not a JSON object."""
     if not path.is_file():
         return {}

@@ -62,19 +62,26 @@ class ModelContract:
         return cls.model_class(cls.config, rngs=nnx.Rngs(0))
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
-        """Run a test that takes ``preset`` once for each preset of the package."""
+        """Run a test that takes ``preset`` once for each preset; for a class that is not the default, for the first."""
         if "preset" in metafunc.fixturenames:
-            metafunc.parametrize("preset", list(find_spec(metafunc.cls.model_class).presets))
+            spec = find_spec(metafunc.cls.model_class)
+            default = spec.model() is metafunc.cls.model_class
+            metafunc.parametrize("preset", list(spec.presets)[: None if default else 1])
 
     def test_is_registered(self):
-        """The spec names this class for its task, and each architecture, or trunk of it, is an entry point to it."""
+        """The spec names this class for its task, and each architecture is an entry point to it.
+
+        So is each trunk, if it is not a class of its own.
+        """
         assert self.spec.model(self.model_class.task) is self.model_class
         points = {point.name: point for point in entry_points(group=ARCHITECTURES)}
         for name in (*self.model_class.architectures, *self.model_class.trunks):
-            assert points[name].load() is self.model_class
+            found = points[name].load()
+            assert found is self.model_class or name in found.architectures
 
     def test_presets_have_their_number_of_parameters(self, preset):
-        assert count_parameters(self.model_class, self.spec.config(preset)) == self.spec.presets[preset]
+        """A preset tells that of the default class."""
+        assert count_parameters(self.spec.model(), self.spec.config(preset)) == self.spec.presets[preset]
 
     def test_config_survives_a_round_trip(self, preset):
         config = self.spec.config(preset)
@@ -218,6 +225,76 @@ class SequenceToSequenceContract(ModelContract):
         source, target = self.inputs()
         _, cache = jitted(self.model, "decode")(target[:, :3], self.model.init_cache(source, None, 4))
         _raises("room for 4 tokens: row 0 holds 3 and gets 2", self.model.decode, target[:, :2], cache)
+
+
+class EncoderContract(ModelContract):
+    """What holds of every encoder of texts, whatever its head."""
+
+    rows: ClassVar[bool] = False
+    """Whether the output is one for each text, not one for each token."""
+
+    def outputs(self, ids: np.ndarray, mask: np.ndarray | None = None, types: np.ndarray | None = None) -> np.ndarray:
+        """Return what the model returns, tuples stacked on a last axis."""
+        found = jitted(self.model)(ids, mask, types)
+        return np.stack(found, axis=-1) if isinstance(found, tuple) else np.asarray(found)
+
+    def ids(self) -> np.ndarray:
+        """Return random tokens [2, 9]."""
+        return np.random.default_rng(0).integers(1, self.config.vocab_size, (2, 9)).astype(np.int32)
+
+    def test_every_token_reads_every_other_and_its_type(self):
+        ids = self.ids()
+        before, changed, types = self.outputs(ids), ids.copy(), np.zeros_like(ids)
+        changed[:, 8] = changed[:, 8] % (self.config.vocab_size - 1) + 1
+        types[:, 5:] = 1
+        for after in (self.outputs(changed), self.outputs(ids, None, types)):
+            moved = np.abs(after - before).reshape(2, 1 if self.rows else 9, -1).max(axis=-1)
+            assert moved.min() > 1e-6
+
+    def test_padding_changes_no_result(self):
+        """On either side, whatever tokens stand there."""
+        ids = self.ids()
+        alone = self.outputs(ids)
+        for left in (3, 0):
+            padded = np.pad(ids, ((0, 0), (left, 3 - left)), constant_values=7)
+            mask = np.pad(np.ones_like(ids), ((0, 0), (left, 3 - left)))
+            found = self.outputs(padded, mask)
+            np.testing.assert_allclose(found if self.rows else found[:, left : left + 9], alone, atol=1e-5)
+
+    def test_a_row_of_padding_alone_stays_finite(self):
+        mask = np.array([[1] * 9, [0] * 9])
+        assert np.isfinite(self.outputs(self.ids(), mask)).all()
+
+
+class MaskedLMContract(EncoderContract):
+    """What holds of every masked LM."""
+
+    def test_logits_have_the_shape_of_the_tokens(self):
+        assert self.outputs(self.ids()).shape == (2, 9, self.config.vocab_size)
+
+
+class SequenceClassificationContract(EncoderContract):
+    """What holds of every classifier of texts."""
+
+    rows: ClassVar[bool] = True
+
+    def test_logits_are_one_number_per_class(self):
+        assert self.outputs(self.ids()).shape == (2, self.config.num_classes)
+
+
+class TokenClassificationContract(EncoderContract):
+    """What holds of every classifier of tokens."""
+
+    def test_logits_are_one_number_per_token_and_class(self):
+        assert self.outputs(self.ids()).shape == (2, 9, self.config.num_classes)
+
+
+class QuestionAnsweringContract(EncoderContract):
+    """What holds of every model that finds an answer in a text."""
+
+    def test_logits_are_two_numbers_per_token(self):
+        start, end = jitted(self.model)(self.ids())
+        assert (start.shape, end.shape) == ((2, 9), (2, 9))
 
 
 class ImageClassificationContract(ModelContract):

@@ -149,8 +149,7 @@ def _match(
     rules, copies = [r for r in rows if isinstance(r, Rule)], {r.theirs: r.of for r in rows if isinstance(r, Copy)}
     spelled = {model_class.rename(key if key.startswith(prefix) else prefix + key): key for key in files}
     plan: dict[str, Source] = {}
-    unread = model_class.unread if prefix else ()
-    passed = {key for key in spelled if matches(key, *ignore, *unread) or matches(spelled[key], *ignore)}
+    passed = {key for key in spelled if matches(key, *ignore, *model_class.unread) or matches(spelled[key], *ignore)}
     unfilled, wrong = [], []
     for path, target in targets.items():
         found = find_rule(rules, path, target.shape)

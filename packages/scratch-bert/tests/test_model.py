@@ -1,0 +1,176 @@
+"""What must hold of BERT whatever its weights: the contracts of its four tasks, configurations, other checkpoints."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scratch_core
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+from scratch_bert import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+)
+from scratch_core.errors import CheckpointError, ConfigError, DataError
+from scratch_core.fine_tuning import start_from
+from scratch_core.layers import scan_layers
+from scratch_core.testing import (
+    MaskedLMContract,
+    QuestionAnsweringContract,
+    SequenceClassificationContract,
+    TokenClassificationContract,
+    jitted,
+    random_batch,
+)
+
+SMALL = dataclasses.replace(
+    BertConfig.tiny(),
+    vocab_size=96,
+    d_model=32,
+    num_heads=4,
+    d_ff=64,
+    num_layers=1,
+    max_positions=64,
+    initial_scale=0.2,
+)
+LAYERS = tuple(
+    f"layers.*.{name}.kernel"
+    for name in (
+        *(f"attention.{part}" for part in ("key", "out", "query", "value")),
+        "feed_forward.down",
+        "feed_forward.up",
+    )
+)
+
+
+class TestBertForMaskedLM(MaskedLMContract):
+    model_class = BertForMaskedLM
+    config = SMALL
+    decayed = (*LAYERS, "head.transform.kernel")
+
+
+class TestBertForSequenceClassification(SequenceClassificationContract):
+    model_class = BertForSequenceClassification
+    config = dataclasses.replace(SMALL, num_classes=3)
+    decayed = (*LAYERS, "classifier.kernel", "pooler.kernel")
+
+
+class TestBertForTokenClassification(TokenClassificationContract):
+    model_class = BertForTokenClassification
+    config = dataclasses.replace(SMALL, num_classes=3)
+    decayed = (*LAYERS, "classifier.kernel")
+
+
+class TestBertForQuestionAnswering(QuestionAnsweringContract):
+    model_class = BertForQuestionAnswering
+    config = SMALL
+    decayed = (*LAYERS, "classifier.kernel")
+
+
+def test_scanned_layers_compute_the_same():
+    model = BertForMaskedLM(dataclasses.replace(SMALL, num_layers=2), rngs=nnx.Rngs(0))
+    model.eval()
+    ids, mask = jnp.ones((2, 5), jnp.int32), jnp.array([[1] * 5, [1] * 3 + [0] * 2])
+    plain = jitted(model)(ids, mask)
+    scan_layers(model)
+    np.testing.assert_allclose(jitted(model)(ids, mask), plain, atol=1e-5)
+
+
+def test_dropout_is_on_in_training_and_off_in_evaluation():
+    config = dataclasses.replace(SMALL, dropout=0.3, attention_dropout=0.3)
+    model = BertForSequenceClassification(config, rngs=nnx.Rngs(0))
+    forward = nnx.jit(lambda model, ids: model(ids))
+    ids = jnp.ones((2, 5), jnp.int32)
+    assert np.abs(forward(model, ids) - forward(model, ids)).max() > 1e-4
+    model.eval()
+    np.testing.assert_array_equal(forward(model, ids), forward(model, ids))
+
+
+def test_half_precision_stays_finite(tmp_path):
+    model = BertForMaskedLM(SMALL, rngs=nnx.Rngs(0))
+    model.save_pretrained(tmp_path)
+    ids, mask = np.ones((2, 5), np.int32), np.array([[1] * 5, [0] * 5])
+    for dtype in (jnp.float16, jnp.bfloat16):
+        logits = jitted(BertForMaskedLM.from_pretrained(tmp_path, dtype=dtype))(ids, mask)
+        assert np.isfinite(logits).all()
+        assert logits.dtype == jnp.float32
+
+
+def test_a_pre_training_file_serves_every_task(tmp_path):
+    """The masked LM reads it as it is; the others get a new head, and the pooler where they have one."""
+    model = BertForPreTraining(SMALL, rngs=nnx.Rngs(0))
+    model.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "architectures": ["BertForMaskedLM"]}))
+    ids = np.ones((1, 4), np.int32)
+    np.testing.assert_array_equal(jitted(scratch_core.load(tmp_path))(ids), jitted(model)(ids)[0])
+    started = start_from(BertForSequenceClassification, tmp_path, ("a", "b", "c"), rngs=nnx.Rngs(1))
+    assert started.config.labels == ("a", "b", "c")
+    assert jitted(started)(ids).shape == (1, 3)
+    np.testing.assert_array_equal(started.pooler.kernel[...], model.pooler.kernel[...])
+    np.testing.assert_array_equal(jitted(started, "hidden")(ids), jitted(model, "hidden")(ids))
+
+
+def test_a_bare_encoder_starts_a_task_and_keeps_its_own_classes(tmp_path):
+    BertModel(SMALL, rngs=nnx.Rngs(0)).save_pretrained(tmp_path / "bare")
+    started = start_from(BertForTokenClassification, tmp_path / "bare", ("O", "x"), rngs=nnx.Rngs(1))
+    started.save_pretrained(tmp_path / "tagger")
+    again = start_from(BertForTokenClassification, tmp_path / "tagger", ("O", "x"), rngs=nnx.Rngs(2))
+    np.testing.assert_array_equal(again.classifier.kernel[...], started.classifier.kernel[...])
+    other = start_from(BertForTokenClassification, tmp_path / "tagger", ("O", "y"), rngs=nnx.Rngs(2))
+    assert np.abs(other.classifier.kernel[...] - started.classifier.kernel[...]).max() > 1e-3
+
+
+def test_copies_of_the_tied_matrix_must_equal_it(tmp_path):
+    BertForMaskedLM(SMALL, rngs=nnx.Rngs(0)).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    copy = tensors["bert.embeddings.word_embeddings.weight"]
+    save_file({**tensors, "cls.predictions.decoder.weight": copy}, tmp_path / "model.safetensors")
+    BertForMaskedLM.from_pretrained(tmp_path)
+    save_file({**tensors, "cls.predictions.decoder.weight": copy + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="must equal"):
+        BertForMaskedLM.from_pretrained(tmp_path)
+
+
+def test_a_text_longer_than_the_positions_is_an_error():
+    with pytest.raises(DataError, match="the model has 64"):
+        BertForMaskedLM(SMALL, rngs=nnx.Rngs(0))(jnp.ones((1, 65), jnp.int32))
+
+
+def test_pre_training_counts_the_next_sentence_once():
+    """Twice the rows have the same loss: the weight is the number of hidden tokens, as of the masked LM."""
+    model = BertForPreTraining(SMALL, rngs=nnx.Rngs(0))
+    batch = {**random_batch("masked_lm", SMALL, 4), "next_sentence_label": np.array([0, 1, 1, 0], np.int32)}
+    loss = nnx.jit(lambda model, batch: model.loss(batch))
+    once, twice = (loss(model, {k: np.tile(v, (n, 1)[: v.ndim]) for k, v in batch.items()}) for n in (1, 2))
+    np.testing.assert_allclose(once[0] / once[1], twice[0] / twice[1], rtol=1e-5)
+    assert twice[1] == 2 * once[1] == 2 * 24
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "mish"}, "hidden_act='mish'"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+        ({"is_decoder": True}, "is_decoder=True"),
+        ({"num_attention_heads": 5}, "num_heads=5 must divide d_model=32"),
+        ({"hidden_dropout_prob": 1.5}, "dropout=1.5"),
+        ({"problem_type": "ranking"}, "problem_type='ranking'"),
+        ({"type_vocab_size": 0}, "num_token_types=0 must be greater than 0"),
+    ],
+)
+def test_a_config_that_cannot_be_built_says_why(change, message):
+    with pytest.raises(ConfigError, match=message):
+        BertConfig.from_hf({**SMALL.to_hf(), **change})
+
+
+def test_an_untied_head_is_refused():
+    with pytest.raises(ConfigError, match="tie_embeddings=False"):
+        BertForMaskedLM(dataclasses.replace(SMALL, tie_embeddings=False), rngs=nnx.Rngs(0))

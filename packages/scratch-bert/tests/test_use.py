@@ -1,0 +1,227 @@
+"""Word pieces, and what people do with BERT: fill in, classify, tag, answer, embed. The models here are random."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+from scratch_bert import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    SentenceEncoder,
+)
+from scratch_bert.sentences import POOLING, Pooling, cosine_similarity
+from scratch_core.data.wordpiece import SPECIAL, WordPiece
+from scratch_core.errors import CheckpointError, ConfigError, DataError
+from scratch_core.testing import jitted
+
+WORDS = [*SPECIAL.values(), "the", "cat", "##s", "sat", "on", "mat", "##ting", "cafe", "Cafe", "caf\u00e9"]
+WORDS += ["\u4eca", "\u5929", ".", "A", "a"]
+CONFIG = dataclasses.replace(
+    BertConfig.tiny(), vocab_size=len(WORDS), d_model=32, d_ff=64, num_layers=1, max_positions=32, initial_scale=0.5
+)
+
+
+def folder_of(path, **settings):
+    """Return a folder with a vocab.txt and a tokenizer_config.json."""
+    path.mkdir(exist_ok=True)
+    (path / "vocab.txt").write_text("".join(f"{word}\n" for word in WORDS), encoding="utf-8")
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return WordPiece(folder_of(tmp_path_factory.mktemp("words")))
+
+
+def made(model_class, tokenizer, **changes):
+    model = model_class(dataclasses.replace(CONFIG, **changes), rngs=nnx.Rngs(0))
+    model.eval()
+    model.tokenizer = tokenizer
+    return model
+
+
+def words_of(tokenizer, text):
+    return [tokenizer.token(number) for number in tokenizer.encode(text)]
+
+
+def test_words_are_cut_as_the_file_says(tmp_path):
+    """Lower case and accents, alone and together, and Chinese characters; transformers gives the same pieces."""
+    cased = WordPiece(folder_of(tmp_path / "cased", do_lower_case=False))
+    assert words_of(cased, "A Cafe") == ["A", "Cafe"]
+    assert words_of(WordPiece(folder_of(tmp_path / "default")), "A Caf\u00e9 cats") == ["a", "cafe", "cat", "##s"]
+    kept = WordPiece(folder_of(tmp_path / "kept", strip_accents=False))
+    assert words_of(kept, "Caf\u00e9") == ["caf\u00e9"]
+    assert words_of(kept, "\u4eca\u5929 xyz") == ["\u4eca", "\u5929", "[UNK]"]
+    together = WordPiece(folder_of(tmp_path / "together", tokenize_chinese_chars=False))
+    assert words_of(together, "\u4eca\u5929") == ["[UNK]"]
+
+
+def test_pieces_know_their_characters_and_words(tokenizer):
+    pieces = tokenizer.pieces("The cats [MASK].")
+    assert [tokenizer.token(i) for i in pieces.ids] == ["the", "cat", "##s", "[MASK]", "."]
+    assert pieces.spans.tolist() == [[0, 3], [4, 7], [7, 8], [9, 15], [15, 16]]
+    assert pieces.words[1] == pieces.words[2] != pieces.words[3]
+    ids, types = tokenizer.join(np.array([5]), np.array([6, 7]))
+    assert ids.tolist() == [tokenizer.cls_id, 5, tokenizer.sep_id, 6, 7, tokenizer.sep_id]
+    assert types.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_saved_tokenizer_is_the_same_from_either_file(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    text = "The caf\u00e9 cats sat."
+    np.testing.assert_array_equal(WordPiece(tmp_path).encode(text), tokenizer.encode(text))
+    (tmp_path / "tokenizer.json").unlink()
+    np.testing.assert_array_equal(WordPiece(tmp_path).encode(text), tokenizer.encode(text))
+
+
+def test_a_vocabulary_without_special_tokens_is_refused(tmp_path):
+    (tmp_path / "vocab.txt").write_text("the\ncat\n[UNK]\n")
+    with pytest.raises(DataError, match=r"lacks \[PAD\], \[CLS\], \[SEP\], \[MASK\]"):
+        WordPiece(tmp_path)
+
+
+def test_a_model_keeps_its_tokenizer_and_says_that_it_has_none(tokenizer, tmp_path):
+    model = made(BertForMaskedLM, tokenizer)
+    model.save_pretrained(tmp_path)
+    again = BertForMaskedLM.from_pretrained(tmp_path)
+    assert again.fill_mask("the [MASK]") == model.fill_mask("the [MASK]")
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        made(BertForMaskedLM, None).fill_mask("the [MASK]")
+
+
+def test_fill_mask_gives_the_likeliest_tokens_of_each_blank(tokenizer):
+    model = made(BertForMaskedLM, tokenizer)
+    text = "the [MASK] sat on [MASK]."
+    first, second = model.fill_mask(text, top=len(WORDS))
+    ids, _ = tokenizer.join(tokenizer.pieces(text).ids)
+    logits = np.asarray(jitted(model)(ids[None]))[0]
+    assert first[0].token == WORDS[logits[2].argmax()]
+    assert second[0].token == WORDS[logits[5].argmax()]
+    assert second[0].text == f"the [MASK] sat on {second[0].token}."
+    assert sum(fill.probability for fill in first) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(DataError, match=r"has no \[MASK\]"):
+        model.fill_mask("the cat")
+    with pytest.raises(DataError, match="34 tokens, the model 32 positions"):
+        model.fill_mask("[MASK]" * 32)
+
+
+def test_classify_gives_probabilities_or_numbers(tokenizer):
+    single = made(BertForSequenceClassification, tokenizer, num_classes=3, labels=("x", "y", "z"))
+    found = single.classify(("the cat", "sat"))
+    assert sum(each.score for each in found) == pytest.approx(1, abs=1e-5)
+    assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
+    ids, types = tokenizer.join(tokenizer.encode("the cat"), tokenizer.encode("sat"))
+    logits = np.asarray(jitted(single)(ids[None], None, types[None]))[0]
+    assert found[0].label == "xyz"[logits.argmax()]
+    several = made(BertForSequenceClassification, tokenizer, num_classes=3, problem_type="multi_label_classification")
+    logits = np.asarray(jitted(several)(tokenizer.join(tokenizer.encode("sat"))[0][None]))[0]
+    found = {each.label: each.score for each in several.classify("sat")}
+    np.testing.assert_allclose([found[f"LABEL_{i}"] for i in range(3)], 1 / (1 + np.exp(-logits)), atol=1e-6)
+    number = made(BertForSequenceClassification, tokenizer, num_classes=1)
+    (found,) = number.classify("sat " * 100)  # a text that is too long loses its end
+    ids, _ = tokenizer.join(tokenizer.encode("sat " * 30))
+    assert found.score == pytest.approx(float(jitted(number)(ids[None])[0, 0]), abs=1e-5)
+
+
+def test_parts_are_put_together_as_users_know_it():
+    """Eight tokens of four words and their scores; what transformers' pipeline makes of them."""
+    from scratch_core.data.wordpiece import Pieces
+    from scratch_core.tasks.token_classification import _entities
+
+    text = "Ann Lee flies to Rome"
+    #        Ann  Le ##e  flies to  Ro  ##me
+    spans = [(0, 3), (4, 6), (6, 7), (8, 13), (14, 16), (17, 19), (19, 21)]
+    pieces = Pieces(np.arange(7), np.array(spans), np.array([0, 1, 1, 2, 3, 4, 4]))
+    names = ["O", "B-PER", "I-PER", "B-LOC"]
+    scores = np.full((7, 4), 0.02)
+    for token, (kind, score) in enumerate([(1, 0.9), (2, 0.8), (0, 0.9), (0, 0.9), (0, 0.9), (3, 0.6), (0, 0.94)]):
+        scores[token, kind] = score
+    scores = scores / scores.sum(axis=1, keepdims=True)
+
+    def found(aggregation):
+        return [(e.label, e.text) for e in _entities(np.log(scores), pieces, text, names, aggregation)]
+
+    assert found("none") == [("B-PER", "Ann"), ("I-PER", "Le"), ("B-LOC", "Ro")]
+    assert found("simple") == [("PER", "Ann Le"), ("LOC", "Ro")]
+    assert found("first") == [("PER", "Ann Lee"), ("LOC", "Rome")]
+    assert found("average") == [("PER", "Ann")]  # of both other words, O is likelier on average
+    assert found("max") == [("PER", "Ann")]
+    (person, _) = _entities(np.log(scores), pieces, text, names, "first")
+    assert (person.start, person.end) == (0, 7)
+    assert person.score == pytest.approx((scores[0, 1] + scores[1, 2]) / 2)
+
+
+def test_tag_gives_the_characters_of_the_text(tokenizer):
+    model = made(BertForTokenClassification, tokenizer, num_classes=2, labels=("O", "x"))
+    text = "The cats sat on the mat."
+    found = model.tag(text, aggregation="none")
+    ids, _ = tokenizer.join(tokenizer.encode(text))
+    chosen = np.flatnonzero(np.asarray(jitted(model)(ids[None]))[0].argmax(axis=-1)[1:-1])
+    spans = tokenizer.pieces(text).spans[chosen].tolist()
+    assert [[each.start, each.end] for each in found] == spans
+    assert all(each.text == text[each.start : each.end] for each in found)
+    with pytest.raises(ConfigError, match="aggregation='best'"):
+        model.tag(text, aggregation="best")
+
+
+def test_answers_are_the_best_spans_of_all_windows(tokenizer):
+    """Against trying every span of every window."""
+    model = made(BertForQuestionAnswering, tokenizer)
+    question, context = "the cat?", "the cat sat on the mat. a cats sat. the cafe sat on a mat on the cats. sat"
+    asked, read = tokenizer.pieces(question).ids, tokenizer.pieces(context)
+    width, stride, best, nothing = 16 - 3 - len(asked), 4, {}, 1.0
+    for first in range(0, len(read.ids) - stride, width - stride):
+        ids, types = tokenizer.join(asked, read.ids[first : first + width])
+        start, end = (np.asarray(each)[0] for each in jitted(model)(ids[None], None, types[None]))
+        kept = [0, *range(len(asked) + 2, len(ids) - 1)]
+        start, end = (np.exp(each[kept]) / np.exp(each[kept]).sum() for each in (start, end))
+        nothing = min(nothing, start[0] * end[0])
+        for i in range(1, len(kept)):
+            for j in range(i, min(i + 3, len(kept))):
+                span = read.spans[first + i - 1, 0], read.spans[first + j - 1, 1]
+                best[span] = max(best.get(span, 0), start[i] * end[j])
+    options = {"max_answer_tokens": 3, "stride": stride, "max_tokens": 16}
+    (found,) = model.answer(question, context, **options)
+    wanted = max(best, key=best.get)
+    assert (found.start, found.end, found.text) == (*wanted, context[slice(*wanted)])
+    assert found.score == pytest.approx(best[wanted], abs=1e-5)
+    several = model.answer(question, context, top=100, no_answer=True, **options)
+    (none,) = [each for each in several if not each.text]
+    assert none.score == pytest.approx(nothing, abs=1e-5)
+    with pytest.raises(DataError, match="holds no token"):
+        model.answer(question, " ")
+    with pytest.raises(ConfigError, match="shorten the question"):
+        model.answer("the " * 10, context, **options)
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "max"])
+def test_sentences_are_pooled_as_the_folder_says(mode, tokenizer, tmp_path):
+    """Each text in a batch has the embedding that it has alone, and a saved folder says the same."""
+    model = made(SentenceEncoder, tokenizer)
+    model.pooling = Pooling(mode, normalize=mode != "max", max_tokens=16)
+    texts = ["the cat sat on the mat", "a", "sat " * 40, "", "cats"]
+    found = model.encode(texts, batch_size=2)
+    for text, embedding in zip(texts, found, strict=True):
+        ids, _ = tokenizer.join(tokenizer.encode(text)[:14])
+        x = np.asarray(jitted(model, "hidden")(ids[None]))[0]
+        pooled = {"mean": x.mean(axis=0), "cls": x[0], "max": x.max(axis=0)}[mode]
+        pooled = pooled / np.linalg.norm(pooled) if model.pooling.normalize else pooled
+        np.testing.assert_allclose(embedding, pooled, atol=1e-5)
+    np.testing.assert_allclose(np.diag(cosine_similarity(found, found)), 1, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    again = SentenceEncoder.from_pretrained(tmp_path)
+    assert again.pooling == model.pooling
+    np.testing.assert_array_equal(again.encode(texts, batch_size=2), found)
+
+
+def test_a_pooling_that_is_not_implemented_is_refused(tmp_path):
+    (tmp_path / POOLING).parent.mkdir()
+    (tmp_path / POOLING).write_text(json.dumps({"pooling_mode_weightedmean_tokens": True}))
+    with pytest.raises(ConfigError, match="asks for pooling_mode_weightedmean_tokens"):
+        Pooling.from_folder(tmp_path)

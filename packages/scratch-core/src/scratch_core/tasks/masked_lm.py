@@ -1,0 +1,171 @@
+"""Masked language modelling: the pre-training of encoders, and filling in the blanks of a text."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import jax
+import numpy as np
+import tyro
+
+from scratch_core.data.masking import COPIES, MaskedWindows, laid_end_to_end
+from scratch_core.data.pipelines import training_batches
+from scratch_core.data.sources import open_documents
+from scratch_core.data.text import split_by_file
+from scratch_core.data.wordpiece import WordPiece
+from scratch_core.errors import DataError
+from scratch_core.losses import IGNORED, encoder_outputs
+from scratch_core.registry import ModelSpec
+from scratch_core.tasks.options import RunOptions
+from scratch_core.tasks.task import Job, Task
+from scratch_core.tasks.texts import EncoderOptions, Evaluation, build, fingerprint, run, tokenizer_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Fill:
+    """A token for a blank: its probability, and the text with it in place."""
+
+    token: str
+    probability: float
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedOptions(EncoderOptions):
+    """Train an encoder to find hidden tokens."""
+
+    data: Annotated[str | None, tyro.conf.arg(metavar="FILE|FOLDER")] = None
+    """A text file or a folder of them, or a .jsonl file whose rows have a "text". The default is the source of Python's
+    own standard library."""
+    whole_words: bool = False
+    """Hide words with all their pieces."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FillOptions:
+    """Fill in the blanks of a text."""
+
+    text: Annotated[str, tyro.conf.Positional]
+    """A text with [MASK] where a token is missing."""
+    top: int = 5
+    """How many tokens to print for each blank."""
+
+
+class MaskedLMTask(Task):
+    """Hidden tokens are found from those around them."""
+
+    name: ClassVar[str] = "masked_lm"
+    unit: ClassVar[str] = "tokens"
+    Options: ClassVar[type[RunOptions]] = MaskedOptions
+    PredictOptions: ClassVar[type | None] = FillOptions
+    fine_tuning: ClassVar[Mapping[str, Any]] = {"steps": 600, "learning_rate": 5e-5}
+    contract: ClassVar[str] = "scratch_core.testing:MaskedLMContract"
+
+    def count(self, batch: Any) -> int:
+        """Return the number of tokens, padding included."""
+        return batch["input_ids"].size
+
+    def prepare(self, spec: ModelSpec, options: MaskedOptions) -> "MaskedJob":
+        """Return the job of a run. Raises ConfigError or DataError if model, tokenizer and text do not fit."""
+        found = open_documents(options.data)
+        contents = {name: content for name, content in found.documents if isinstance(content, bytes)}
+        texts = {name: content.decode("utf-8", errors="replace") for name, content in contents.items()}
+        if not texts:
+            raise DataError(f"{found.label} holds token ids: a masked LM needs text")
+        if len(texts) == 1:
+            (text,) = texts.values()
+            cut = round(0.95 * len(text))
+            train, test = [text[:cut]], [text[cut:]]
+        else:
+            held_out = split_by_file({name: len(text) for name, text in texts.items()}, 0.05)
+            train = [text for name, text in texts.items() if name not in held_out]
+            test = [text for name, text in texts.items() if name in held_out]
+        model, tokenizer = build(spec, self.name, options, train)
+        windows: dict[str, Any] = {
+            "length": options.sequence_length,
+            "tokenizer": tokenizer,
+            "whole_words": options.whole_words,
+        }
+        limit = options.evaluation_examples * options.sequence_length
+        source = MaskedWindows(laid_end_to_end(train, tokenizer), copies=COPIES, seed=options.seed, **windows)
+        return MaskedJob(
+            model=model,
+            batches=training_batches(source, options.batch_size, seed=options.seed),
+            held_out=Evaluation(MaskedWindows(laid_end_to_end(test, tokenizer)[:limit], **windows), options.batch_size),
+            description=f"{found.label}: {len(texts)} {found.unit}, {len(source.tokens):,} tokens to train on",
+            fingerprint=fingerprint([train, test]),
+            update=f"{options.batch_size} x {options.sequence_length} tokens",
+            example=source[0],
+            metrics={"right tokens": right_labels},
+            tokenizer=tokenizer,
+        )
+
+    def noise(self, config: Any, batch_size: int) -> dict[str, np.ndarray]:
+        """Return random tokens, 24 for each row, of which every fourth is a label."""
+        rng = np.random.default_rng(0)
+        ids = rng.integers(0, config.vocab_size, (batch_size, 24)).astype(np.int32)
+        labels = np.where(np.arange(24) % 4 == 1, rng.integers(0, config.vocab_size, ids.shape), IGNORED)
+        return {"input_ids": ids, "labels": labels.astype(np.int32)}
+
+    def predict(self, folder: Path, model_class: Any, options: FillOptions) -> None:
+        """Print the likeliest tokens for each blank."""
+        for number, fills in enumerate(fill_mask(model_class.from_pretrained(folder), options.text, options.top), 1):
+            print(f"blank {number}:")
+            for fill in fills:
+                print(f"  {100 * fill.probability:6.2f} %  {fill.token}")
+
+
+TASK = MaskedLMTask()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class MaskedJob(Job):
+    """A run on text with hidden tokens: ends with the share that is found."""
+
+    tokenizer: WordPiece
+
+    def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
+        """Print loss and share of found tokens, beside that of always the most frequent token."""
+        super().show_after(folder, results)
+        labels = np.concatenate([batch["labels"][batch["labels"] != IGNORED] for batch in self.held_out])
+        print(f"  always the most frequent token  {np.bincount(labels).max() / len(labels):.4f}", flush=True)
+
+    def next_command(self, folder: Path) -> tuple[str, ...]:
+        """Return the command that fills in a blank."""
+        return "predict", str(folder), f"for i in {self.tokenizer.names['mask']}(10):"
+
+
+def fill_mask(model: Any, text: str, top: int = 5) -> list[list[Fill]]:
+    """Return for each [MASK] of a text its ``top`` likeliest tokens, likeliest first.
+
+    Raises DataError for a text without [MASK], and for one with more tokens than the model has positions.
+    """
+    tokenizer = tokenizer_of(model)
+    pieces = tokenizer.pieces(text)
+    row = tokenizer.join(pieces.ids)
+    places = np.flatnonzero(row[0] == tokenizer.mask_id)
+    if not len(places):
+        raise DataError(f"{text!r} has no {tokenizer.names['mask']}: write it where a token is missing")
+    if len(row[0]) > model.config.max_positions:
+        raise DataError(
+            f"the text has {len(row[0])} tokens, the model {model.config.max_positions} positions: shorten the text"
+        )
+    (logits_TV,) = run(model, [row])
+    found = []
+    for place in places:
+        probabilities_V = np.asarray(jax.nn.softmax(logits_TV[place]))
+        order = np.argsort(-probabilities_V, kind="stable")[:top]
+        first, end = pieces.spans[place - 1]  # behind [CLS]
+        fills = []
+        for number in order:
+            token = tokenizer.token(number)
+            fills.append(Fill(token, float(probabilities_V[number]), text[:first] + token + text[end:]))
+        found.append(fills)
+    return found
+
+
+def right_labels(model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """Return how many of the labels a classifier of texts or of tokens predicts, and how many there are."""
+    counted = batch["labels"] != IGNORED
+    return ((encoder_outputs(model, batch).argmax(axis=-1) == batch["labels"]) & counted).sum(), counted.sum()

@@ -1,0 +1,234 @@
+"""Question answering: the part of a text that answers a question."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from scratch_core.data.annotated import Question, open_questions
+from scratch_core.data.batches import QuestionAnsweringBatch
+from scratch_core.data.pipelines import training_batches
+from scratch_core.data.wordpiece import WordPiece, padded_row
+from scratch_core.errors import ConfigError, DataError
+from scratch_core.losses import IGNORED, encoder_outputs
+from scratch_core.registry import ModelSpec
+from scratch_core.tasks.options import RunOptions
+from scratch_core.tasks.task import Job, Task
+from scratch_core.tasks.texts import EncoderOptions, Evaluation, build, fingerprint, room, run, split, tokenizer_of
+
+POSITIONS = ("start_positions", "end_positions")
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A part of the context: its probability, its characters ``start`` to ``end``; text "" means "no answer"."""
+
+    text: str
+    score: float
+    start: int
+    end: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """Answer a question from a text."""
+
+    question: Annotated[str, tyro.conf.Positional]
+    """The question."""
+    context: Annotated[str, tyro.conf.Positional]
+    """The text that holds the answer."""
+    top: int = 1
+    """How many answers to print."""
+    no_answer: bool = False
+    """Let the model say that the text does not answer the question."""
+
+
+class QuestionAnsweringTask(Task):
+    """The answer to a question is a part of a text."""
+
+    name: ClassVar[str] = "question_answering"
+    unit: ClassVar[str] = "questions"
+    Options: ClassVar[type[RunOptions]] = EncoderOptions
+    PredictOptions: ClassVar[type | None] = AnswerOptions
+    fine_tuning: ClassVar[Mapping[str, Any]] = {"steps": 600, "learning_rate": 5e-5}
+    contract: ClassVar[str] = "scratch_core.testing:QuestionAnsweringContract"
+
+    def prepare(self, spec: ModelSpec, options: EncoderOptions) -> "QuestionJob":
+        """Return the job of a run. Raises ConfigError or DataError if model, tokenizer and questions do not fit."""
+        questions = open_questions(options.data)
+        train, test = split(questions, [each.context for each in questions])
+        if not train or not test:
+            raise DataError(f"{options.data}: {len(questions)} questions are too few to hold out some")
+        model, tokenizer = build(spec, self.name, options, [text for each in train for text in each[:2]])
+        test = test[: options.evaluation_examples]
+        source = Questions(train, tokenizer, options.sequence_length)
+        origin = options.data or "names of functions of the standard library"
+        return QuestionJob(
+            model=model,
+            batches=training_batches(source, options.batch_size, seed=options.seed),
+            held_out=Evaluation(Questions(test, tokenizer, options.sequence_length), options.batch_size, POSITIONS),
+            description=f"{origin}: {len(train):,} questions to train on, {len(test):,} held out",
+            fingerprint=fingerprint(questions),
+            update=f"{options.batch_size} questions",
+            example=source[0],
+            metrics={"both ends right": right_spans},
+            questions=test,
+        )
+
+    def noise(self, config: Any, batch_size: int) -> dict[str, np.ndarray]:
+        """Return random tokens, 24 for each row, and random answers."""
+        rng = np.random.default_rng(0)
+        ids = rng.integers(0, config.vocab_size, (batch_size, 24)).astype(np.int32)
+        start, more = rng.integers(0, 12, (2, batch_size)).astype(np.int32)
+        return {"input_ids": ids, "start_positions": start, "end_positions": start + more}
+
+    def predict(self, folder: Path, model_class: Any, options: AnswerOptions) -> None:
+        """Print the answers, likeliest first."""
+        model = model_class.from_pretrained(folder)
+        for each in answer(model, options.question, options.context, top=options.top, no_answer=options.no_answer):
+            print(f"{each.score:.4f}  {each.start:5} {each.end:5}  {each.text or '(no answer)'}")
+
+
+TASK = QuestionAnsweringTask()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class QuestionJob(Job):
+    """A run on questions: ends with exact matches."""
+
+    questions: Sequence[Question]
+
+    def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
+        """Print loss and exact matches, beside those of always the most frequent answer, and of the first word."""
+        super().show_after(folder, results)
+        asked = self.questions[:200]
+        found = [answer(self.model, q.question, q.context, no_answer=not q.answer)[:1] for q in asked]
+        right = sum(bool(row) and row[0].text == q.answer for row, q in zip(found, asked, strict=True))
+        most = Counter(q.answer for q in asked).most_common(1)[0][1]
+        first = sum(q.context.split()[0] == q.answer for q in asked)
+        print(f"held-out exact match {right} of {len(asked)}")
+        print(f"  always the most frequent answer {most}; always the first word {first}", flush=True)
+
+    def next_command(self, folder: Path) -> tuple[str, ...]:
+        """Return the command that answers a question."""
+        return "predict", str(folder), self.questions[0].question, self.questions[0].context
+
+
+class Questions:
+    """Questions in tokens. Item i: "input_ids", "attention_mask", "token_type_ids" [T], and both ends of the answer.
+
+    A context that is too long loses its end; an answer that is lost with it is not counted (-100), and one that does
+    not exist is [CLS], at 0.
+    """
+
+    def __init__(self, questions: Sequence[Question], tokenizer: WordPiece, length: int):
+        self.pad_id, self.length = tokenizer.pad_id, length
+        self.rows, self.ends = [], []
+        asked = list(tokenizer.all_pieces([each.question for each in questions]))
+        for each, first, second in zip(
+            questions, asked, tokenizer.all_pieces([each.context for each in questions]), strict=True
+        ):
+            ids = first.ids[: length // 2]
+            kept = max(0, length - 3 - len(ids))
+            self.rows.append(tokenizer.join(ids, second.ids[:kept]))
+            start, end = (
+                (0, 0)
+                if not each.answer
+                else token_span(second.spans[:kept], each.start, each.start + len(each.answer))
+            )
+            shift = len(ids) + 2 if each.answer and start >= 0 else 0
+            self.ends.append((start + shift, end + shift))
+
+    def __len__(self) -> int:
+        """Return the number of questions."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> QuestionAnsweringBatch:
+        """Return question ``index``."""
+        batch: Any = padded_row(self.rows[int(index)], self.pad_id, self.length)
+        return {
+            **batch,
+            **{name: np.int32(where) for name, where in zip(POSITIONS, self.ends[int(index)], strict=True)},
+        }
+
+
+def token_span(spans: np.ndarray, start: int, end: int) -> tuple[int, int]:
+    """Return the first and the last token that hold characters ``start`` to ``end``; -100 twice if one is missing."""
+    inside = np.flatnonzero((spans[:, 0] < end) & (spans[:, 1] > start))
+    if not len(inside) or spans[inside[-1], 1] < end or spans[inside[0], 0] > start:
+        return IGNORED, IGNORED
+    return int(inside[0]), int(inside[-1])
+
+
+def answer(
+    model: Any,
+    question: str,
+    context: str,
+    *,
+    top: int = 1,
+    max_answer_tokens: int = 15,
+    stride: int = 128,
+    max_tokens: int = 384,
+    no_answer: bool = False,
+) -> list[Answer]:
+    """Return the ``top`` likeliest answers, likeliest first, no two with a character in common.
+
+    A long context is read in windows of ``max_tokens`` with the question, of which neighbours share ``stride`` tokens.
+    A window's probability of an answer is that of its first token times that of its last, among the tokens of the
+    window's context and [CLS]. ``no_answer`` lets [CLS], the answer of a window without one, compete; its score is the
+    lowest of all windows. Raises DataError for an empty context, ConfigError if the question fills the window.
+    """
+    tokenizer = tokenizer_of(model)
+    asked, read = tokenizer.pieces(question).ids, tokenizer.pieces(context)
+    if not len(read.ids):
+        raise DataError(f"the context {context!r} holds no token: give a text")
+    width = min(max_tokens - 3, room(model, 3)) - len(asked)
+    if width <= stride and width < len(read.ids):
+        raise ConfigError(
+            f"the question's {len(asked)} tokens leave {width} tokens of a window to the context, and stride={stride} "
+            "of them are shared: shorten the question, or choose a smaller stride"
+        )
+    step = max(width - stride, 1)
+    firsts = range(0, max(len(read.ids) - stride, 1), step) if width < len(read.ids) else [0]
+    rows = [tokenizer.join(asked, read.ids[first : first + width]) for first in firsts]
+    candidates, nothing = [], 1.0
+    for first, row, logits in zip(firsts, rows, run(model, rows), strict=True):
+        size = len(row[0]) - len(asked) - 3
+        where = np.concatenate([[0], len(asked) + 2 + np.arange(size)])  # [CLS], then the context
+        start_S, end_S = (_softmax(each[where]) for each in logits)
+        nothing = min(nothing, float(start_S[0] * end_S[0]))
+        scores = np.triu(np.outer(start_S[1:], end_S[1:]))
+        scores = np.tril(scores, max_answer_tokens - 1)
+        for flat in np.argsort(-scores, axis=None, kind="stable")[: 20 * top]:
+            start, end = np.unravel_index(flat, scores.shape)
+            span = int(read.spans[first + start, 0]), int(read.spans[first + end, 1])
+            if scores[start, end] > 0:
+                candidates.append(Answer(context[slice(*span)], float(scores[start, end]), *span))
+    candidates.sort(key=lambda each: -each.score)
+    chosen: list[Answer] = []
+    for each in candidates:
+        if all(each.end <= other.start or each.start >= other.end for other in chosen):
+            chosen.append(each)
+    if no_answer:
+        chosen.append(Answer("", nothing, 0, 0))
+    return sorted(chosen, key=lambda each: -each.score)[:top]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponents = np.exp(logits - logits.max())
+    return exponents / exponents.sum()
+
+
+def right_spans(model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """Return how many answers the model starts and ends right, and how many there are."""
+    start_BT, end_BT = encoder_outputs(model, batch)
+    start_B, end_B = (batch[name] for name in POSITIONS)
+    counted_B = start_B >= 0
+    right_B = (start_BT.argmax(axis=-1) == start_B) & (end_BT.argmax(axis=-1) == end_B) & counted_B
+    return right_B.sum(), jnp.asarray(counted_B).sum()
