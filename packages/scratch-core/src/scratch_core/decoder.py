@@ -16,6 +16,7 @@ from scratch_core.layers.blocks import run_blocks
 from scratch_core.layers.cache import DecoderCache
 from scratch_core.layers.masks import positions_from_mask
 from scratch_core.losses import causal_lm_loss
+from scratch_core.parallel import constrain
 from scratch_core.pretrained import PretrainedModel
 
 
@@ -33,6 +34,8 @@ class CausalLM(PretrainedModel):
     norm: Any
     remat_layers: bool = False
     """Keep only each layer's input for the backward pass, and compute the layer again there."""
+    mesh: Any = None
+    """Set by :func:`scratch_core.parallel.use_mesh`: what the layers read and write is split by its batch alone."""
 
     def embed(self, input_ids: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Return x_BTD, what the first layer reads; positions_BT (int32) are -1 at padding."""
@@ -53,7 +56,7 @@ class CausalLM(PretrainedModel):
     def hidden(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
         """Return the residual stream after the last norm, x_BTD; arguments as for the call."""
         positions_BT = positions_from_mask(jnp.ones_like(input_ids) if attention_mask is None else attention_mask)
-        x_BTD, caches = self.embed(input_ids, positions_BT), [None] * len(self.layers)
+        x_BTD, caches = constrain(self.embed(input_ids, positions_BT), self.mesh), [None] * len(self.layers)
         x_BTD, _ = self.run_layers(x_BTD, positions_BT, caches, attention_mask)
         return self.norm(x_BTD)
 
@@ -71,6 +74,7 @@ class CausalLM(PretrainedModel):
             x_BTD,
             caches,
             remat=self.remat_layers,
+            mesh=self.mesh,
         )
 
     def init_cache(self, batch_size: int, capacity: int) -> DecoderCache:

@@ -6,17 +6,20 @@ device keeps some of the experts) and ``tensor`` (heads and feed-forward feature
 A dimension that its mesh axis does not divide stays whole.
 """
 
+import functools
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from scratch_core.errors import ConfigError
 from scratch_core.paths import matches
+
+Model = TypeVar("Model", bound=nnx.Module)
 
 BATCH = ("data", "fsdp", "expert")
 """Mesh axes over which the batch is split."""
@@ -45,6 +48,20 @@ AXES: Mapping[str, tuple[str | None, ...]] = {
     "*experts.up.kernel": ("experts", "embed", "feed_forward"),
     "*experts.down.kernel": ("experts", "feed_forward", "embed"),
 }
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Return the sizes of the axes in a text such as "fsdp=4,tensor=2". Raises ConfigError for anything else."""
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = (word.strip() for word in part.partition("="))
+        if name not in (*BATCH, "tensor") or name in sizes or not size.isdecimal() or int(size) < 1:
+            raise ConfigError(
+                f"--mesh {text}: {part.strip()!r} is not an axis with its size: write each of data, fsdp, expert and "
+                "tensor at most once, such as fsdp=4,tensor=2"
+            )
+        sizes[name] = int(size)
+    return sizes
 
 
 def make_mesh(
@@ -90,15 +107,50 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, table: Mapping[str, tup
 def shard_model(model: nnx.Module, mesh: Mesh) -> None:
     """Move a model's variables, in place, to the devices of a mesh: parameters by the table, the rest to all."""
     state = nnx.state(model)
-    flat = dict(nnx.to_flat_state(state))
-    placed = {}
-    table = {**getattr(model, "axes", {}), **AXES}
-    for path, leaf in flat.items():
-        name = ".".join(map(str, path))
-        spec = _spec(name, leaf.shape, mesh, table) if isinstance(leaf, nnx.Param) else PartitionSpec()
-        placed[path] = leaf.replace(jax.device_put(leaf[...], NamedSharding(mesh, spec)))
+    flat, places = dict(nnx.to_flat_state(state)), _places(model, state, mesh)
+    placed = {path: leaf.replace(jax.device_put(leaf[...], places[path])) for path, leaf in flat.items()}
     nnx.update(model, nnx.from_flat_state(placed))
     use_mesh(model, mesh)
+
+
+def born_sharded(build: Callable[[], Model], mesh: Mesh | None) -> Model:
+    """Return ``build()`` with each variable computed where it stays, so that no device ever holds the whole model.
+
+    The numbers are those of ``build()`` on one device up to rounding. Without a mesh it is just ``build()``.
+    """
+    if mesh is None:
+        return build()
+    model = abstract_model(build, mesh)
+    graphdef, state = nnx.split(model)
+    places = jax.tree.map(lambda x: x.sharding, nnx.to_pure_dict(state))
+    arrays = jax.jit(lambda: nnx.to_pure_dict(nnx.state(build())), out_shardings=places)()
+    nnx.replace_by_pure_dict(state, arrays)
+    return nnx.merge(graphdef, state)
+
+
+def abstract_model(build: Callable[[], Model], mesh: Mesh) -> Model:
+    """Return ``build()`` with the shapes, dtypes and shardings of its variables in place of their values."""
+    model: Any = nnx.eval_shape(build)
+    graphdef, state = nnx.split(model)
+    places = _places(model, state, mesh)
+    placed = {
+        path: leaf.replace(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[path]))
+        for path, leaf in nnx.to_flat_state(state)
+    }
+    model = nnx.merge(graphdef, nnx.from_flat_state(placed))
+    use_mesh(model, mesh)
+    return model
+
+
+def _places(model: Any, state: Any, mesh: Mesh) -> dict[Any, NamedSharding]:
+    """Return the sharding of each variable in ``state``: parameters by the table, the rest whole on every device."""
+    table = {**getattr(model, "axes", {}), **AXES}
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+        learned = isinstance(leaf, nnx.Param)
+        return _spec(".".join(map(str, path)), leaf.shape, mesh, table) if learned else PartitionSpec()
+
+    return {path: NamedSharding(mesh, spec(path, leaf)) for path, leaf in nnx.to_flat_state(state)}
 
 
 def use_mesh(model: nnx.Module, mesh: Mesh) -> None:
@@ -109,20 +161,72 @@ def use_mesh(model: nnx.Module, mesh: Mesh) -> None:
             module.mesh = mesh
 
 
+def constrain(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Return activations [B, ...] with the batch over BATCH and all other axes whole: no axis of ``tensor`` is left.
+
+    It leaves XLA no choice at the places where it is called, which saves collectives. A batch that the mesh does not
+    divide stays as it is, and without a mesh nothing happens.
+    """
+    if mesh is None or x.shape[0] % batch_parts(mesh):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(BATCH)))
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Return into how many parts the batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+@functools.cache
+def process_part(mesh: Mesh | None) -> tuple[int, int]:
+    """Return which part of each batch this process reads, and how many parts there are.
+
+    Processes whose devices hold the same rows read the same part. Raises ConfigError if the rows of one process
+    overlap with those of another without being the same.
+    """
+    if mesh is None or jax.process_count() == 1:
+        return 0, 1
+    rows: dict[int, set[int]] = {}
+    parts = batch_parts(mesh)
+    where = NamedSharding(mesh, PartitionSpec(BATCH)).devices_indices_map((parts,))
+    for device, (index,) in where.items():
+        rows.setdefault(device.process_index, set()).update(range(*index.indices(parts)))
+    shares = sorted({tuple(sorted(share)) for share in rows.values()})
+    if jax.process_index() not in rows or sum(map(len, shares)) != parts or len({*map(len, shares)}) != 1:
+        raise ConfigError(
+            f"the mesh {dict(mesh.shape)} does not give each of {jax.process_count()} processes a part of the batch: "
+            "it must use all devices, and data * fsdp * expert and the number of processes must divide one another"
+        )
+    return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
+
+
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Return a batch (a tree of arrays, axis 0 the batch) split over the mesh's axes of BATCH.
 
-    Raises ConfigError if they do not divide the batch.
+    With several processes each gives its part, see :func:`process_part`, in the order of the parts. Raises ConfigError
+    if the mesh does not divide the batch.
     """
-    parts = math.prod(mesh.shape[axis] for axis in BATCH)
+    parts, (_, shares) = batch_parts(mesh), process_part(mesh)
     sharding = NamedSharding(mesh, PartitionSpec(BATCH))
 
     def place(array: Any) -> jax.Array:
-        if array.shape[0] % parts:
+        rows = array.shape[0] * shares
+        if rows % parts:
             raise ConfigError(
-                f"data * fsdp * expert = {parts} must divide the batch of {array.shape[0]}: "
-                "change the batch size or the mesh"
+                f"data * fsdp * expert = {parts} must divide the batch of {rows}: change the batch size or the mesh"
             )
-        return jax.device_put(jnp.asarray(array), sharding)
+        if isinstance(array, jax.Array):
+            return jax.device_put(array, sharding)
+        local = np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
+        return jax.make_array_from_process_local_data(sharding, local, (rows, *array.shape[1:]))
 
     return jax.tree.map(place, batch)
+
+
+def to_host(array: Any) -> np.ndarray:
+    """Return the whole array, also where other processes hold parts of it: then each process must ask for it."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(jax.device_get(array))
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -225,7 +225,7 @@ class Mamba2(CausalLM):
         def run(layer: Block, x_BTD: jax.Array, before: MixerState | None) -> tuple[jax.Array, MixerState]:
             return layer(x_BTD, length_B, layer.mixer.empty_state(x_BTD.shape[0]) if before is None else before)
 
-        x_BTD, after = run_blocks(self.layers, run, x_BTD, caches, remat=self.remat_layers)
+        x_BTD, after = run_blocks(self.layers, run, x_BTD, caches, remat=self.remat_layers, mesh=self.mesh)
         if order_BT is not None:
             x_BTD = jnp.take_along_axis(x_BTD, jnp.argsort(order_BT, axis=1)[..., None], axis=1)
         return x_BTD, after

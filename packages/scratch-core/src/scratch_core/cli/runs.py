@@ -27,7 +27,9 @@ from scratch_core.tasks.options import RunOptions, flag
 
 RECORD = "run.json"
 FIELDS = ("model", "task", "options", "horizon", "data", "fingerprint", "scratch_core", "cores", "start")
-NOT_RECORDED = ("out", "resume")
+NOT_RECORDED = ("out", "resume", "coordinator", "processes", "process_id")
+FREE = ("steps", "mesh", "coordinator", "processes", "process_id")
+"""Options that a resumed run may change: they do not change what is computed."""
 
 Options = TypeVar("Options", bound=RunOptions)
 
@@ -203,13 +205,13 @@ def _fits(value: Any, form: Any) -> bool:
 
 
 def check_unchanged(folder: Path, own: RunOptions, options: RunOptions) -> None:
-    """Raise ConfigError if ``options`` differ from the run's ``own`` in more than the number of steps."""
+    """Raise ConfigError if ``options`` differ from the run's ``own`` in more than those of FREE."""
     for field in dataclasses.fields(own):
         before, now = getattr(own, field.name), getattr(options, field.name)
-        if before != now and field.name != "steps":
+        if before != now and field.name not in FREE:
             raise ConfigError(
                 f"{flag(field.name)} {now} cannot be changed: the run {folder} has {before}; "
-                "with --resume only --steps may be changed"
+                "with --resume only --steps and --mesh may be changed"
             )
 
 

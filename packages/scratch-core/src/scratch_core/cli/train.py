@@ -8,6 +8,7 @@ import dataclasses
 import signal
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from scratch_core.folders import FolderLock, remove_abandoned
 from scratch_core.registry import ModelSpec
 from scratch_core.tasks import Job, RunOptions, Task, find_task
 from scratch_core.tasks.options import flag
+from scratch_core.train import distributed
 from scratch_core.train.interrupt import Interrupt
 from scratch_core.weights.saving import SAVING
 
@@ -54,20 +56,27 @@ def run(name: str, arguments: Sequence[str], interrupt: Interrupt) -> int:
     default = _defaults(spec, task, choice, asks_for_help=bool({"-h", "--help"} & set(arguments)))
     options = parse(task.Options, f"scratch train {name}", arguments, default).absolute()
     options.check()
-    runs.check_out(options.out)
+    distributed.start(options.coordinator, options.processes, options.process_id)
+    if first := distributed.is_first():
+        runs.check_out(options.out)
     optimizer = _ready(spec, options)
     job = task.prepare(spec, options)
     _check_batch(job, options)
     interrupt.check()
-    folder, lock = runs.create(options.out, f"{name}-{options.preset if options.start is None else 'tuned'}")
+    folder, lock = Path(options.out or ""), None
+    if first:
+        folder, lock = runs.create(options.out, f"{name}-{options.preset if options.start is None else 'tuned'}")
     try:
         if options.start is not None:  # a copy, so that the run can be resumed when the checkpoint is gone
-            (folder / "start").mkdir()
-            job.save(folder / "start")
-        runs.write_record(folder, runs.new_record(folder, name, options, job.description, job.fingerprint))
+            with distributed.written_by_first(folder) as own:
+                (own / "start").mkdir()
+                job.save(own / "start")
+        if first:
+            runs.write_record(folder, runs.new_record(folder, name, options, job.description, job.fingerprint))
         return _train(spec, task, options, job, optimizer, folder, interrupt, horizon=options.steps)
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 def _resume(spec: ModelSpec, run: str, arguments: Sequence[str], interrupt: Interrupt) -> int:
@@ -77,11 +86,13 @@ def _resume(spec: ModelSpec, run: str, arguments: Sequence[str], interrupt: Inte
     options = parse(task.Options, f"scratch train {spec.name}", arguments, default).absolute()
     options.check()
     runs.check_unchanged(folder, default, options)
-    lock = FolderLock(folder)
+    distributed.start(options.coordinator, options.processes, options.process_id)
+    lock = FolderLock(folder) if (first := distributed.is_first()) else None
     try:
         for line in runs.changes(record, task.Options):
             print(f"warning: {line}", flush=True)
-        remove_abandoned(folder, SAVING, all_of_them=True)
+        if first:
+            remove_abandoned(folder, SAVING, all_of_them=True)
         runs.check_start(folder, record)
         runs.check_checkpoints(folder)
         optimizer = _ready(spec, options)
@@ -89,11 +100,13 @@ def _resume(spec: ModelSpec, run: str, arguments: Sequence[str], interrupt: Inte
         runs.check_data(folder, record, job.description, job.fingerprint)
         _check_batch(job, options)
         interrupt.check()
-        record["options"]["steps"] = options.steps
-        runs.write_record(folder, record)
+        record["options"] |= {"steps": options.steps, "mesh": options.mesh}
+        if first:
+            runs.write_record(folder, record)
         return _train(spec, task, options, job, optimizer, folder, interrupt, horizon=record["horizon"])
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 def _ready(spec: ModelSpec, options: RunOptions) -> "Optimizer":
@@ -105,7 +118,7 @@ def _ready(spec: ModelSpec, options: RunOptions) -> "Optimizer":
     keep_memory()
     if options.checkpoint is None:
         built = optimizer.build(options.learning_rate, weight_decay=options.weight_decay, decayed=())
-        needed = state_bytes(built, spec.presets.get(options.preset, 0))
+        needed = state_bytes(built, spec.presets.get(options.preset, 0) // jax.process_count())
         check_memory(needed, f"choose a smaller preset than {options.preset}, or a machine with more memory")
     return optimizer
 
@@ -167,7 +180,9 @@ def _train(
 
     resume_command = runs.command("train", spec.name, "--resume", str(folder))
     interrupt.last_words = f"to resume: {resume_command}"
-    with on_interrupt_print(f"to resume: {resume_command}"):
+    distributed.wait_for_all("the run's folder is there")
+    alone = jax.process_count() == 1  # with several processes, only what all of them compute together is shown
+    with distributed.one_voice(), on_interrupt_print(f"to resume: {resume_command}"):
         print(f"data    {job.description}", flush=True)
         count = sum(x.size for x in jax.tree.leaves(nnx.state(job.model, nnx.Param)))
         origin = options.preset if options.start is None else f"from {options.start}"
@@ -182,6 +197,7 @@ def _train(
             handling=task,
             trainable=job.trainable,
             accumulate=options.accumulate,
+            mesh=options.device_mesh(),
             folder=folder,
             save_every=options.save_every,
             keep=options.keep,
@@ -189,7 +205,7 @@ def _train(
             evaluation_parameters=optimizer.evaluation_parameters,
             norms=options.norms,
             profile=options.profile,
-            loggers=open_loggers(options.log, folder),
+            loggers=open_loggers(options.log, folder) if distributed.is_first() else (),
         )
         try:
             for line in trainer.restore():
@@ -199,11 +215,13 @@ def _train(
             else:
                 if options.resume is not None:
                     print("no checkpoint was saved yet: the run starts again at step 0", flush=True)
-                job.show_before()
+                if alone:
+                    job.show_before()
             print(f"run     {folder}: {options.steps} steps of {job.update}", flush=True)
             interrupt.check()
             outcome = trainer.fit(job.batches, options.steps, interrupt)
-            job.save(folder)
+            with distributed.written_by_first(folder) as own:
+                job.save(own)
             if outcome.interrupted:
                 print(
                     f"stopped by {outcome.interrupted} after step {outcome.step} of {options.steps}, saved in {folder}"
@@ -213,8 +231,9 @@ def _train(
             results = trainer.evaluate(job.held_out, job.metrics)
         finally:
             trainer.close()
-        job.show_after(folder, results)
-        plot_runs([str(folder)], folder / "curves.svg")
+        if distributed.is_first():
+            (job.show_after if alone else partial(Job.show_after, job))(folder, results)
+            plot_runs([str(folder)], folder / "curves.svg")
         print(f"saved in {folder}")
         print(f"next: {runs.command(*job.next_command(folder))}")
     return 0
@@ -226,7 +245,8 @@ def _check_batch(job: Job, options: RunOptions) -> None:
 
     if job.example is not None:
         size, parts = options.batch_size, options.accumulate
-        needed = batch_bytes(job.model, job.loss, job.trainable, job.example, size, parts)
+        share = max(parts, size // jax.process_count())
+        needed = batch_bytes(job.model, job.loss, job.trainable, job.example, share, parts)
         remedy = f"choose a smaller --batch-size than {size}, or split it with --accumulate"
         check_memory({f"a batch of {size:,}": needed}, remedy)
 

@@ -2,7 +2,7 @@
 
 Training batches come from a Grain `MapDataset` (shuffled in each epoch, endless, random access): a run that resumes at
 step k reads ``batches[k]`` and needs no other state. Evaluation batches are a finite sequence in fixed order.
-With several processes, process i of n reads rows i, i + n, ... of the same global order.
+With several processes, process i of n reads the i-th of n equal runs of rows of each batch.
 """
 
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def training_batches(
     import grain  # 3 s of import: only when training starts
 
     order = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    return order[process_index::process_count].batch(batch_size // process_count)
+    return order.batch(batch_size // process_count)[process_index::process_count]
 
 
 class TextEvaluation:

@@ -14,8 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from scratch_core.errors import ConfigError
+from scratch_core.parallel import constrain
 
 Call = Callable[[Any, Any, Any], tuple[Any, Any]]
 """``call(block, x, cache) -> (x, cache)``."""
@@ -69,25 +71,31 @@ def unscan_layers(model: Any) -> None:
 
 
 def run_blocks(
-    blocks: Any, call: Call, x: Any, caches: Iterable[Any], *, remat: bool = False
+    blocks: Any, call: Call, x: Any, caches: Iterable[Any], *, remat: bool = False, mesh: Mesh | None = None
 ) -> tuple[Any, tuple[Any, ...]]:
     """Return x after all blocks, and each block's cache after it.
 
     ``call(block, x, cache)`` runs one block. ``blocks`` are a list or :class:`ScannedBlocks`; these are scanned if all
     caches are None, and return None for each. With caches they run as a loop: a scan would copy them for every token.
+    After each block x [B, ...] is split over ``mesh`` by its batch, see :func:`scratch_core.parallel.constrain`.
     Raises ConfigError if a block makes a new variable where it is scanned or rematerialised.
     """
     caches = list(caches)
+
+    def constrained(block: Any, x: Any, cache: Any) -> tuple[Any, Any]:
+        x, cache = call(block, x, cache)
+        return constrain(x, mesh), cache
+
     if isinstance(blocks, ScannedBlocks) and all(cache is None for cache in caches):
-        return _scan(blocks, call, x, remat), tuple(caches)
+        return _scan(blocks, constrained, x, remat), tuple(caches)
     after = []
     for block, cache in zip(blocks, caches, strict=True):
         if remat:
             graphdef, arrays = _split(block)
-            x, cache, changed = jax.checkpoint(_pure(graphdef, call))(arrays, x, cache)
+            x, cache, changed = jax.checkpoint(_pure(graphdef, constrained))(arrays, x, cache)
             _update(block, arrays, changed)
         else:
-            x, cache = call(block, x, cache)
+            x, cache = constrained(block, x, cache)
         after.append(cache)
     return x, tuple(after)
 

@@ -20,6 +20,7 @@ from scratch_core.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenize
 from scratch_core.errors import ConfigError, DataError
 from scratch_core.generation import stream
 from scratch_core.layers import LoRAParam, scan_layers, unscan_layers
+from scratch_core.parallel import born_sharded, process_part
 from scratch_core.registry import ModelSpec
 from scratch_core.tasks.options import RunOptions, flag
 from scratch_core.tasks.task import Job, Task
@@ -111,9 +112,12 @@ class CausalLMTask(Task):
         held_out = tokens.validation[: options.evaluation_tokens]
         if not tokenizer.count_bytes(held_out[1:1000]):
             raise DataError(f"{tokens.description}: these hold no text to measure the loss on; give more text")
+        part, parts = process_part(options.device_mesh())
         return TextJob(
             model=model,
-            batches=training_batches(windows, options.batch_size, seed=options.seed),
+            batches=training_batches(
+                windows, options.batch_size, seed=options.seed, process_index=part, process_count=parts
+            ),
             held_out=TextEvaluation(held_out, options.batch_size, options.sequence_length),
             description=tokens.description,
             fingerprint=tokens.fingerprint(),
@@ -191,7 +195,7 @@ def build(spec: ModelSpec, options: TextOptions) -> tuple[Any, Tokenizer]:
     tokenizer: Tokenizer = ByteTokenizer() if source is None else load_tokenizer(source)
     model_class = spec.model(TASK.name)
     if folder is not None:
-        model = model_class.from_pretrained(folder)
+        model = model_class.from_pretrained(folder, mesh=options.device_mesh())
         _check_fit(model.config, str(folder), options, tokenizer)
         return model, tokenizer
     config = spec.config(options.preset)
@@ -199,7 +203,8 @@ def build(spec: ModelSpec, options: TextOptions) -> tuple[Any, Tokenizer]:
     config = dataclasses.replace(
         config, bos_token_id=tokenizer.bos_id, eos_token_id=tokenizer.eos_id, pad_token_id=tokenizer.pad_id
     )
-    return model_class(config, dtype=jnp.float32, rngs=nnx.Rngs(options.seed)), tokenizer
+    build = lambda: model_class(config, dtype=jnp.float32, rngs=nnx.Rngs(options.seed))  # noqa: E731
+    return born_sharded(build, options.device_mesh()), tokenizer
 
 
 def _check_fit(config: Any, origin: str, options: TextOptions, tokenizer: Tokenizer) -> None:

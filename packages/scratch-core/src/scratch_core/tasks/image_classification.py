@@ -16,6 +16,7 @@ from scratch_core.data.pipelines import ImageEvaluation, training_batches
 from scratch_core.errors import CheckpointError, ConfigError
 from scratch_core.fine_tuning import freeze, replace_head
 from scratch_core.losses import accuracy
+from scratch_core.parallel import born_sharded, process_part
 from scratch_core.pretrained import PretrainedModel
 from scratch_core.registry import ModelSpec
 from scratch_core.tasks.options import RunOptions
@@ -94,12 +95,15 @@ class ImageClassificationTask(Task):
     def prepare(self, spec: ModelSpec, options: ImageOptions) -> "ImageJob":
         """Return the job of a run. Raises ConfigError or DataError if model and images do not fit."""
         model, images, trainable = build(spec, options)
-        batches = training_batches(images.train, options.batch_size, seed=options.seed)
+        part, parts = process_part(options.device_mesh())
+        batches = training_batches(
+            images.train, options.batch_size, seed=options.seed, process_index=part, process_count=parts
+        )
         change = Augmentation(options.crop, options.flip, options.mixup)
         held_out: Any = images.test
         return ImageJob(
             model=model,
-            batches=augmented(batches, change, len(images.labels), seed=(options.seed + 1) % 2**32),
+            batches=augmented(batches, change, len(images.labels), seed=(options.seed + 1 + part) % 2**32),
             held_out=ImageEvaluation(held_out, min(options.batch_size, len(images.test))),
             description=f"{images.description}: {len(images.train):,} to train on, {len(images.test):,} held out",
             fingerprint=images.fingerprint,
@@ -184,10 +188,9 @@ def build(spec: ModelSpec, options: ImageOptions) -> tuple[VisionModel, ImageSpl
 
     Raises ConfigError if image size and model do not fit together.
     """
-    rngs = nnx.Rngs(options.seed)
     model_class = cast(type[VisionModel], spec.model(TASK.name))
     if options.checkpoint is not None:
-        model = model_class.from_pretrained(options.checkpoint)
+        model = model_class.from_pretrained(options.checkpoint, mesh=options.device_mesh())
         config, processor = model.config, model.processor
         if options.image_size is not None or processor is None:
             processor = _processor(options.image_size or _side(config), config.num_channels)
@@ -196,7 +199,7 @@ def build(spec: ModelSpec, options: ImageOptions) -> tuple[VisionModel, ImageSpl
             raise ConfigError(
                 f"{options.checkpoint} reads images of {config.num_channels} channels, the data has {images.channels}"
             )
-        replace_head(model, images.labels, rngs=rngs)
+        replace_head(model, images.labels, rngs=nnx.Rngs(options.seed))
         model.processor = processor
         return model, images, freeze(model, "*", keep=("classifier.*",)) if options.freeze else nnx.Param
     config = spec.config(options.preset)
@@ -210,7 +213,9 @@ def build(spec: ModelSpec, options: ImageOptions) -> tuple[VisionModel, ImageSpl
     size = options.image_size or _side(config)
     images = load_images(options.data, _processor(size, 1 if _is_grey(options.data) else 3))
     changes = {"num_channels": images.channels, "num_classes": len(images.labels), "labels": images.labels}
-    model = model_class(dataclasses.replace(config, **changes), dtype=jnp.float32, rngs=rngs)
+    config = dataclasses.replace(config, **changes)
+    build = lambda: model_class(config, dtype=jnp.float32, rngs=nnx.Rngs(options.seed))  # noqa: E731
+    model = born_sharded(build, options.device_mesh())
     model.processor = images.train.processor
     return model, images, nnx.Param
 

@@ -2,11 +2,14 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import tyro
 
 from scratch_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,11 +59,20 @@ class RunOptions:
     """Write a profiler's trace of three steps into the run's folder."""
     log: Literal["file", "tensorboard", "wandb"] = "file"
     """Where metrics go beside the run's metrics.jsonl: nowhere, into its folder for TensorBoard, or to wandb."""
+    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXES")] = None
+    """Split the work over devices, such as "fsdp=4,tensor=2"; the axes are data, fsdp, expert and tensor.
+    A resumed run may have another one."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """For several processes: where process 0 listens, or "auto" for what SLURM or Kubernetes set."""
+    processes: int | None = None
+    """How many processes there are, with --coordinator HOST:PORT."""
+    process_id: int | None = None
+    """Which of them this one is, from 0."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Where the run goes: a new folder. The default is a new one under runs/."""
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Resume this run with its own options; without a value, the newest run of this model under runs/.
-    Only --steps may be changed."""
+    Only --steps and --mesh may be changed."""
 
     @property
     def checkpoint(self) -> str | None:
@@ -76,6 +88,14 @@ class RunOptions:
         there = {name: str(Path(path).absolute()) for name, path in found.items() if path and Path(path).exists()}
         return dataclasses.replace(self, **there)
 
+    def device_mesh(self) -> "Mesh | None":
+        """Return the mesh of ``mesh``. Raises ConfigError if there are not enough devices, or some are left out."""
+        if self.mesh is None:
+            return None
+        from scratch_core.parallel import make_mesh, parse_mesh
+
+        return make_mesh(devices=None, **parse_mesh(self.mesh))
+
     def check(self) -> None:
         """Raise ConfigError for a number that makes no sense."""
         for name in ("steps", "batch_size", "accumulate", "save_every", "keep"):
@@ -87,6 +107,21 @@ class RunOptions:
             raise ConfigError(f"--weight-decay {self.weight_decay} must be at least 0 and finite")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"--seed {self.seed} must be in 0 .. 2**32 - 1")
+        if self.mesh is not None:
+            from scratch_core.parallel import parse_mesh
+
+            parse_mesh(self.mesh)
+        given = [flag(name) for name in ("processes", "process_id") if getattr(self, name) is not None]
+        if self.coordinator is None and given:
+            raise ConfigError(f"{given[0]} needs a --coordinator HOST:PORT")
+        if self.coordinator not in (None, "auto") and len(given) < 2:
+            raise ConfigError(f"--coordinator {self.coordinator} needs --processes and --process-id")
+        if self.coordinator == "auto" and given:
+            raise ConfigError(f"--coordinator auto finds the number of processes itself: leave {given[0]} out")
+        if self.coordinator is not None and self.mesh is None:
+            raise ConfigError("--coordinator needs a --mesh over all devices of all processes, such as fsdp=8")
+        if self.coordinator is not None and self.out is None and self.resume is None:
+            raise ConfigError("--coordinator needs an --out: a folder that all processes see under this name")
         if self.batch_size % self.accumulate:
             raise ConfigError(f"--accumulate {self.accumulate} must divide --batch-size {self.batch_size}")
 

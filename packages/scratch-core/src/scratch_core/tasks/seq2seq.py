@@ -21,6 +21,7 @@ from scratch_core.data.text import load_text
 from scratch_core.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from scratch_core.errors import ConfigError, DataError
 from scratch_core.generation import beam_search
+from scratch_core.parallel import born_sharded, process_part
 from scratch_core.registry import ModelSpec
 from scratch_core.tasks.options import RunOptions, flag
 from scratch_core.tasks.task import Job, Task
@@ -108,9 +109,12 @@ class SequenceToSequenceTask(Task):
             test = SpanCorruption(tokens.validation[:limit], options.source_length, marks, end=end)
             description = f"{tokens.description}; gaps to fill"
             fingerprint = tokens.fingerprint()
+        part, parts = process_part(options.device_mesh())
         return PairJob(
             model=model,
-            batches=training_batches(train, options.batch_size, seed=options.seed),
+            batches=training_batches(
+                train, options.batch_size, seed=options.seed, process_index=part, process_count=parts
+            ),
             held_out=[_batch(test, i, options.batch_size) for i in range(0, len(test), options.batch_size)],
             description=description,
             fingerprint=fingerprint,
@@ -180,7 +184,7 @@ def build(spec: ModelSpec, options: PairOptions) -> tuple[Any, Tokenizer]:
     source = options.tokenizer or folder
     tokenizer: Tokenizer = ByteTokenizer() if source is None else load_tokenizer(source)
     model_class = spec.model(TASK.name)
-    model = None if folder is None else model_class.from_pretrained(folder)
+    model = None if folder is None else model_class.from_pretrained(folder, mesh=options.device_mesh())
     config = spec.config(options.preset) if model is None else model.config
     if tokenizer.vocab_size > config.vocab_size:
         origin = f"--preset {options.preset}" if folder is None else str(folder)
@@ -192,7 +196,8 @@ def build(spec: ModelSpec, options: PairOptions) -> tuple[Any, Tokenizer]:
     start = config.decoder_start_token_id if tokenizer.pad_id is None else tokenizer.pad_id
     special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     config = dataclasses.replace(config, decoder_start_token_id=start, **special)
-    return model_class(config, dtype=jnp.float32, rngs=nnx.Rngs(options.seed)), tokenizer
+    build = lambda: model_class(config, dtype=jnp.float32, rngs=nnx.Rngs(options.seed))  # noqa: E731
+    return born_sharded(build, options.device_mesh()), tokenizer
 
 
 def sentinels(tokenizer: Tokenizer, vocab_size: int) -> list[int]:

@@ -23,8 +23,24 @@ class BatchHandling:
         return None
 
     def place(self, batch: Any, mesh: jax.sharding.Mesh) -> Any:
-        """Return the batch on the devices of a mesh, split over its data axes. Raises ConfigError if it cannot be."""
+        """Return the batch on the devices of a mesh, split over its data axes. Raises ConfigError if it cannot be.
+
+        With several processes, ``batch`` is this one's part; see :func:`scratch_core.parallel.process_part`.
+        """
         return shard_batch(batch, mesh)
+
+    def part(self, batch: Any, index: int, count: int) -> Any:
+        """Return part ``index`` of ``count`` equal parts of a whole batch, for `place` where several processes give it.
+
+        Raises ConfigError if ``count`` does not divide the batch.
+        """
+
+        def rows(x: Any) -> Any:
+            if len(x) % count:
+                raise ConfigError(f"{count} processes must divide the batch of {len(x)}: change the batch size")
+            return x[index * len(x) // count : (index + 1) * len(x) // count]
+
+        return batch if count == 1 else jax.tree.map(rows, batch)
 
     def split(self, batch: Any, parts: int) -> Any:
         """Return the batch as micro-batches: the same tree, each array with a new first axis of length ``parts``.

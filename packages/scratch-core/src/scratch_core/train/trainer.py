@@ -11,6 +11,7 @@ parameters, optimizer state, RNG and step continues exactly as if it had never s
 with the same versions and the same number of cores. Another number of cores sums in another order and rounds otherwise.
 """
 
+import io
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from flax import nnx
 
 from scratch_core.errors import ConfigError, DataError, TrainingError
 from scratch_core.folders import FolderLock
+from scratch_core.parallel import process_part, shard_model
 from scratch_core.train.batches import BatchHandling
 from scratch_core.train.checkpoints import Checkpoints
+from scratch_core.train.distributed import any_signal, is_first, lost_process
 from scratch_core.train.interrupt import Interrupt
 from scratch_core.train.loggers import Logger
 from scratch_core.train.metrics import MetricsLog, Profile, Progress, Throughput, matrix_product_rate
@@ -60,7 +63,8 @@ class Trainer:
     ``loss_fn`` None is the model's own loss. ``handling`` counts, places and splits batches; a task is one.
     ``trainable`` is the nnx filter of what is learned; everything else (frozen parameters, running statistics, RNG) is
     carried along. ``accumulate`` splits each batch into this many micro-batches. With a ``mesh`` the model is sharded
-    by the table in parallel.py and batches over its data axes. With a ``folder``, metrics.jsonl and checkpoints/ are
+    by the table in parallel.py and batches over its data axes; with several processes each gives its part of a batch
+    (`parallel.process_part`), and process 0 alone logs. With a ``folder``, metrics.jsonl and checkpoints/ are
     written there, a checkpoint every ``save_every`` steps and at the end; the newest ``keep`` are kept, and the
     ``keep_best`` of lowest score among those that `save` gave a score. ``learning_rate``
     (a schedule) is only for the log. After ``max_skipped`` updates in a row that were not finite, fit raises.
@@ -105,14 +109,13 @@ class Trainer:
         self.save_every, self.log_every, self.max_skipped = save_every, log_every, max_skipped
         self.norms, self.profile, self.loggers = norms, profile, loggers
         self.folder = None if folder is None else Path(folder)
+        own = self.folder if jax.process_index() == 0 else None
         # Process 0 alone writes; a second run in this folder would clear what this one is saving.
-        self._lock = FolderLock(self.folder) if self.folder is not None and jax.process_index() == 0 else None
-        self.metrics = MetricsLog(None if self.folder is None else self.folder / "metrics.jsonl")
+        self._lock = FolderLock(own) if own is not None else None
+        self.metrics = MetricsLog(None if own is None else own / "metrics.jsonl")
         self.checkpoints = None if self.folder is None else Checkpoints(self.folder / "checkpoints", keep, keep_best)
 
         if mesh is not None:
-            from scratch_core.parallel import shard_model
-
             shard_model(model, mesh)
         self._flops = self.handling.flops_per_unit(model)
         model.train()
@@ -150,10 +153,12 @@ class Trainer:
             dtypes = (getattr(module, "dtype", None) for _, module in nnx.iter_modules(self.model))
             devices = 1 if self.mesh is None else self.mesh.size
             self._peak = devices * matrix_product_rate(next(filter(None, dtypes), jnp.float32))
+        first, received = is_first(), None
         with (
+            lost_process(),
             nullcontext(interrupt) if interrupt is not None else Interrupt() as interrupt,
-            Progress(steps, step, unit=self.handling.unit) as progress,
-            Profile(self.folder / "profile" if self.folder and self.profile else None) as profile,
+            Progress(steps, step, unit=self.handling.unit, stream=None if first else io.StringIO()) as progress,
+            Profile(self.folder / "profile" if self.folder and self.profile and first else None) as profile,
             closing(self.steps(dataset, steps)) as taken,
         ):
             for step, metrics in taken:
@@ -161,7 +166,8 @@ class Trainer:
                 if waiting is not None:  # read a step late, so that the device never waits for Python
                     loss = self._report(*waiting, steps, throughput, progress)
                 waiting = (step, metrics)
-                ending = step == steps or interrupt.received is not None
+                received = any_signal(interrupt.received)
+                ending = step == steps or received is not None
                 if ending or step % self.save_every == 0:
                     loss, waiting = self._report(*waiting, steps, throughput, progress), None
                     self.save()
@@ -169,7 +175,7 @@ class Trainer:
                     break
         if self.checkpoints is not None:
             self.checkpoints.wait()
-        return Outcome(step, loss, interrupt.received if step < steps else None)
+        return Outcome(step, loss, received if step < steps else None)
 
     def steps(self, dataset: Any, until: int) -> Generator[tuple[int, dict[str, Any]], None, None]:
         """Take the steps up to ``until`` one by one, and yield the number of each with its metrics.
@@ -178,13 +184,13 @@ class Trainer:
         where you want them. The metrics are those of `train_step`, still on the device, and "count", the units in the
         batch. The model gets the trained arrays when the loop ends, also by break or by an exception.
         """
-        step = self.step
+        step, (_, parts) = self.step, process_part(self.mesh)
         try:
             while step < until:
                 batch = dataset[step]
                 metrics = self.train_step(batch)
                 step += 1
-                yield step, metrics | {"count": self.handling.count(batch)}
+                yield step, metrics | {"count": self.handling.count(batch) * parts}
         finally:
             self._update_model()
 
@@ -200,13 +206,16 @@ class Trainer:
         """Return the mean loss over all of ``dataset``, and the mean of each of ``metrics``, in evaluation mode.
 
         A metric has the form of a loss: (model, batch) -> (sum, weight). Each mean is sum / weight over the whole
-        dataset, so the sizes of the batches do not matter. Raises DataError if nothing was counted.
+        dataset, so the sizes of the batches do not matter. With several processes each is given all of ``dataset``, and
+        reads its part of each batch. Raises DataError if nothing was counted.
         """
         functions = {"loss": self.loss_fn, **(metrics or {})}
         totals = {name: [0.0, 0.0] for name in functions}
         parameters = self._parameters_to_evaluate()
+        part = process_part(self.mesh)
         for batch in dataset:
-            result = self._evaluate(tuple(functions.items()), parameters, self.state["rest"], self._placed(batch))
+            placed = self._placed(self.handling.part(batch, *part))
+            result = self._evaluate(tuple(functions.items()), parameters, self.state["rest"], placed)
             for name, (total, weight) in jax.device_get(result).items():
                 totals[name][0] += float(total)
                 totals[name][1] += float(weight)

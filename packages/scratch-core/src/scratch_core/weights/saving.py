@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from scratch_core.errors import CheckpointError
 from scratch_core.folders import why_not_written, working_folder
 from scratch_core.layers.lora import LoRAParam
+from scratch_core.parallel import to_host
 from scratch_core.weights.files import INDEX, SINGLE
 from scratch_core.weights.key_table import Rule, find_rule, flatten, is_learned, unstack
 
@@ -28,7 +29,8 @@ SAVING = ".saving-"
 def save(model: Any, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Write config.json and model.safetensors, or shards of at most ``shard_bytes`` with an index.
 
-    Files appear whole or not at all; the config comes last. Other files in the folder stay.
+    Files appear whole or not at all; the config comes last. Other files in the folder stay. With several processes
+    each calls this, and the first alone writes.
     Raises CheckpointError if the folder cannot be written, and for a model with LoRA adapters that are not merged.
     """
     if adapted := [path for path, _ in nnx.to_flat_state(nnx.state(model, LoRAParam))]:
@@ -38,6 +40,8 @@ def save(model: Any, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> N
         )
     folder = Path(folder)
     tensors = to_hf(model)
+    if jax.process_index():
+        return
     shards = _shards(tensors, shard_bytes)
     names = (
         [SINGLE]
@@ -94,7 +98,7 @@ def to_hf(model: Any, state: Any = None) -> dict[str, np.ndarray]:
             missing.append(path)
             continue
         rule, keys = found
-        for key, part in zip(keys, rule.to_theirs(np.asarray(jax.device_get(value))), strict=True):
+        for key, part in zip(keys, rule.to_theirs(to_host(value)), strict=True):
             array = part
             if state is None and rule.dtype:
                 array = array.astype(rule.dtype)
