@@ -31,7 +31,9 @@ def test_parameters_are_validated(name):
 def test_check_estimator(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        results = check_estimator(getattr(scratch_classical, name)(), on_skip=None, on_fail=None)
+        # A check gives classes of 3, 2 and 1 samples: 5 folds cannot hold one of each, as in scikit-learn's own tests.
+        settings = {"cv": 3} if name == "LogisticRegressionCV" else {}
+        results = check_estimator(getattr(scratch_classical, name)(**settings), on_skip=None, on_fail=None)
     failed = [(r["check_name"], r["exception"]) for r in results if r["status"] not in ("passed", "skipped")]
     assert not failed
     assert sum(r["status"] == "passed" for r in results) > 45

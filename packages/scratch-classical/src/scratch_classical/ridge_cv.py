@@ -175,12 +175,12 @@ class RidgeCV(CrossValidated, LinearPredictor):
             X = X.astype(np.float64)
         sample_weight = None if sample_weight is None else sample_weight.astype(np.float64)
         if self.cv is None:
-            scores_KA = self._leave_one_out_scores(X, y, sample_weight, alphas, routed)
+            scores = self._leave_one_out_scores(X, y, sample_weight, alphas, routed)
         else:
-            scores_KA = self._fold_scores(np.asarray(X), y, sample_weight, alphas, routed)[None]
-        best = scores_KA.argmax(1)
+            scores = self._fold_scores(np.asarray(X), y, sample_weight, alphas, routed)[None]
+        best = scores.argmax(1)
         self.alpha_ = alphas[best] if self.alpha_per_target and y.ndim > 1 else alphas[best[0]]
-        chosen = scores_KA.max(1)
+        chosen = scores.max(1)
         self.best_score_ = chosen if self.alpha_per_target and y.ndim > 1 else chosen[0]
         found = fit_squares(
             X, y, sample_weight, self.alpha_,
@@ -218,14 +218,14 @@ class RidgeCV(CrossValidated, LinearPredictor):
         y_IK = y.reshape(len(y), -1)
         if self.scoring is None:
             squares = errors_IKA**2 if sample_weight is None else errors_IKA**2 * sample_weight[:, None, None]
-            scores_KA, stored = -squares.mean(0), squares
+            scores, stored = -squares.mean(0), squares
             if not self.alpha_per_target:
-                scores_KA = scores_KA.mean(0, keepdims=True)
+                scores = scores.mean(0, keepdims=True)
         else:
             stored = y_IK[:, :, None] - errors_IKA
             scorer, outputs = self._scorer(), range(y_IK.shape[1])
             parts = [(stored[:, k], y_IK[:, k]) for k in outputs] if self.alpha_per_target else [(stored, y)]
-            scores_KA = np.array(
+            scores = np.array(
                 [
                     [
                         scorer(_Identity(), predicted[..., a].reshape(target.shape), target, **routed.score)
@@ -236,7 +236,7 @@ class RidgeCV(CrossValidated, LinearPredictor):
             )
         if self.store_cv_results:
             self.cv_results_ = stored[:, 0] if y.ndim == 1 else stored
-        return scores_KA
+        return scores
 
     def _fold_scores(
         self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None, alphas: np.ndarray, routed: Routed

@@ -118,10 +118,6 @@ class CausalLM(PretrainedModel):
         B, T = input_ids.shape
         return self.decode(input_ids, self.init_cache(B, T + room), attention_mask, last_only=True)
 
-    def prefix(self, input_ids: Any, attention_mask: Any) -> tuple[Any, Any]:
-        """Return what the written tokens follow, and its mask, int [B, T]: the prompt itself."""
-        return input_ids, attention_mask
-
     def loss(self, batch: Any) -> tuple[jax.Array, jax.Array]:
         """Return the (sum, weight) of predicting each next token; see :func:`scratch_core.losses.causal_lm_loss`."""
         return causal_lm_loss(self, batch)

@@ -92,11 +92,11 @@ def cores() -> int:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Return {name: sha256} of the files in a folder; {} if there is none."""
+    """Return {name: sha256} of the files in a folder and below it; {} if there is none."""
     found = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 

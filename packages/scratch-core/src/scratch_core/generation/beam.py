@@ -38,7 +38,7 @@ import numpy as np
 from flax import nnx
 
 from scratch_core.errors import ConfigError
-from scratch_core.generation.prompts import read_prompt, read_special_tokens
+from scratch_core.generation.prompts import prefix, read_prompt, read_special_tokens
 
 
 @partial(
@@ -148,8 +148,8 @@ def beam_search(
     best = slice(0, num_return_sequences)
     longest = int(beams.length_BW[:, best].max())
     new_ids = np.asarray(beams.finished_BWR)[:, best, :longest]
-    prefix = np.asarray(model.prefix(ids_BT, None)[0])
-    prefixes = np.repeat(prefix[:, None], num_return_sequences, axis=1)
+    before = np.asarray(prefix(model, ids_BT, None)[0])
+    prefixes = np.repeat(before[:, None], num_return_sequences, axis=1)
     return np.concatenate([prefixes, new_ids], axis=2), np.asarray(beams.score_BW)[:, best]
 
 

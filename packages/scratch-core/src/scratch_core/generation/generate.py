@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from scratch_core.errors import ConfigError
-from scratch_core.generation.prompts import read_prompt, read_special_tokens
+from scratch_core.generation.prompts import prefix, read_prompt, read_special_tokens
 from scratch_core.generation.sampling import Sampling, sample
 
 
@@ -111,7 +111,7 @@ class _Run:
 
     def __init__(self, model, input_ids, attention_mask, max_new_tokens, eos, pad, settings, key):
         ids_BT, prompt_BP, mask_BP, room = read_prompt(model, input_ids, attention_mask, max_new_tokens)
-        self.prefix = np.asarray(model.prefix(ids_BT, None)[0])
+        self.prefix = np.asarray(prefix(model, ids_BT, None)[0])
         self.eos, self.pad = read_special_tokens(eos, pad)
         self.graphdef, self.state = nnx.split(model)
         self.settings = settings
@@ -139,8 +139,8 @@ def prefill(graphdef, room: int, state, prompt_BP, mask_BP, eos, settings: Sampl
     seen_BV = None
     if settings.repetition_penalty is not None:
         rows_B1 = jnp.arange(B)[:, None]
-        prefix, real = model.prefix(prompt_BP, mask_BP)
-        seen_BV = jnp.zeros((B, V), bool).at[rows_B1, jnp.where(real == 1, prefix, V)].set(True, mode="drop")
+        before, real = prefix(model, prompt_BP, mask_BP)
+        seen_BV = jnp.zeros((B, V), bool).at[rows_B1, jnp.where(real == 1, before, V)].set(True, mode="drop")
     token_B = sample(settings, logits_B1V[:, 0], seen_BV, jax.random.fold_in(key, 0))
     tokens_BR = jnp.zeros((B, room), jnp.int32).at[:, 0].set(token_B)
     return Decoding(jnp.int32(1), token_B, jnp.isin(token_B, eos), tokens_BR, seen_BV, cache, key)

@@ -29,6 +29,11 @@ def read_prompt(model: Any, input_ids: Any, attention_mask: Any, max_new_tokens:
     return Prompt(ids_BT, np.pad(ids_BT, padding), np.pad(mask_BT, padding), bucket(max_new_tokens))
 
 
+def prefix(model: Any, input_ids: Any, attention_mask: Any) -> tuple[Any, Any]:
+    """Return what the written tokens follow, and its mask, int [B, n]: the prompt, of an encoder-decoder its ``prefix``."""
+    return model.prefix(input_ids, attention_mask) if hasattr(model, "prefix") else (input_ids, attention_mask)
+
+
 def bucket(length: int) -> int:
     """Return the padded length: the next of 16, 32, 64, 128, then multiples of 128."""
     return next((size for size in (16, 32, 64) if length <= size), -(-length // 128) * 128)
