@@ -30,7 +30,10 @@ def read_prompt(model: Any, input_ids: Any, attention_mask: Any, max_new_tokens:
 
 
 def prefix(model: Any, input_ids: Any, attention_mask: Any) -> tuple[Any, Any]:
-    """Return what the written tokens follow, and its mask, int [B, n]: the prompt, of an encoder-decoder its ``prefix``."""
+    """Return what the written tokens follow, and its mask, int [B, n].
+
+    That is the prompt, or what an encoder-decoder's own ``prefix`` names.
+    """
     return model.prefix(input_ids, attention_mask) if hasattr(model, "prefix") else (input_ids, attention_mask)
 
 
