@@ -37,8 +37,8 @@ def a_graph(random, nodes, label=0):
 
 
 def test_a_stream_of_1000_graphs_compiles_a_handful_of_times(random):
-    """Padding changes nothing: each graph's logits are those that it has alone, at its own size."""
-    model = GraphClassifier(GNNConfig(8, 4, 3, conv="gcn", pooling="mean"), rngs=nnx.Rngs(0))
+    """And padding changes nothing: a graph's logits are those that it has alone, at its own size."""
+    model = GraphClassifier(GNNConfig(8, 4, 3, conv="gin"), rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(model)
     traces = []
 
@@ -52,7 +52,7 @@ def test_a_stream_of_1000_graphs_compiles_a_handful_of_times(random):
     assert found.shape == (1000, 3)
     assert np.isfinite(found).all()
     assert len(traces) <= 6, traces
-    np.testing.assert_allclose(found[7], model(graphs[7].x, graphs[7].edge_index)[0], atol=1e-5)
+    np.testing.assert_allclose(found[7], model(graphs[7].x, graphs[7].edge_index)[0], rtol=1e-4)
 
 
 @pytest.mark.parametrize("conv", ["gcn", "gat", "gatv2", "sage", "gin"])

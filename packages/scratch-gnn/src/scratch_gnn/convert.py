@@ -1,4 +1,8 @@
-"""PyTorch Geometric's names beside ours: of each layer alone, and of the layers of a model (``convs.0``, ``convs.1``...)."""
+"""PyTorch Geometric's names beside ours: of each layer alone, and of the layers of a model (``convs.0``, ``convs.1``).
+
+Its models GCN, GAT and GraphSAGE have the names of ours. Its GIN spells those of the MLPs otherwise, and its last MLP
+has another width.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +64,7 @@ CONVS = {
 
 
 def rules(config: GNNConfig) -> list[Rule | Copy]:
-    """Return theirs | ours | transform of a model: PyTorch Geometric's BasicGNN names its layers likewise."""
+    """Return theirs | ours | transform of a model."""
     layers: list[Rule | Copy] = [
         Rule(f"convs.{{i}}.{rule.theirs}", f"convs.{{i}}.{rule.ours}", rule.transform)
         for rule in TABLE[CONVS[config.conv]]

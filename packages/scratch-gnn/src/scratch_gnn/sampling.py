@@ -3,7 +3,7 @@ r"""Neighbour sampling: a training step reads some labelled nodes and a few of t
 Source: Hamilton et al. 2017, https://arxiv.org/abs/1706.02216, section 3.1 and algorithm 2: with fanouts
 $S_1, \dots, S_K$, each of the labelled nodes keeps at most $S_1$ of its neighbours, drawn uniformly without
 replacement, each of these at most $S_2$ of its own, and so on; the model of $K$ layers reads the graph of what was
-kept. The time and memory of a step depend on the fanouts, not on the size of the graph.
+kept. The memory of a step depends on the fanouts, and the time to draw on the degrees too, but not on the graph's size.
 
 Shapes: N nodes, E edges; B labelled nodes of a batch.
 """
@@ -32,9 +32,8 @@ class NeighbourSampler:
         self.graph, self.fanouts = graph, tuple(fanouts)
         self.edge_E = np.argsort(graph.edge_index[1], kind="stable").astype(np.int32)
         counts_N = np.bincount(graph.edge_index[1], minlength=graph.num_nodes)
-        self.start = np.concatenate(
-            [[0], np.cumsum(counts_N)]
-        )  # node i is the target of edges start[i] .. start[i + 1]
+        # Node i is the target of the edges start[i] .. start[i + 1] - 1, in this order.
+        self.start = np.concatenate([[0], np.cumsum(counts_N)])
 
     def edges_into(self, nodes: np.ndarray, fanout: int, rng: np.random.Generator) -> np.ndarray:
         """Return the numbers of at most ``fanout`` edges that end in each of ``nodes``."""
