@@ -225,3 +225,14 @@ def test_a_pooling_that_is_not_implemented_is_refused(tmp_path):
     (tmp_path / POOLING).write_text(json.dumps({"pooling_mode_weightedmean_tokens": True}))
     with pytest.raises(ConfigError, match="asks for pooling_mode_weightedmean_tokens"):
         Pooling.from_folder(tmp_path)
+
+
+def test_predict_prints_the_embeddings_of_a_bare_encoder(tokenizer, tmp_path, capsys):
+    from scratch_core.cli.predict import predict
+
+    model = made(SentenceEncoder, tokenizer)
+    model.save_pretrained(tmp_path)
+    predict(str(tmp_path), ["the cat", "sat"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in rows] == ["the cat", "sat"]
+    np.testing.assert_allclose([row["embedding"] for row in rows], model.encode(["the cat", "sat"]), atol=1e-6)
