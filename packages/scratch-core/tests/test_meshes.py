@@ -11,6 +11,7 @@ from scratch_core.cli import main
 from scratch_core.parallel import born_sharded, make_mesh, parse_mesh
 from scratch_core.train import Trainer
 
+TOY = "scratch_toy"
 POINTS = """[scratch.models]
 toy = scratch_toy:SPEC
 """
@@ -20,7 +21,7 @@ FEW += ("--learning-rate", "1e-2")
 
 @pytest.fixture(scope="module")
 def toy(install):
-    return install("scratch_toy", POINTS)
+    return install(TOY, POINTS)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_the_command_gives_the_same_losses_on_every_mesh(workplace, logged, monk
 
 
 def test_each_variable_is_made_where_it_stays(workplace):
-    module = importlib.import_module("scratch_toy")
+    module = importlib.import_module(TOY)
     mesh = make_mesh(fsdp=4, tensor=2)
     build = lambda: module.Toy(module.ToyConfig(), rngs=nnx.Rngs(0))  # noqa: E731
     model, plain = born_sharded(build, mesh), build()
