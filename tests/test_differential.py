@@ -89,7 +89,7 @@ def test_every_family_draws_configurations_that_its_package_reads(tool):
     ("arguments", "message"),
     [
         ([], "the following arguments are required: --reference-python, --family"),
-        (["--family", "nothing"], "--family nothing is not one of: llama, mamba2"),
+        (["--family", "nothing"], "--family nothing is not one of: bert, gemma, gemma2"),
         (["--family", "llama", "--count", "0"], "--count 0 must be at least 1"),
         (["--family", "llama", "--count", "x"], "argument --count: invalid int value: 'x'"),
         (["--family", "llama", "--seed", "-1"], "--seed -1 must be at least 0"),

@@ -19,20 +19,22 @@ from flax import nnx
 import scratch_core
 from scratch_core.testing import random_batch
 
-(entry,) = entry_points(group="scratch.models")
-spec = entry.load()
-config = spec.config("tiny")
-model = spec.model()(config, rngs=nnx.Rngs(0))
-model.eval()
-batch = random_batch(spec.task, config, 1)
-inputs = [batch[name] for name in ("images", "input_ids", "decoder_input_ids", "x", "edge_index") if name in batch]
-forward = nnx.jit(lambda model, *inputs: model(*inputs))
-before = forward(model, *inputs)
-with tempfile.TemporaryDirectory() as folder:
-    model.save_pretrained(folder + "/saved")
-    loaded = scratch_core.load(folder + "/saved")
-np.testing.assert_array_equal(before, forward(loaded, *inputs))
-assert np.isfinite(before).all()
+for entry in entry_points(group="scratch.models"):
+    spec = entry.load()
+    config = spec.config("tiny")
+    model = spec.model()(config, rngs=nnx.Rngs(0))
+    model.eval()
+    batch = random_batch(spec.task, config, 1)
+    inputs = [batch[name] for name in ("images", "input_ids", "x", "edge_index") if name in batch]
+    if spec.task == "seq2seq":
+        inputs.append(model.decoder_inputs(batch["labels"]))
+    forward = nnx.jit(lambda model, *inputs: model(*inputs))
+    before = forward(model, *inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder + "/saved")
+        loaded = scratch_core.load(folder + "/saved")
+    np.testing.assert_array_equal(before, forward(loaded, *inputs))
+    assert np.isfinite(before).all()
 """
 
 USE = {
@@ -48,6 +50,17 @@ from scratch_core.registry import installed
 assert installed() == {}
 command = Path(sys.prefix) / ("Scripts" if sys.platform == "win32" else "bin") / "scratch"
 assert "train" in subprocess.run([command, "--help"], check=True, capture_output=True, text=True).stdout
+""",
+    "scratch-optim": """
+import jax.numpy as jnp
+from scratch_core.train import find_optimizer
+from scratch_optim import distributed_shampoo, evaluation_parameters, schedule_free_sgd
+
+params = jnp.ones((3, 2))
+for optimizer in (schedule_free_sgd(0.1), distributed_shampoo(0.1, start=1)):
+    updates, state = optimizer.update(params, optimizer.init(params), params)
+    assert float(jnp.abs(updates).max()) > 0
+assert find_optimizer("schedule-free-adamw").schedule == "constant"
 """,
     "scratch-classical": """
 import numpy as np

@@ -40,7 +40,7 @@ def test_a_tag_of_the_version_releases_the_package(root, package, copies):
     ("tag", "reason"),
     [
         ("scratch-llama-v99.0.0", "is of version 99.0.0, but scratch-llama is at"),
-        ("scratch-nothing-v0.1.0", "not a package; the packages are: scratch-classical, scratch-cnn"),
+        ("scratch-nothing-v0.1.0", "not a package; the packages are: scratch-bert, scratch-classical"),
         ("v0.1.0", "is not <distribution>-v<version>"),
         ("scratch-llama-v0.1", "is not <distribution>-v<version>"),
         ("scratch-../llama-v0.1.0", "is not <distribution>-v<version>"),

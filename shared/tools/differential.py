@@ -79,9 +79,32 @@ def compare_image_classification(model: Any, io: dict[str, np.ndarray], atol: fl
     assert_close(jitted(model)(io["pixel_values"].transpose(0, 2, 3, 1)), io["logits"], atol, "logits")
 
 
+def compare_masked_lm(model: Any, io: dict[str, np.ndarray], atol: float) -> None:
+    """Compare logits at real tokens, and the loss."""
+    real = io["attention_mask"] == 1
+    logits = jitted(model)(io["input_ids"], io["attention_mask"])
+    assert_close(np.asarray(logits)[real], io["logits"][real], atol, "logits")
+    total, weight = jitted(model, "loss")({name: io[name] for name in ("input_ids", "attention_mask", "labels")})
+    assert_close(total / weight, io["loss"], LOSS, "loss")
+
+
+def compare_seq2seq(model: Any, io: dict[str, np.ndarray], atol: float) -> None:
+    """Compare logits, the loss, and greedy tokens of a source with padding on the right."""
+    inputs = model.decoder_inputs(io["labels"])
+    assert_close(jitted(model)(io["input_ids"], inputs, io["attention_mask"]), io["logits"], atol, "logits")
+    total, weight = jitted(model, "loss")({name: io[name] for name in ("input_ids", "attention_mask", "labels")})
+    assert_close(total / weight, io["loss"], LOSS, "loss")
+    new = io["tokens"].shape[1] - 1
+    tokens = scratch_core.generate(model, io["input_ids"], io["attention_mask"], max_new_tokens=new)
+    if not np.array_equal(tokens, io["tokens"]):
+        raise AssertionError(f"tokens: {tokens.tolist()}, expected {io['tokens'].tolist()}")
+
+
 COMPARISONS: dict[str, Callable[[Any, dict[str, np.ndarray], float], None]] = {
     "causal_lm": compare_causal_lm,
     "image_classification": compare_image_classification,
+    "masked_lm": compare_masked_lm,
+    "seq2seq": compare_seq2seq,
 }
 
 

@@ -137,7 +137,7 @@ def test_the_contract_serves_a_task_of_another_package(heat):
 
 
 def test_unknown_tasks_and_optimizers_are_named_with_the_installed_ones():
-    with pytest.raises(ConfigError, match=r"the task 'magic' \(installed: causal_lm, image_classification"):
+    with pytest.raises(ConfigError, match=r"the task 'magic' \(installed: .*causal_lm.*, image_classification"):
         find_task("magic")
     with pytest.raises(ConfigError, match=r"the optimizer 'magic' \(installed: adamw"):
         find_optimizer("magic")

@@ -42,12 +42,20 @@ class TestMixtureOfDepths(CausalLMContract):
         "layers.*.router.kernel",
     )
     overfit_rate = 1e-2
+    lora_patterns = ("*.attention.*", "*.feed_forward.*")
 
     @classmethod
     def setup_class(cls):
         """Build the model with embeddings so large that its predictor chooses some tokens and leaves others."""
         super().setup_class()
+        cls.fresh = cls.create()
+        cls.fresh.eval()
         cls.model.embedding.embedding[...] *= 20
+
+    @property
+    def untrained(self):
+        """The model as it is created."""
+        return self.fresh
 
     def test_the_predictor_of_this_model_chooses_some_tokens_and_a_cache_holds_these_alone(self):
         ids = np.arange(20, dtype=np.int32)[None]

@@ -81,7 +81,38 @@ def image_classification(model):
     return {"pixel_values": images, "logits": model(images).logits}
 
 
-OUTPUTS = {"causal_lm": causal_lm, "image_classification": image_classification}
+def encoder_inputs(model):
+    """Return ids and mask of a right-padded batch."""
+    ids = torch.randint(0, model.config.vocab_size, (3, LENGTH))
+    mask = (torch.arange(LENGTH)[None] < torch.tensor([LENGTH, 3 * LENGTH // 4, 4])[:, None]).long()
+    return ids, mask
+
+
+def masked_lm(model):
+    """Return logits and loss of a right-padded batch; every third token is counted."""
+    ids, mask = encoder_inputs(model)
+    labels = torch.where((torch.arange(LENGTH)[None] % 3 == 0) & (mask == 1), ids, -100)
+    out = model(ids, attention_mask=mask, labels=labels)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "logits": out.logits, "loss": out.loss}
+
+
+def seq2seq(model):
+    """Return logits and loss for a right-padded source, and greedy tokens."""
+    ids, mask = encoder_inputs(model)
+    labels = torch.randint(0, model.config.vocab_size, (3, 11))
+    out = model(ids, attention_mask=mask, labels=labels)
+    io = {"input_ids": ids, "attention_mask": mask, "labels": labels, "logits": out.logits, "loss": out.loss}
+    model.generation_config.eos_token_id = None
+    io["tokens"] = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+    return io
+
+
+OUTPUTS = {
+    "causal_lm": causal_lm,
+    "image_classification": image_classification,
+    "masked_lm": masked_lm,
+    "seq2seq": seq2seq,
+}
 
 
 def build(folder, architecture, task, seed):
