@@ -129,7 +129,7 @@ class MaskedJob(Job):
         """Print loss and share of found tokens, beside that of always the most frequent token."""
         super().show_after(folder, results)
         labels = np.concatenate([batch["labels"][batch["labels"] != IGNORED] for batch in self.held_out])
-        print(f"  always the most frequent token  {np.bincount(labels).max() / len(labels):.4f}", flush=True)
+        print(f"  always the most frequent token  {np.max(np.bincount(labels)) / len(labels):.4f}", flush=True)
 
     def next_command(self, folder: Path) -> tuple[str, ...]:
         """Return the command that fills in a blank."""
@@ -156,7 +156,7 @@ def fill_mask(model: Any, text: str, top: int = 5) -> list[list[Fill]]:
     for place in places:
         probabilities_V = np.asarray(jax.nn.softmax(logits_TV[place]))
         order = np.argsort(-probabilities_V, kind="stable")[:top]
-        first, end = pieces.spans[place - 1]  # behind [CLS]
+        first, end = pieces.spans[int(place) - 1]  # behind [CLS]
         fills = []
         for number in order:
             token = tokenizer.token(number)

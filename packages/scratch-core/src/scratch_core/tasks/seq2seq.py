@@ -157,7 +157,7 @@ class PairJob(Job):
         """Print loss and metrics; for pairs, examples and exact matches beside the most frequent target."""
         super().show_after(folder, results)
         labels = np.concatenate([batch["labels"][batch["labels"] != IGNORED] for batch in self.held_out])
-        print(f"  always the most frequent token  {np.bincount(labels).max() / len(labels):.4f}")
+        print(f"  always the most frequent token  {np.max(np.bincount(labels)) / len(labels):.4f}")
         if not isinstance(self.examples, Pairs):
             return
         pairs = self.examples.pairs[:MATCHED]

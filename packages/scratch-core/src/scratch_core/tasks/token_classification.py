@@ -107,7 +107,7 @@ class TagJob(Job):
         """Print loss and accuracy beside that of the most frequent class, and F1 of the entities of some texts."""
         super().show_after(folder, results)
         labels = np.concatenate([batch["labels"][batch["labels"] != IGNORED] for batch in self.held_out])
-        print(f"  always the most frequent class  {np.bincount(labels).max() / len(labels):.4f}")
+        print(f"  always the most frequent class  {np.max(np.bincount(labels)) / len(labels):.4f}")
         texts = self.texts[:200]
         found = [{(e.start, e.end, e.label) for e in row} for row in tag(self.model, [each.text for each in texts])]
         right = sum(len(row & set(each.spans)) for row, each in zip(found, texts, strict=True))

@@ -35,8 +35,8 @@ def read_tu(folder: str | Path) -> Loaded:
     folder = Path(folder)
     name = _one(folder, "*_A.txt").name.removesuffix("_A.txt")
     path = lambda part: folder / f"{name}_{part}.txt"  # noqa: E731
-    edges = _numbers(path("A")).astype(np.int64).reshape(-1, 2) - 1
-    owner = _numbers(path("graph_indicator")).astype(np.int64).reshape(-1) - 1
+    edges: np.ndarray = _numbers(path("A")).astype(np.int64).reshape(-1, 2) - 1
+    owner: np.ndarray = _numbers(path("graph_indicator")).astype(np.int64).reshape(-1) - 1
     classes, labels = np.unique(_numbers(path("graph_labels")).reshape(-1), return_inverse=True)
     if edges.size and (edges.min() < 0 or edges.max() >= len(owner)):
         raise DataError(f"{path('A')}: nodes from {edges.min() + 1} to {edges.max() + 1}, expected 1 to {len(owner)}")
@@ -67,7 +67,7 @@ def read_planetoid(folder: str | Path) -> Loaded:
     name = _one(folder, "ind.*.allx").name.split(".")[1]
     tx, allx, y, ty, ally = (_dense(_unpickle(folder / f"ind.{name}.{part}")) for part in _PARTS)
     neighbours = _unpickle(folder / f"ind.{name}.graph")
-    test = _numbers(folder / f"ind.{name}.test.index").astype(np.int64).reshape(-1)
+    test: np.ndarray = _numbers(folder / f"ind.{name}.test.index").astype(np.int64).reshape(-1)
     first, last = len(allx), int(test.max())
     # CiteSeer's test nodes have gaps: those nodes have neither features nor a class.
     features = np.zeros((last + 1, allx.shape[1]), np.float32)
@@ -112,7 +112,7 @@ def read_ogb(folder: str | Path) -> Loaded:
     for number, (nodes, count) in enumerate(zip(node_counts, edge_counts, strict=True)):
         index = edges[edge : edge + count].T
         part = None if attributes is None else attributes[edge : edge + count]
-        if set(map(tuple, index.T)).isdisjoint(map(tuple, index[::-1].T)):
+        if set(map(tuple, index.T.tolist())).isdisjoint(map(tuple, index[::-1].T.tolist())):
             index = np.concatenate([index, index[::-1]], axis=1)
             part = None if part is None else np.concatenate([part, part])
         label = labels if of_nodes else int(labels[number])

@@ -100,7 +100,7 @@ def accuracy(model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
 
 def most_frequent(labels: np.ndarray, among: np.ndarray) -> float:
     """Return the accuracy on ``among`` of always the most frequent of ``labels``."""
-    return float((among == np.bincount(labels).argmax()).mean())
+    return float((among == np.argmax(np.bincount(labels))).mean())
 
 
 def write_predictions(folder: Path, header: Sequence[str], rows: Any, embeddings: np.ndarray) -> None:
