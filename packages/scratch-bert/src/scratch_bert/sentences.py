@@ -85,7 +85,7 @@ class SentenceEncoder(BertModel):
 
     pooling: Pooling = Pooling()
 
-    def __call__(self, input_ids, attention_mask=None, token_type_ids=None) -> jax.Array:  # ty: ignore[incompatible-method-override]
+    def __call__(self, input_ids, attention_mask=None, token_type_ids=None) -> jax.Array:  # ty: ignore[incompatible-method-override] one result, not two
         """Return embeddings [B, D], float32; arguments as for :meth:`Encoder.hidden`."""
         x_BTD = self.hidden(input_ids, attention_mask, token_type_ids).astype(jnp.float32)
         pooled_BD = pool(x_BTD, attention_mask, self.pooling.mode)
