@@ -23,7 +23,7 @@ from scratch_core.tasks.options import RunOptions
 from scratch_core.train.batches import BatchHandling
 
 if TYPE_CHECKING:
-    from scratch_core.train.trainer import LossFunction
+    from scratch_core.train.step import LossFunction
 
 TASKS = "scratch.tasks"
 

@@ -1,10 +1,4 @@
-r"""The training loop: one jitted step over a pure state, and around it what a run of hours needs.
-
-The model is split once into a static definition and a state of plain arrays. A step merges them inside `jax.jit`, so
-that no module is walked in Python while training runs. With micro-batches $i = 1 \dots A$ of summed loss $S_i$ and
-weight $W_i$ (the number of targets), the gradient is that of the one large batch, whatever the padding:
-
-$$ g = \frac{\sum_i \nabla S_i}{\sum_i W_i} \tag{1} $$
+"""The training loop: one jitted step (step.py) over a pure state, and around it what a run of hours needs.
 
 Batches are addressed by step (``dataset[k]``), so the step is the whole position in the data: a run that restores
 parameters, optimizer state, RNG and step continues exactly as if it had never stopped: bit for bit on the same machine
@@ -15,7 +9,6 @@ import io
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +26,7 @@ from scratch_core.train.distributed import any_signal, is_first, lost_process
 from scratch_core.train.interrupt import Interrupt
 from scratch_core.train.loggers import Logger
 from scratch_core.train.metrics import MetricsLog, Profile, Progress, Throughput, matrix_product_rate
-from scratch_core.weights.key_table import flatten, unstack
-
-LossFunction = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
-
-
-def model_loss(model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    """Return the (sum, weight) of the model's own loss."""
-    return model.loss(batch)
+from scratch_core.train.step import LossFunction, TrainingStep, model_loss
 
 
 def trained_parameters(optimizer_state: Any, parameters: Any) -> Any:
@@ -103,11 +89,11 @@ class Trainer:
         for name, value in (numbers | {"max_skipped": max_skipped}).items():
             if value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
-        self.model, self.optimizer, self.loss_fn, self.trainable = model, optimizer, loss_fn or model_loss, trainable
+        self.model, self.loss_fn = model, loss_fn or model_loss
         self.handling, self.evaluation_parameters = handling or BatchHandling(), evaluation_parameters
-        self.accumulate, self.mesh, self.learning_rate = accumulate, mesh, learning_rate
+        self.mesh, self.learning_rate = mesh, learning_rate
         self.save_every, self.log_every, self.max_skipped = save_every, log_every, max_skipped
-        self.norms, self.profile, self.loggers = norms, profile, loggers
+        self.profile, self.loggers = profile, loggers
         self.folder = None if folder is None else Path(folder)
         own = self.folder if jax.process_index() == 0 else None
         # Process 0 alone writes; a second run in this folder would clear what this one is saving.
@@ -119,21 +105,14 @@ class Trainer:
             shard_model(model, mesh)
         self._flops = self.handling.flops_per_unit(model)
         model.train()
-        self._training = nnx.graphdef(model)
+        step = TrainingStep(
+            nnx.graphdef(model), optimizer, self.loss_fn, self.handling, trainable, accumulate=accumulate, norms=norms
+        )
         model.eval()
         self._evaluating = nnx.graphdef(model)
-        parameters, rest = self._split(model)
-        self.state = self._on_mesh(
-            {
-                "parameters": parameters,
-                "optimizer": optimizer.init(parameters),
-                "rest": rest,
-                "step": jnp.zeros((), jnp.int32),
-                "skipped": jnp.zeros((), jnp.int32),  # updates in a row that were not finite
-            }
-        )
+        self.state = self._on_mesh(step.initial_state(model))
         shardings = None if mesh is None else (jax.tree.map(lambda x: x.sharding, self.state), None)
-        self._step = jax.jit(self._training_step, donate_argnums=0, out_shardings=shardings)
+        self._step = jax.jit(step, donate_argnums=0, out_shardings=shardings)
         self._evaluate = jax.jit(self._evaluation_step, static_argnums=0)
 
     @property
@@ -251,50 +230,6 @@ class Trainer:
                 self._lock.release()
                 self._lock = None
 
-    def _training_step(self, state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        parameters, rest = state["parameters"], state["rest"]
-        if self.accumulate == 1:
-            gradients, total, weight, new_rest = self._gradients(parameters, rest, batch)
-        else:
-
-            def add(carry: Any, micro_batch: Any) -> tuple[Any, None]:
-                *sums, rest = carry
-                *terms, rest = self._gradients(parameters, rest, micro_batch)
-                return (*jax.tree.map(jnp.add, sums, terms), rest), None
-
-            zeros = jax.tree.map(partial(jnp.zeros_like, dtype=jnp.float32), parameters), jnp.zeros(()), jnp.zeros(())
-            carry, _ = jax.lax.scan(add, (*zeros, rest), self.handling.split(batch, self.accumulate))
-            gradients, total, weight, new_rest = carry
-        loss = total / weight
-        gradients = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)  # eq. 1
-        norm = optax.tree.norm(gradients)
-
-        def update(old: dict[str, Any]) -> dict[str, Any]:
-            updates, optimizer = self.optimizer.update(gradients, old["optimizer"], old["parameters"])
-            parameters = optax.apply_updates(old["parameters"], updates)
-            return {"parameters": parameters, "optimizer": optimizer, "rest": new_rest}
-
-        # A branch, not a choice between old and new values, so that the donated arrays are updated in place.
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        old = {"parameters": parameters, "optimizer": state["optimizer"], "rest": rest}
-        new = jax.lax.cond(finite, update, lambda old: old, old)
-        new["step"] = state["step"] + 1
-        new["skipped"] = jnp.where(finite, 0, state["skipped"] + 1)
-        metrics = {"loss": loss, "gradient_norm": norm, "skipped": new["skipped"]}
-        if self.norms:
-            metrics |= {"gradient_norms": _norms(gradients), "parameter_norms": _norms(parameters)}
-        return new, metrics
-
-    def _gradients(self, parameters: Any, rest: Any, batch: Any) -> tuple[Any, jax.Array, jax.Array, Any]:
-        def loss(parameters: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            model = nnx.merge(self._training, nnx.State(parameters), nnx.State(rest))
-            total, weight = self.loss_fn(model, batch)
-            total, weight = jnp.asarray(total, jnp.float32), jnp.asarray(weight, jnp.float32)
-            return total, (weight, self._split(model)[1])
-
-        (total, (weight, new_rest)), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
-        return gradients, total, weight, new_rest
-
     def _evaluation_step(self, functions: Any, parameters: Any, rest: Any, batch: Any) -> dict[str, Any]:
         model = nnx.merge(self._evaluating, nnx.State(parameters), nnx.State(rest))
         return {name: function(model, batch) for name, function in functions}
@@ -327,10 +262,6 @@ class Trainer:
             )
         return loss
 
-    def _split(self, model: nnx.Module) -> tuple[dict[Any, Any], dict[Any, Any]]:
-        _, parameters, rest = nnx.split(model, self.trainable, ...)
-        return nnx.to_pure_dict(parameters), nnx.to_pure_dict(rest)
-
     def _parameters_to_evaluate(self) -> Any:
         return self.evaluation_parameters(self.state["optimizer"], self.state["parameters"])
 
@@ -349,13 +280,3 @@ class Trainer:
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
         on_mesh = lambda x: isinstance(x.sharding, jax.sharding.NamedSharding)  # noqa: E731
         return jax.tree.map(lambda x: x if on_mesh(x) else jax.device_put(x, everywhere), state)
-
-
-def _norms(tree: Any) -> dict[str, jax.Array]:
-    """Return the norm of each part: of each block of a stack, and of every other module of the model."""
-    parts: dict[str, list[jax.Array]] = {}
-    for path, leaf in unstack(flatten(tree)).items():
-        name, _, rest = path.partition(".")
-        number = rest.partition(".")[0]
-        parts.setdefault(f"{name}.{number}" if number.isdigit() else name, []).append(leaf)
-    return {name: optax.tree.norm(leaves) for name, leaves in parts.items()}

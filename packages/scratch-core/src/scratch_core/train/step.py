@@ -1,0 +1,116 @@
+r"""One optimizer step as a pure function: (state, batch) -> (state, metrics).
+
+The model is split once into a static definition and a state of plain arrays. A step merges them inside `jax.jit`, so
+that no module is walked in Python while training runs. With micro-batches $i = 1 \dots A$ of summed loss $S_i$ and
+weight $W_i$ (the number of targets), the gradient is that of the one large batch, whatever the padding:
+
+$$ g = \frac{\sum_i \nabla S_i}{\sum_i W_i} \tag{1} $$
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from scratch_core.train.batches import BatchHandling
+from scratch_core.weights.key_table import flatten, unstack
+
+LossFunction = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+State = dict[str, Any]  # "parameters", "optimizer", "rest", and the counts "step" and "skipped"
+
+
+def model_loss(model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the (sum, weight) of the model's own loss."""
+    return model.loss(batch)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingStep:
+    """The step of a model whose definition in training mode is ``graphdef``.
+
+    ``trainable`` is the nnx filter of what is learned. The gradient of a batch is computed in ``accumulate`` parts.
+    ``norms`` adds the norms of gradients and parameters of each part of the model to the metrics.
+    """
+
+    graphdef: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    loss_fn: LossFunction
+    handling: BatchHandling
+    trainable: Any
+    accumulate: int = 1
+    norms: bool = False
+
+    def initial_state(self, model: nnx.Module) -> State:
+        """Return the state before the first step: what is learned, the optimizer's state, and what is carried along."""
+        parameters, rest = self._split(model)
+        return {
+            "parameters": parameters,
+            "optimizer": self.optimizer.init(parameters),
+            "rest": rest,
+            "step": jnp.zeros((), jnp.int32),
+            "skipped": jnp.zeros((), jnp.int32),  # updates in a row that were not finite
+        }
+
+    def __call__(self, state: State, batch: Any) -> tuple[State, dict[str, Any]]:
+        """Return the next state and "loss", "gradient_norm" and "skipped". An update that is not finite is left out."""
+        parameters, rest = state["parameters"], state["rest"]
+        if self.accumulate == 1:
+            gradients, total, weight, new_rest = self._gradients(parameters, rest, batch)
+        else:
+
+            def add(carry: Any, micro_batch: Any) -> tuple[Any, None]:
+                *sums, rest = carry
+                *terms, rest = self._gradients(parameters, rest, micro_batch)
+                return (*jax.tree.map(jnp.add, sums, terms), rest), None
+
+            zeros = jax.tree.map(partial(jnp.zeros_like, dtype=jnp.float32), parameters), jnp.zeros(()), jnp.zeros(())
+            carry, _ = jax.lax.scan(add, (*zeros, rest), self.handling.split(batch, self.accumulate))
+            gradients, total, weight, new_rest = carry
+        loss = total / weight
+        gradients = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)  # eq. 1
+        norm = optax.tree.norm(gradients)
+
+        def update(old: dict[str, Any]) -> dict[str, Any]:
+            updates, optimizer = self.optimizer.update(gradients, old["optimizer"], old["parameters"])
+            parameters = optax.apply_updates(old["parameters"], updates)
+            return {"parameters": parameters, "optimizer": optimizer, "rest": new_rest}
+
+        # A branch, not a choice between old and new values, so that the donated arrays are updated in place.
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        old = {"parameters": parameters, "optimizer": state["optimizer"], "rest": rest}
+        new = jax.lax.cond(finite, update, lambda old: old, old)
+        new["step"] = state["step"] + 1
+        new["skipped"] = jnp.where(finite, 0, state["skipped"] + 1)
+        metrics = {"loss": loss, "gradient_norm": norm, "skipped": new["skipped"]}
+        if self.norms:
+            metrics |= {"gradient_norms": _norms(gradients), "parameter_norms": _norms(parameters)}
+        return new, metrics
+
+    def _gradients(self, parameters: Any, rest: Any, batch: Any) -> tuple[Any, jax.Array, jax.Array, Any]:
+        def loss(parameters: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            model = nnx.merge(self.graphdef, nnx.State(parameters), nnx.State(rest))
+            total, weight = self.loss_fn(model, batch)
+            total, weight = jnp.asarray(total, jnp.float32), jnp.asarray(weight, jnp.float32)
+            return total, (weight, self._split(model)[1])
+
+        (total, (weight, new_rest)), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
+        return gradients, total, weight, new_rest
+
+    def _split(self, model: nnx.Module) -> tuple[dict[Any, Any], dict[Any, Any]]:
+        _, parameters, rest = nnx.split(model, self.trainable, ...)
+        return nnx.to_pure_dict(parameters), nnx.to_pure_dict(rest)
+
+
+def _norms(tree: Any) -> dict[str, jax.Array]:
+    """Return the norm of each part: of each block of a stack, and of every other module of the model."""
+    parts: dict[str, list[jax.Array]] = {}
+    for path, leaf in unstack(flatten(tree)).items():
+        name, _, rest = path.partition(".")
+        number = rest.partition(".")[0]
+        parts.setdefault(f"{name}.{number}" if number.isdigit() else name, []).append(leaf)
+    return {name: optax.tree.norm(leaves) for name, leaves in parts.items()}
