@@ -38,7 +38,7 @@ def test_csv_is_read_with_quotes_and_renamed_columns(tmp_path):
     path.write_text('review,stars\n"good, and\nlong",5\nbad,1\n')
     reading = Reading(columns=parse_columns("text=review, label=stars"))
     assert [tuple(each) for each in open_labelled(str(path), reading)] == [("good, and\nlong", "5"), ("bad", "1")]
-    with pytest.raises(DataError, match=r"reviews.csv, row 3: must be a row with a \"text\".*KeyError: 'text'"):
+    with pytest.raises(DataError, match=r"reviews.csv, row 3: must be a row with a \"text\".*KeyError: 'label'"):
         open_labelled(str(path))
     (tmp_path / "pairs.tsv").write_text("source\ttarget\na\tb\nc\td\n")
     assert open_pairs(tmp_path / "pairs.tsv") == [Pair("a", "b"), Pair("c", "d")]
@@ -206,6 +206,7 @@ def test_damaged_tokens_are_noticed_and_made_again(tmp_path, kept):
         (tmp_path / "texts").mkdir(exist_ok=True)
         (tmp_path / "texts" / f"{name}.txt").write_text(f"text {name}\n" * 30)
     split = load_text(tmp_path / "texts", ByteTokenizer())
+    whole = np.array(split.train)
     assert len(split.train_starts) == 5
     assert split.train[split.train_starts].tolist() == [256] * 5
     (folder,) = kept.iterdir()
@@ -215,7 +216,7 @@ def test_damaged_tokens_are_noticed_and_made_again(tmp_path, kept):
         (folder / name).write_bytes(data)
         with pytest.warns(UserWarning, match=f"tokenised again: .*{name} is damaged: sha256"):
             again = load_text(tmp_path / "texts", ByteTokenizer())
-        np.testing.assert_array_equal(again.train, split.train)
+        np.testing.assert_array_equal(again.train, whole)
     (folder / "about.json").write_text("{")
     with pytest.warns(UserWarning, match="tokenised again"):
         load_text(tmp_path / "texts", ByteTokenizer())
@@ -245,8 +246,8 @@ def test_windows_say_which_document_a_token_is_of():
 
 
 def test_gaps_are_drawn_anew_in_each_epoch_and_are_the_same_for_a_step():
-    tokens = np.random.default_rng(0).integers(0, 256, 80)
-    source = SpanCorruption(tokens, 20, range(327, 258, -1), end=None)
+    tokens = np.random.default_rng(0).integers(0, 256, 160)
+    source = SpanCorruption(tokens, 40, range(327, 258, -1), end=None)
     assert isinstance(source.windows, Pieces)
 
     def batches(seed):

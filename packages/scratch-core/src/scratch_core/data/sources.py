@@ -186,6 +186,8 @@ def _rows(source: str, reading: Reading) -> Documents:
             raise ValueError("the text holds a NUL character")
         return text.encode()
 
+    if Path(source).is_file() and not _size(Path(source)):
+        raise DataError(f"{source} is empty: training needs text")
     sizes = {where: len(content) for where, content in read_rows(source, read, EXPECTED, reading)}
     if not sizes:
         raise DataError(f"{source} holds no text: 0 rows found{reading.note}")

@@ -26,7 +26,7 @@ import numpy as np
 from scratch_core.data.fingerprints import cache_folder, fingerprint
 from scratch_core.data.rows import HUB, Reading
 from scratch_core.data.sources import Document, Documents, files_below, open_documents, standard_library
-from scratch_core.data.token_files import TokenWriter, open_tokens, save_tokens
+from scratch_core.data.token_files import HEADER, TokenWriter, open_tokens, save_tokens
 from scratch_core.data.tokenizers import Tokenizer
 from scratch_core.errors import DataError
 
@@ -36,6 +36,7 @@ NEEDS_FILES = 1 << 28
 """Bytes of text from which a cache folder that cannot be written is an error: fewer are kept in memory then."""
 FORMAT = 1
 PARTS = ("train", "validation")
+AT_A_TIME = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,9 @@ def _write(folder: Path, found: Documents, tokenizer: Tokenizer, fraction: float
     single, total = len(found.sizes) == 1, sinks[0].count
     cut = _cut(total, fraction) if single else None
     about = _about(found, fraction, reading, total - cut, cut) if cut is not None else _about(found, fraction, reading)
-    note = {"about": about, "cut": cut}
+    parts = [(0, 0, cut), (0, cut, total)] if single else [(0, 0, total), (1, 0, sinks[1].count)]
+    digests = [_digest_of_file(folder / f"{PARTS[file]}.npy", *place, sinks[0].dtype) for file, *place in parts]
+    note = {"about": about, "cut": cut, "digests": digests}
     partial = folder / f"about.json.{os.getpid()}"
     partial.write_text(json.dumps(note))
     os.replace(partial, folder / "about.json")  # last: with it the tokens are complete
@@ -164,8 +167,7 @@ def _open(folder: Path, label: str) -> TokenSplit:
     """Return what :func:`_write` wrote. Raises DataError, naming the file, if it is damaged."""
     note = json.loads((folder / "about.json").read_text())
     train, validation = (open_tokens(folder / f"{part}.npy") for part in PARTS)
-    digests = tuple((folder / f"{part}.npy.sha256").read_text().strip() for part in PARTS)
-    description = f"{label}: {note['about']}"
+    description, digests = f"{label}: {note['about']}", tuple(note["digests"])
     if note["cut"] is not None:
         return TokenSplit(train[: note["cut"]], train[note["cut"] :], description, digests=digests)
     starts = (np.array(open_tokens(folder / f"{part}_starts.npy")) for part in PARTS)
@@ -259,9 +261,18 @@ def _about(found: Documents, fraction: float, reading: Reading, held_out: int = 
 
 def _digest(tokens: np.ndarray) -> str:
     digest = hashlib.sha256()
-    for start in range(0, len(tokens), PIECE_TOKENS):
-        digest.update(np.ascontiguousarray(tokens[start : start + PIECE_TOKENS]).data)
+    for start in range(0, len(tokens), AT_A_TIME):
+        digest.update(np.ascontiguousarray(tokens[start : start + AT_A_TIME]).data)
     return digest.hexdigest()
 
 
-PIECE_TOKENS = 1 << 22
+def _digest_of_file(path: Path, first: int, end: int, dtype: np.dtype) -> str:
+    """Return the digest of tokens ``first`` to ``end`` without mapping the file, whose pages would count as memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(HEADER + first * dtype.itemsize)
+        left = (end - first) * dtype.itemsize
+        while left:
+            digest.update(piece := file.read(min(left, AT_A_TIME)))
+            left -= len(piece)
+    return digest.hexdigest()
