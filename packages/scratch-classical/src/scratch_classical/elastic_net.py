@@ -21,11 +21,12 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
+from sklearn.utils.metadata_routing import UNUSED
 
 from .arrays import Array, Matrix, MatrixLike, dense, is_on_device, lay_out, precision, refuse_non_finite
 from .base import LinearPredictor
 from .constraints import COUNT, FLAG, NOT_NEGATIVE, SEED, SELECTION, SHARE, Constraints
-from .coordinate_descent import Descent, descend, descend_path
+from .coordinate_descent import Descent, descend, descend_path, duality_gap
 from .moments import Moments, arranged, moments_of, sparse_moments
 from .working_set import fit_working_set
 
@@ -55,7 +56,11 @@ def _fit_gram(
 
     def one(output: tuple[jax.Array, jax.Array, jax.Array]) -> Descent:
         cross_D, target, start_D = output
-        return descend(m.gram, cross_D, target, m.weight * l1, m.weight * l2, start_D, tol, max_iter, positive)
+        penalties = m.weight * l1, m.weight * l2
+        # As in scikit-learn, a warm start within tol is returned as it is.
+        gap, _ = duality_gap(start_D, cross_D - m.gram @ start_D, cross_D, target, *penalties, positive)
+        limit = jnp.where((gap <= tol * target) & (start_D != 0).any(), 0, max_iter)
+        return descend(m.gram, cross_D, target, *penalties, start_D, tol, limit, positive)
 
     coef_KD, gap_K, sweeps_K = jax.lax.map(one, (m.cross.T, m.target, start_KD))
     finite = jnp.isfinite(jnp.diagonal(m.gram)).all() & jnp.isfinite(m.cross).all()
@@ -156,7 +161,7 @@ def enet_path(
         ]  # fmt: skip
         coefs = np.stack([np.asarray(found.coef)[:, :num_features].T for found in results])
         gaps = np.stack([np.asarray(found.gap) for found in results]) / num_samples
-        counts = np.stack([np.maximum(np.asarray(found.sweeps), 1) for found in results])
+        counts = np.stack([np.asarray(found.sweeps) for found in results])
     warn_unless_converged(gaps.max(1), tol, y, None, False)
     if y.ndim == 1:
         coefs, gaps, counts = coefs[0], gaps[0], counts[0]
@@ -226,16 +231,18 @@ class ElasticNet(LinearPredictor):
         self.selection = selection
 
     path = staticmethod(enet_path)
+    __metadata_request__fit: ClassVar = {"check_input": UNUSED}  # nothing that is to be routed
 
     def fit(
         self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, check_input: bool = True
     ) -> "ElasticNet":
         """Fit to X [I, D] and y [I] or [I, K]; each output is a problem of its own.
 
-        check_input: accepted and not used; the input is always checked.
+        check_input: False skips the checks. X must then be a float32 or float64 array or sparse matrix.
         """
         self._validate_params()
-        X, y, sample_weight = self._validated_fit(X, y, sample_weight)
+        if check_input:
+            X, y, sample_weight = self._validated_fit(X, y, sample_weight)
         if X.shape[0] < X.shape[1]:
             X = dense(X)
         K, num_features, dtype = (1 if y.ndim == 1 else y.shape[1]), X.shape[1], np.dtype(X.dtype)
@@ -246,7 +253,7 @@ class ElasticNet(LinearPredictor):
             found = self._minimise(X, y, sample_weight, start_KD)
             coef = np.array(found.coef_KD, dtype)[:, :num_features]
             intercept, gap = np.array(found.intercept_K, dtype), np.array(found.gap_K, np.float64)
-            counts = np.maximum(np.array(found.sweeps_K), 1)
+            counts = np.array(found.sweeps_K)
         if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
             refuse_non_finite(X, type(self).__name__)
         warn_unless_converged(gap, self.tol, y, sample_weight, self.fit_intercept)

@@ -70,7 +70,7 @@ SHARED_CONSTRAINTS: Constraints = {
 class LogisticFit(NamedTuple):
     """coef [K, D], intercept [K], iterations, and the largest violation of optimality.
 
-    A path has the axes [F, A], folds and values of C, in front of each.
+    A path has the axis [A], values of C, in front of each.
     """
 
     coef: np.ndarray
@@ -161,10 +161,19 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         scaling = self.intercept_scaling if penalised else None
         return LogisticData(X, indices, len(self.classes_), self.fit_intercept, scaling)
 
-    def _warn_unless_converged(self, iterations: int, violation: float) -> None:
-        if not violation <= self.tol:
+    def _check_minimum(self, X: Array, coef: np.ndarray, iterations: int, violation: np.ndarray) -> None:
+        """Refuse a minimum that is not finite, and one that stopped where squares of the gradient overflow.
+
+        Warn if the largest ``violation`` (in the dtype of X) is above tol.
+        """
+        with np.errstate(over="ignore"):
+            usable = np.isfinite(violation**2).all() and np.isfinite(coef).all()
+        if not usable:
+            refuse_non_finite(X, type(self).__name__)
+        largest = float(violation.max())
+        if largest > max(self.tol, 4 * np.finfo(violation.dtype).eps):
             warnings.warn(
-                f"{self.solver} failed to converge after {iterations} iteration(s): the gradient is {violation:.1e}, "
+                f"{self.solver} failed to converge after {iterations} iteration(s): the gradient is {largest:.1e}, "
                 f"tol is {self.tol:.1e}. Increase the number of iterations (max_iter), or scale the features.",
                 ConvergenceWarning,
                 stacklevel=3,
@@ -211,10 +220,16 @@ class LogisticData:
         else:
             self.theta_KE[:, self.num_features] = intercept_K / self.scaling
 
-    def _weights(self, weight_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the weights in the order of the rows, and those of the sample."""
+    def _problem(self, weight_I: np.ndarray) -> Problem:
+        """Return what the solver takes, with these weights of the samples."""
         weight_I = weight_I.astype(self.dtype)
-        return self.layout.arrange(weight_I), pad(weight_I[:: self.stride], self.sample.shape[0])
+        sample_weight_S = pad(weight_I[:: self.stride], self.sample.shape[0])
+        parts = self.y_IK, self.layout.arrange(weight_I), self.sample, sample_weight_S
+        return Problem(self.layout.rows, *map(jnp.asarray, parts))
+
+    def _tol(self, tol: float) -> np.floating:
+        """Return ``tol`` in the precision of the data, or where it is below rounding, that."""
+        return self.dtype.type(max(tol, 4 * np.finfo(self.dtype).eps))
 
     def _result(self, minimum: Minimum) -> LogisticFit:
         theta = np.array(minimum.theta)
@@ -233,29 +248,23 @@ class LogisticData:
         returned is the symmetric one, whose sum over the classes is zero.
         """
         self.centred = np.isinf(C) and len(self.theta_KE) > 1
-        weight_I, sample_weight_S = self._weights(weight_I)
-        parts = self.y_IK, weight_I, self.sample, sample_weight_S
-        problem = Problem(self.layout.rows, *map(jnp.asarray, parts))
         number = self.dtype.type
         return self._result(
             minimise(
-                problem, self.theta_KE, number(C), number(l1_ratio), number(tol), np.int32(max_iter),
-                intercept=self.intercept, method=self._method(solver, l1_ratio),
+                self._problem(weight_I), self.theta_KE, number(C), number(l1_ratio), self._tol(tol),
+                np.int32(max_iter), intercept=self.intercept, method=self._method(solver, l1_ratio),
             )
         )  # fmt: skip
 
     def fit_path(
-        self, weight_FI: np.ndarray, C_A: np.ndarray, l1_ratio: float, tol: float, max_iter: int, solver: str
+        self, weight_I: np.ndarray, C_A: np.ndarray, l1_ratio: float, tol: float, max_iter: int, solver: str
     ) -> LogisticFit:
-        """Minimise it for all folds, which are rows of weights, and all C, each started from the one before."""
-        weight_FI, sample_weight_FS = map(np.stack, zip(*map(self._weights, weight_FI)))
-        parts = self.y_IK, weight_FI, self.sample, sample_weight_FS
-        problem = Problem(self.layout.rows, *map(jnp.asarray, parts))
+        """Minimise it for all C, each started from the minimum before it."""
         number = self.dtype.type
         return self._result(
             minimise_path(
-                problem, self.theta_KE, C_A.astype(self.dtype), number(l1_ratio), number(tol), np.int32(max_iter),
-                intercept=self.intercept, method=self._method(solver, l1_ratio),
+                self._problem(weight_I), self.theta_KE, C_A.astype(self.dtype), number(l1_ratio), self._tol(tol),
+                np.int32(max_iter), intercept=self.intercept, method=self._method(solver, l1_ratio),
             )
         )  # fmt: skip
 
@@ -353,9 +362,7 @@ class LogisticRegression(LinearClassifier):
             if self.warm_start and hasattr(self, "coef_"):
                 data.start(np.asarray(dense(self.coef_)), self.intercept_)
             found = data.fit(weight, C, l1_ratio, self.tol, self.max_iter, self.solver)
-        if not (np.isfinite(found.violation) and np.isfinite(found.coef).all()):
-            refuse_non_finite(X, type(self).__name__)
-        self._warn_unless_converged(int(found.iterations), float(found.violation))
+        self._check_minimum(X, found.coef, int(found.iterations), found.violation)
         self.coef_, self.intercept_ = found.coef, found.intercept
-        self.n_iter_ = np.array([max(int(found.iterations), min(self.max_iter, 1))], dtype=np.int32)
+        self.n_iter_ = np.array([found.iterations], dtype=np.int32)
         return self

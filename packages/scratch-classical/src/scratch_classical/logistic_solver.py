@@ -136,7 +136,8 @@ def _inverse_at(
     ridge_E = ridge_E + jnp.where(diagonal_E > 0, 1e-3 * jnp.finfo(Z_SE.dtype).eps ** 0.5 * diagonal_E, 1)
     if E > 1024:
         return 1 / (diagonal_E + ridge_E)
-    inverse_EE = jnp.linalg.inv(Z_SE.T @ (Z_SE * curvature_S[:, None]) + jnp.diag(ridge_E))
+    factor_EE = jnp.linalg.cholesky(Z_SE.T @ (Z_SE * curvature_S[:, None]) + jnp.diag(ridge_E))
+    inverse_EE = jax.scipy.linalg.cho_solve((factor_EE, True), jnp.eye(E, dtype=Z_SE.dtype))
     usable = jnp.isfinite(inverse_EE).all() & (jnp.diagonal(inverse_EE) > 0).all()
     return jnp.where(usable, inverse_EE, jnp.diag(1 / (diagonal_E + ridge_E)))
 
@@ -195,23 +196,16 @@ def minimise_path(
     intercept: bool,
     method: str,
 ) -> Minimum:
-    """Return the minima of :func:`minimise`, with axes [F, A] in front, for every fold and every C.
+    """Return the minima of :func:`minimise` for every C, with an axis [A] in front.
 
-    A fold is a row of weights, zero for the samples that it leaves out: the weights in ``problem`` are [F, I] and
-    [F, S]. Each C starts from the minimum before it. Folds run one after another, because together each would wait for
-    the slowest.
+    Each C starts from the minimum before it. A fold is a vector of weights, zero for the samples that it leaves out.
     """
 
-    def fold(weights: tuple[jax.Array, jax.Array]) -> Minimum:
-        of_fold = problem._replace(weight_I=weights[0], sample_weight_S=weights[1])
+    def step(start_KE: jax.Array, C: jax.Array) -> tuple[jax.Array, Minimum]:
+        found = minimise(problem, start_KE, C, l1_ratio, tol, max_iter, intercept, method)
+        return found.theta, found
 
-        def step(start_KE: jax.Array, C: jax.Array) -> tuple[jax.Array, Minimum]:
-            found = minimise(of_fold, start_KE, C, l1_ratio, tol, max_iter, intercept, method)
-            return found.theta, found
-
-        return jax.lax.scan(step, start_KE, C_A)[1]
-
-    return jax.lax.map(fold, (problem.weight_I, problem.sample_weight_S))
+    return jax.lax.scan(step, start_KE, C_A)[1]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(8, 9))

@@ -116,19 +116,21 @@ class SupportVectorMachine(BaseEstimator):
         if self.gamma == "auto":
             return 1.0 / X.shape[1]
         wide = X.astype(np.float64, copy=False)
-        if sample_weight is None or (sample_weight == sample_weight[0]).all():
-            variance = wide.var()
-        else:
-            per_row = sample_weight / (sample_weight.sum() * X.shape[1])
-            mean = per_row @ wide.sum(1)
-            variance = per_row @ ((wide - mean) ** 2).sum(1)
+        with np.errstate(over="ignore", invalid="ignore"):  # _solve refuses an X that is so large
+            if sample_weight is None or (sample_weight == sample_weight[0]).all():
+                variance = wide.var()
+            else:
+                per_row = sample_weight / (sample_weight.sum() * X.shape[1])
+                mean = per_row @ wide.sum(1)
+                variance = per_row @ ((wide - mean) ** 2).sum(1)
         return 1.0 / (X.shape[1] * variance) if variance != 0 else 1.0
 
     def _largest_entry(self, X: np.ndarray) -> float:
         """Return the largest k(x, x), which bounds every entry of a positive definite K."""
         if self._kernel_is_given():
             return float(np.abs(X.diagonal()).max())
-        longest = float(np.max((X.astype(np.float64) ** 2).sum(1)))
+        with np.errstate(over="ignore"):  # _solve refuses an infinite entry
+            longest = float(np.max((X.astype(np.float64) ** 2).sum(1)))
         if self.kernel == "linear":
             return longest
         return (self._gamma * longest + abs(self.coef0)) ** self.degree if self.kernel == "poly" else 1.0
@@ -220,6 +222,8 @@ class SupportVectorMachine(BaseEstimator):
         if self.kernel == "linear":
             return X @ (vectors_SD.T @ coef_SP)
         dtype = np.result_type(X.dtype, vectors_SD.dtype)
+        if max(np.abs(X).max(), np.abs(vectors_SD).max()) > 1e15:
+            dtype = np.dtype(np.float64)  # squares of such numbers leave the range of float32
         if self.kernel == "rbf":
             middle_D = vectors_SD.mean(0, dtype=np.float64)  # as in the fit: loses fewer digits far from the origin
             X, vectors_SD = X - middle_D, vectors_SD - middle_D
