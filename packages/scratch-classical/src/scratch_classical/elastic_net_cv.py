@@ -37,7 +37,7 @@ from .constraints import (
     one_of,
 )
 from .coordinate_descent import Descent, descend_path
-from .elastic_net import alpha_grid, enet_path, lasso_path, warn_unless_converged
+from .elastic_net_path import alpha_grid, enet_path, lasso_path, warn_unless_converged
 from .folds import Folds, FoldSums, fold_sums
 from .moments import Moments, Sums, centered
 from .routing import CrossValidated

@@ -13,7 +13,8 @@ from sklearn.utils.metadata_routing import UNUSED
 from .arrays import CrossValidator, MatrixLike, precision, require_finite
 from .constraints import COUNT, FLAG, FOLDS, SCORING, Constraints, check_each, unset
 from .folds import Folds
-from .logistic import SHARED_CONSTRAINTS, ClassWeight, LinearClassifier, LogisticFit, LogisticRegression
+from .logistic import SHARED_CONSTRAINTS, ClassWeight, LinearClassifier, LogisticRegression
+from .logistic_data import LogisticFit
 from .routing import CrossValidated, Routed
 
 

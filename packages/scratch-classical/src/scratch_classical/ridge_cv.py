@@ -38,9 +38,9 @@ from .arrays import Array, CrossValidator, MatrixLike, dense, lay_out, precision
 from .base import LinearPredictor
 from .constraints import FLAG, FOLDS, POSITIVE, SCORING, Constraints, check_each, one_of
 from .folds import fold_sums
-from .least_squares import fit_moments, fit_squares
 from .moments import Moments, Samples, Sums, arranged, centered
 from .routing import CrossValidated, Routed
+from .squares_fit import fit_moments, fit_squares
 
 
 @partial(jax.jit, static_argnames="fit_intercept")

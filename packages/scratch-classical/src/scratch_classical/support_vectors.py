@@ -8,6 +8,7 @@ Shapes: I samples, J queries, D features, S support vectors, P pairs of classes.
 import warnings
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import jax
@@ -17,14 +18,30 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_array, check_consistent_length, column_or_1d
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted
 
 from .arrays import Matrix, MatrixLike, bucket, dense, pad, precision, validated_queries, validated_samples
+from .constraints import COUNT_OR_ZERO, FLAG, NOT_NEGATIVE, POSITIVE, POSITIVE_OR_INFINITE, VERBOSE, Constraints, one_of
 from .smo import kernel_matrix, solve_svm, solve_svm_flat, stored_kernel
 
 FLAT_BELOW = 512  # samples up to which there is one level only
 
 Kernel: TypeAlias = str | Callable[[np.ndarray, np.ndarray], ArrayLike]  # a name, or a function of two sets of samples
+
+
+MACHINE_CONSTRAINTS: Constraints = {
+    "C": POSITIVE_OR_INFINITE,
+    "kernel": [one_of("linear", "poly", "rbf", "sigmoid", "precomputed"), callable],
+    "degree": COUNT_OR_ZERO,
+    "gamma": [one_of("scale", "auto"), *NOT_NEGATIVE],
+    "coef0": [Interval(Real, None, None, closed="neither")],
+    "tol": POSITIVE,
+    "shrinking": FLAG,
+    "cache_size": POSITIVE,
+    "verbose": VERBOSE,
+    "max_iter": [Interval(Integral, -1, None, closed="left")],
+}
 
 
 class MachineFit(NamedTuple):
