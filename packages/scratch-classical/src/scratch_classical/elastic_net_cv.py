@@ -207,7 +207,7 @@ class ElasticNetCV(CrossValidated, LinearPredictor):
             start_D, dtype.type(self.tol), np.int32(self.max_iter), positive=positive,
         )  # fmt: skip
         found = Descent(*(v[0] for v in map(np.asarray, path)))
-        self.coef_ = found.coef[:num_features].copy()
+        self.coef_ = np.array(found.coef)[:num_features]
         mean_x, mean_y = np.asarray(whole.mean_x)[:num_features], np.asarray(whole.mean_y)[0]
         self.intercept_ = dtype.type(mean_y - mean_x @ self.coef_) if fit_intercept else 0.0
         self.dual_gap_ = float(found.gap) / float(whole.weight)

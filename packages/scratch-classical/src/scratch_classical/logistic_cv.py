@@ -122,9 +122,10 @@ class LogisticRegressionCV(CrossValidated, LinearClassifier):
                 f"penalty='elasticnet' needs l1_ratios, a list of numbers; l1_ratios is {self.l1_ratios!r}"
             )
         check_each("l1_ratios", ratios_L, "both", largest=1.0)
-        if np.ndim(self.Cs) > 0:
-            check_each("Cs", self.Cs, "neither")
-        Cs = np.asarray(self.Cs, float) if np.ndim(self.Cs) > 0 else np.logspace(-4, 4, int(self.Cs))
+        Cs = np.asarray(self.Cs, float)
+        if Cs.ndim == 0:
+            Cs = np.logspace(-4, 4, int(Cs))
+        check_each("Cs", Cs, "neither")
         ascending = np.argsort(Cs)
         folds = list(check_cv(self.cv, labels, classifier=True).split(X, labels, **routed.split))
         weight_FI = np.stack([weight * np.bincount(train, minlength=len(X)) for train, _ in folds])

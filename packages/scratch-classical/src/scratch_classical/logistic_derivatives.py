@@ -124,10 +124,10 @@ def solve_logistic_regression(
 ) -> LinearSolution:
     r"""Return the minimiser (coef, intercept) of eq. 1 of :mod:`.logistic_solver`.
 
-    X is [I, D], and the labels y [I] are in 0 .. num_classes - 1. Two classes give coef [D] and one intercept, more give [D, K] and [K]. $\rho$ is ``l1_ratio``. ``l1`` states whether
-    there is an L1 penalty, which must be known when the program is compiled; with None there is one if ``l1_ratio`` is
-    passed. tol bounds the gradient of the mean loss. Differentiable in X, C, l1_ratio and sample_weight;
-    vmap over any array.
+    X is [I, D], and the labels y [I] are in 0 .. num_classes - 1. Two classes give coef [D] and one intercept, more
+    give [D, K] and [K]. $\rho$ is ``l1_ratio``. ``l1`` states whether there is an L1 penalty, which must be known when
+    the program is compiled; with None there is one if ``l1_ratio`` is passed. tol bounds the gradient of the mean loss.
+    Differentiable in X, C, l1_ratio and sample_weight; vmap over any array.
     """
     method = _method(l1_ratio, l1)
     X, y_IK, l1_ratio, weight_I, *others = _solve_arguments(X, y, l1_ratio, sample_weight, num_classes, tol, max_iter)
