@@ -195,7 +195,8 @@ class SupportVectorMachine(BaseEstimator):
                 stored = 4 * padded**2 <= self.cache_size * 2**20
                 rows = X.astype(np.float64)
                 if self.kernel == "rbf":
-                    rows = rows - rows.mean(0)  # the kernel depends on differences only, and this loses fewer digits
+                    with np.errstate(over="ignore"):  # refused below
+                        rows = rows - rows.mean(0)  # only differences count, and these lose fewer digits
                 source = pad(rows.astype(dtype), padded, bucket(X.shape[1]))
                 if stored:
                     source = stored_kernel(source, gamma, coef0, **options)
