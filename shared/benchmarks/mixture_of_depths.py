@@ -55,7 +55,7 @@ def config(d_model: int, capacity: float) -> MixtureOfDepthsConfig:
 
 def loss_top_k(model: MixtureOfDepths, batch: Any) -> tuple[jax.Array, jax.Array]:
     """Return the cross entropy, (sum, weight), where routed blocks choose from the whole text."""
-    return causal_lm_loss(lambda ids, mask: model.route(ids, mask)[0], batch)
+    return causal_lm_loss(lambda *inputs: model.route(*inputs)[0], batch)
 
 
 def agreement(model: MixtureOfDepths, batch: Any) -> tuple[jax.Array, jax.Array]:

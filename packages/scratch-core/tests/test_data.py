@@ -227,7 +227,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
 def test_a_source_is_read_by_what_it_is(tmp_path):
     files = {"b.txt": "two", "a/c.md": "one", "empty": "", "photo.png": b"\x89\0"}
     write(tmp_path / "folder", files)
-    rows = '{"text": "first", "id": 1}\n\n{"text": "na\\u00efve"}\n{"text": ""}\n'
+    rows = '{"text": "first", "id": 1}\n\n{"text": "na\\u00efve"}\n'
     write(tmp_path, {"one.txt": "x", "rows.jsonl": rows})
     np.save(tmp_path / "ids.npy", np.arange(5, dtype=np.int64))
 
@@ -237,7 +237,7 @@ def test_a_source_is_read_by_what_it_is(tmp_path):
     assert [tuple(d) for d in open_documents(tmp_path / "one.txt").documents] == [("one.txt", b"x")]
     rows = open_documents(tmp_path / "rows.jsonl")
     assert [tuple(d) for d in rows.documents] == [("row 1", b"first"), ("row 3", "naïve".encode())]
-    assert (rows.unit, rows.left_out) == ("rows", 1)
+    assert (rows.unit, rows.left_out) == ("rows", 0)
     (ids,) = open_documents(tmp_path / "ids.npy").documents
     assert isinstance(ids.content, np.memmap)
     assert ids.content.tolist() == [0, 1, 2, 3, 4]
@@ -263,7 +263,8 @@ def test_rows_are_split_by_row(tmp_path):
         (b"[1]", "TypeError"),
         (b'"text"', "TypeError"),
         (b'{"words": "a"}', "KeyError: 'text'"),
-        (b'{"text": null}', "AttributeError"),
+        (b'{"text": null}', "ValueError: None must be a text"),
+        (b'{"text": ""}', "ValueError: '' must be a text"),
         (b'{"text": "\xff"}', "UnicodeDecodeError"),
         (b'{"text": "\\ud800"}', "UnicodeEncodeError"),
         (b"[" * 100_000, "Error"),

@@ -50,8 +50,8 @@ def test_pairs_end_with_eos_and_are_padded():
     [
         (['{"source": "a"}'], r"p.jsonl, row 1: must be a JSON object with a \"source\" and a \"target\""),
         (['{"source": "a", "target": "b"}', "[1]"], "p.jsonl, row 2: must be a JSON object"),
-        (['{"source": "a", "target": 5}'], "row 1: target=5 must be a text with at least one character"),
-        (['{"source": "", "target": "b"}'], "row 1: source='' must be a text"),
+        (['{"source": "a", "target": 5}'], "row 1: .*target=5 must be a text with at least one character"),
+        (['{"source": "", "target": "b"}'], "row 1: .*source='' must be a text"),
         (['{"source": "a", "target": "b"}', ""], "holds 1 rows: at least 2 are needed"),
     ],
 )

@@ -21,7 +21,7 @@ from scratch_core.pretrained import PretrainedModel
 
 
 class CausalLM(PretrainedModel):
-    """Base of the decoders: ``model(input_ids, attention_mask=None) -> logits [B, T, V]``.
+    """Base of the decoders: ``model(input_ids, attention_mask=None, document_ids=None) -> logits [B, T, V]``.
 
     A subclass sets ``layers``, each called as ``layer(x_BTD, positions_BT, cache) -> (x_BTD, cache)`` and with an
     ``attention`` that makes its empty cache, and ``norm``; it defines ``embed`` and ``logits``. Its config has
@@ -38,34 +38,47 @@ class CausalLM(PretrainedModel):
     """Set by :func:`scratch_core.parallel.use_mesh`: what the layers read and write is split by its batch alone."""
 
     def embed(self, input_ids: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """Return x_BTD, what the first layer reads; positions_BT (int32) are -1 at padding."""
+        """Return x_BTD, what the first layer reads; positions_BT (int32) as in :mod:`scratch_core.layers.masks`."""
         raise NotImplementedError(f"{type(self).__name__} must define embed(input_ids, positions_BT)")
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Return logits_BTV, float32, for the normalised output of the last layer."""
         raise NotImplementedError(f"{type(self).__name__} must define logits(x_BTD)")
 
-    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, document_ids: jax.Array | None = None
+    ) -> jax.Array:
         """Return logits [B, T, V], float32.
 
         input_ids int [B, T]; attention_mask [B, T] is 1 at real tokens (None: everywhere), padding on
-        either side. Logits at padding are finite and mean nothing.
+        either side. Logits at padding are finite and mean nothing. document_ids int [B, T] change where the next of
+        several documents in a row begins (None: a row is one document): no token reads another document, and positions
+        begin again with each.
         """
-        return self.logits(self.hidden(input_ids, attention_mask))
+        return self.logits(self.hidden(input_ids, attention_mask, document_ids))
 
-    def hidden(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+    def hidden(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, document_ids: jax.Array | None = None
+    ) -> jax.Array:
         """Return the residual stream after the last norm, x_BTD; arguments as for the call."""
-        positions_BT = positions_from_mask(jnp.ones_like(input_ids) if attention_mask is None else attention_mask)
+        mask_BT = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        positions_BT = positions_from_mask(mask_BT, document_ids_BT=document_ids)
         x_BTD, caches = constrain(self.embed(input_ids, positions_BT), self.mesh), [None] * len(self.layers)
-        x_BTD, _ = self.run_layers(x_BTD, positions_BT, caches, attention_mask)
+        x_BTD, _ = self.run_layers(x_BTD, positions_BT, caches, attention_mask, document_ids)
         return self.norm(x_BTD)
 
     def run_layers(
-        self, x_BTD: jax.Array, positions_BT: jax.Array, caches: Iterable[Any], attention_mask: jax.Array | None
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        caches: Iterable[Any],
+        attention_mask: jax.Array | None,
+        document_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[Any, ...]]:
         """Return x_BTD after all layers, and each layer's cache with these T tokens appended (None without one).
 
-        Padding has position -1; attention_mask None means that there is no padding, so that a layer need not handle it.
+        Positions tell of padding and of documents. attention_mask None means that there is no padding, document_ids
+        None that each row is one document, so that a layer need not handle them.
         After `scan_layers(model)` the layers are scanned, except where there are caches.
         """
         return run_blocks(

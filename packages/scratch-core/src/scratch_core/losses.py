@@ -50,7 +50,15 @@ def next_token_labels(batch: Mapping[str, jax.Array]) -> jax.Array:
         if attention_mask is not None:
             labels = jnp.where(attention_mask == 1, labels, IGNORED)
     targets = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORED)
+    if (document_ids := batch.get("document_ids")) is not None:
+        same = jnp.pad(document_ids[:, 1:] == document_ids[:, :-1], ((0, 0), (0, 1)))
+        targets = jnp.where(same, targets, IGNORED)  # no document predicts the next one's first token
     return targets if attention_mask is None else jnp.where(attention_mask == 1, targets, IGNORED)
+
+
+def causal_lm_inputs(batch: Mapping[str, jax.Array]) -> tuple[jax.Array | None, ...]:
+    """Return what a decoder reads of a batch: input_ids, attention_mask and document_ids, None where there is none."""
+    return batch["input_ids"], batch.get("attention_mask"), batch.get("document_ids")
 
 
 def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -59,9 +67,10 @@ def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Arra
     batch: "input_ids" int32 [B, T]; optional "attention_mask" [B, T] (1: real token); optional "labels"
     [B, T], aligned with input_ids as in Hugging Face (shifted here; -100: not counted), by default the real
     tokens themselves. Padding predicts nothing, so the first token after padding on the left is not counted, and both
-    sides give the same loss.
+    sides give the same loss. Optional "document_ids" int [B, T] number the documents of a row: each gives the loss that
+    it gives in a row of its own.
     """
-    return cross_entropy(model(batch["input_ids"], batch.get("attention_mask")), next_token_labels(batch))
+    return cross_entropy(model(*causal_lm_inputs(batch)), next_token_labels(batch))
 
 
 def shifted_right(labels_BT: jax.Array, start: int, pad: int) -> jax.Array:

@@ -18,6 +18,10 @@ per call, T = 1, eq. 4 is one step of the recurrence: `ssd.step`.
 and results are moved back. A padded step then has $\Delta = 0$, which leaves the state as it was, and the
 convolution's window is taken at each row's own end.
 
+**Documents.** Where several documents share a row, each begins with an empty state: its first step has
+$a_t = e^{-200}$, which is 0 in float32, so that nothing of the state before it is left. The convolution leaves out what
+belongs to another document.
+
 Shapes: B batch, T time, D model width, I inner width H * P, H heads, P head width, G groups, N state, V vocabulary,
 C channels of the convolution (I + 2 G N), K its width, W = K - 1 inputs that it remembers. T, H, P and N are the
 paper's letters; it has others, or none, for the rest.
@@ -38,6 +42,9 @@ from scratch_core.layers import DecoderCache, Linear, RMSNorm, run_blocks
 from scratch_mamba2 import convert, ssd
 from scratch_mamba2.config import Mamba2Config
 
+FORGET = -200.0
+"""The logarithm of a decay after which nothing is left: float32 ends at exp(-104). Sums of it stay exact enough."""
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["window_BWC", "state_BGNRP"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +63,21 @@ class CausalConv(nnx.Module):
         self.kernel = nnx.Param(uniform(rngs.params(), (width, 1, channels)))
         self.bias = nnx.Param(uniform(rngs.params(), (channels,))) if use_bias else None
 
-    def __call__(self, padded: jax.Array) -> jax.Array:
-        """Return y_BTC for [B, W + T, C], the T inputs after the W before them."""
+    def __call__(self, padded: jax.Array, document_BT: jax.Array | None = None) -> jax.Array:
+        """Return y_BTC for [B, W + T, C], the T inputs after the W before them.
+
+        ``document_BT`` (int; None: all are of one) says which document an input belongs to, and no sum goes beyond it;
+        the W before are of the first.
+        """
         K = self.kernel.shape[0]
         T, kernel = padded.shape[1] - K + 1, self.kernel[...].astype(padded.dtype)
         y_BTC = padded[:, K - 1 :] * kernel[K - 1]
+        documents = None if document_BT is None else jnp.pad(document_BT, ((0, 0), (K - 1, 0)), mode="edge")
         for k in range(K - 1):
-            y_BTC += padded[:, k : k + T] * kernel[k]
+            term_BTC = padded[:, k : k + T] * kernel[k]
+            if documents is not None:
+                term_BTC = jnp.where((documents[:, k : k + T] == document_BT)[..., None], term_BTC, 0)
+            y_BTC += term_BTC
         return y_BTC if self.bias is None else y_BTC + self.bias[...].astype(padded.dtype)
 
 
@@ -110,9 +125,12 @@ class Mixer(nnx.Module):
         return MixerState(window_BWC, jax.lax.optimization_barrier(state_BGNRP))
 
     def __call__(
-        self, u_BTD: jax.Array, length_B: jax.Array | None, before: MixerState
+        self, u_BTD: jax.Array, length_B: jax.Array | None, before: MixerState, document_BT: jax.Array | None = None
     ) -> tuple[jax.Array, MixerState]:
-        """Return y_BTD and the state after each row's first length_B steps (None: all T of them)."""
+        """Return y_BTD and the state after each row's first length_B steps (None: all T of them).
+
+        ``document_BT`` (int; None: one in each row) is the document of each step.
+        """
         (B, T, _), c = u_BTD.shape, self.config
         z_BTI, xBC_BTC, dt_BTH = jnp.split(self.in_proj(u_BTD), (c.d_inner, c.d_inner + _channels(c)), axis=-1)  # eq. 1
 
@@ -122,12 +140,15 @@ class Mixer(nnx.Module):
             window_BWC = padded[:, T:]
         else:
             window_BWC = jnp.take_along_axis(padded, (length_B[:, None] + jnp.arange(W))[..., None], axis=1)
-        xBC_BTC = jax.nn.silu(self.conv(padded)).astype(jnp.float32)  # eq. 2
+        xBC_BTC = jax.nn.silu(self.conv(padded, document_BT)).astype(jnp.float32)  # eq. 2
 
         x_BTHP, dt_BTH, B_BTGN, C_BTGN = self.select(xBC_BTC, dt_BTH.astype(jnp.float32))
         if length_B is not None:
             dt_BTH = jnp.where(jnp.arange(T)[:, None] < length_B[:, None, None], dt_BTH, 0.0)
         log_a_BTH = -dt_BTH * jnp.exp(self.A_log[...].astype(jnp.float32))
+        if document_BT is not None:
+            starts_BT = jnp.pad(document_BT[:, 1:] != document_BT[:, :-1], ((0, 0), (1, 0)))
+            log_a_BTH = jnp.where(starts_BT[..., None], FORGET, log_a_BTH)
         y_BTHP, state_BGNRP = ssd.scan(
             x_BTHP * dt_BTH[..., None], log_a_BTH, B_BTGN, C_BTGN, before.state_BGNRP, chunk_size=c.chunk_size
         )
@@ -154,10 +175,10 @@ class Block(nnx.Module):
         self.mixer = Mixer(config, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x_BTD: jax.Array, length_B: jax.Array | None, before: MixerState
+        self, x_BTD: jax.Array, length_B: jax.Array | None, before: MixerState, document_BT: jax.Array | None = None
     ) -> tuple[jax.Array, MixerState]:
         """Return y_BTD in x's dtype, and the layer's state after it."""
-        y_BTD, after = self.mixer(self.norm(x_BTD), length_B, before)
+        y_BTD, after = self.mixer(self.norm(x_BTD), length_B, before, document_BT)
         return x_BTD + y_BTD.astype(x_BTD.dtype), after
 
 
@@ -214,6 +235,7 @@ class Mamba2(CausalLM):
         positions_BT: jax.Array,
         caches: Iterable[MixerState | None],
         attention_mask: jax.Array | None,
+        document_ids: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[MixerState, ...]]:
         """Return x_BTD after all layers, and each layer's state after the real tokens of each row (None if scanned)."""
         length_B = order_BT = None
@@ -221,9 +243,12 @@ class Mamba2(CausalLM):
             length_B = (positions_BT >= 0).sum(axis=1)
             order_BT = jnp.argsort(positions_BT < 0, axis=1, stable=True)  # real tokens first, in their order
             x_BTD = jnp.take_along_axis(x_BTD, order_BT[..., None], axis=1)
+            if document_ids is not None:
+                document_ids = jnp.take_along_axis(document_ids, order_BT, axis=1)
 
         def run(layer: Block, x_BTD: jax.Array, before: MixerState | None) -> tuple[jax.Array, MixerState]:
-            return layer(x_BTD, length_B, layer.mixer.empty_state(x_BTD.shape[0]) if before is None else before)
+            before = layer.mixer.empty_state(x_BTD.shape[0]) if before is None else before
+            return layer(x_BTD, length_B, before, document_ids)
 
         x_BTD, after = run_blocks(self.layers, run, x_BTD, caches, remat=self.remat_layers, mesh=self.mesh)
         if order_BT is not None:

@@ -32,7 +32,7 @@ from scratch_core.layers import (
     positions_from_mask,
     top_k_routing,
 )
-from scratch_core.losses import causal_lm_loss
+from scratch_core.losses import causal_lm_inputs, causal_lm_loss
 
 from scratch_mixtral import convert
 from scratch_mixtral.config import MixtralConfig
@@ -114,10 +114,11 @@ class Mixtral(CausalLM):
         return logits_BTV.astype(jnp.float32)  # eq. 4
 
     def hidden_and_router_logits(
-        self, input_ids: jax.Array, attention_mask: jax.Array | None = None
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, document_ids: jax.Array | None = None
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Return the residual stream after the last norm, x_BTD, and logits_BTE of each layer's router."""
-        positions_BT = positions_from_mask(jnp.ones_like(input_ids) if attention_mask is None else attention_mask)
+        mask_BT = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        positions_BT = positions_from_mask(mask_BT, document_ids_BT=document_ids)
         x_BTD, routers = self.embed(input_ids, positions_BT), []
         for layer in self.layers:
             x_BTD, _, logits_BTE = layer.with_router_logits(x_BTD, positions_BT)
@@ -132,10 +133,9 @@ class Mixtral(CausalLM):
         """
         if not self.config.output_router_logits:
             return super().loss(batch)
-        attention_mask = batch.get("attention_mask")
-        x_BTD, routers = self.hidden_and_router_logits(batch["input_ids"], attention_mask)
+        x_BTD, routers = self.hidden_and_router_logits(*causal_lm_inputs(batch))
         total, weight = causal_lm_loss(lambda *_: self.logits(x_BTD), batch)
-        balance = balance_loss_hf(routers, self.config.experts_per_token, attention_mask)
+        balance = balance_loss_hf(routers, self.config.experts_per_token, batch.get("attention_mask"))
         return total + self.config.router_loss_weight * weight * balance, weight  # eq. 5
 
 

@@ -168,17 +168,24 @@ class MixtureOfDepths(CausalLM):
             return super().loss(batch)
         penalties = []
 
-        def forward(input_ids: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
-            logits_BTV, penalty = self.route(input_ids, attention_mask)
+        def forward(*inputs: Any) -> jax.Array:
+            logits_BTV, penalty = self.route(*inputs)
             penalties.append(penalty)
             return logits_BTV
 
         total, weight = causal_lm_loss(forward, batch)
         return total + sum(penalties), weight
 
-    def route(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """Return the logits_BTV of eq. 2 and the second term of eq. 3, a sum over the real tokens."""
-        positions_BT = positions_from_mask(jnp.ones_like(input_ids) if attention_mask is None else attention_mask)
+    def route(
+        self, input_ids: jax.Array, attention_mask: jax.Array | None = None, document_ids: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the logits_BTV of eq. 2 and the second term of eq. 3, a sum over the real tokens.
+
+        Documents that share a row (see the call) do not read each other, but they share the C tokens that a routed
+        block processes.
+        """
+        mask_BT = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
+        positions_BT = positions_from_mask(mask_BT, document_ids_BT=document_ids)
         x_BTD, penalty, routed = self.embed(input_ids, positions_BT), jnp.zeros(()), 0
         for layer in self.layers:
             if isinstance(layer, RoutedBlock):

@@ -30,7 +30,7 @@ from flax import nnx
 from scratch_core import CausalLM
 from scratch_core.layers import GatedMLP, KeyValueCache, Linear, attend, causal_mask
 from scratch_core.layers.linear import LECUN_NORMAL
-from scratch_core.losses import IGNORED, causal_lm_loss, next_token_labels
+from scratch_core.losses import IGNORED, causal_lm_inputs, causal_lm_loss, next_token_labels
 
 from scratch_olmo import convert
 from scratch_olmo.config import Olmo2Config, OlmoConfig
@@ -185,7 +185,7 @@ class _Decoder(CausalLM):
         """Return the (sum, weight) of eq. 5, over the targets of :func:`scratch_core.losses.causal_lm_loss`."""
         if not self.config.z_loss_weight:
             return super().loss(batch)
-        logits_BTV = self(batch["input_ids"], batch.get("attention_mask"))
+        logits_BTV = self(*causal_lm_inputs(batch))
         total, weight = causal_lm_loss(lambda *_: logits_BTV, batch)
         log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
         counts_BT = next_token_labels(batch) != IGNORED

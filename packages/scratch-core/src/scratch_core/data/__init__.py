@@ -14,15 +14,15 @@ from scratch_core.data.counts import CountModels
 from scratch_core.data.digits import Digits, load_digits
 from scratch_core.data.image_sets import Augmentation, ImageSplit, augmented, load_images
 from scratch_core.data.pipelines import ImageEvaluation, TextEvaluation, Windows, training_batches
+from scratch_core.data.rows import Reading
 from scratch_core.data.sources import (
     Document,
     Documents,
     open_documents,
-    open_tokens,
-    save_tokens,
     standard_library,
 )
 from scratch_core.data.text import TokenSplit, load_text
+from scratch_core.data.token_files import open_tokens, save_tokens
 from scratch_core.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from scratch_core.vision.images import ImageProcessor, read_image
 
@@ -42,6 +42,7 @@ __all__ = [
     "ImageSplit",
     "MaskedLMBatch",
     "QuestionAnsweringBatch",
+    "Reading",
     "SequenceClassificationBatch",
     "SequenceToSequenceBatch",
     "TextEvaluation",

@@ -1,13 +1,16 @@
 """Annotated texts: with a class, with classes of their parts, or with a question and its answer.
 
-They come from a .jsonl file with an object in each row:
+They come from rows (see rows.py for the formats) with these fields:
 
-    {"text": "...", "label": "..."}                                          a class
-    {"text": "...", "spans": [[0, 5, "person"], ...]}                        parts: first character, end, class
-    {"question": "...", "context": "...", "answer": "...", "start": 17}      "answer": "" where there is none
+    text, label                         a class
+    text, spans                         parts: [[0, 5, "person"], ...], first character, end, class
+    tokens, tags (or ner_tags)          words and their tags, such as ["B-PER", "I-PER", "O"]
+    question, context, answer, start    "answer": "" where there is none
+    question, context, answers          as in SQuAD: {"text": ["..."], "answer_start": [17]}
 
-Without a file, the source of Python's standard library gives all three: which package a docstring comes from; the
-identifiers, keywords and numbers of code; the name of the function that a piece of code defines.
+and from two formats of their own: CoNLL, a word and its tag in each line and an empty line behind each sentence, and
+SQuAD's JSON. Without a file, the source of Python's standard library gives all three: which package a docstring comes
+from; the identifiers, keywords and numbers of code; the name of the function that a piece of code defines.
 """
 
 import ast
@@ -16,10 +19,11 @@ import json
 import keyword
 import tokenize
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from scratch_core.data.rows import BAD, Reading, is_rows, read_rows, text_of
 from scratch_core.data.sources import standard_library
 from scratch_core.errors import DataError
 
@@ -37,10 +41,14 @@ class LabelledText(NamedTuple):
 
 
 class TaggedText(NamedTuple):
-    """A text, and (first character, end, class) of its parts that have one."""
+    """A text, and (first character, end, class) of its parts that have one.
+
+    ``marked``: the data says where a part begins, so that two neighbours of one class are two parts (B- and I- tags).
+    """
 
     text: str
     spans: list[tuple[int, int, str]]
+    marked: bool = False
 
 
 class Question(NamedTuple):
@@ -55,48 +63,62 @@ class Question(NamedTuple):
 Row = TypeVar("Row")
 
 
-def open_labelled(path: str | None) -> list[LabelledText]:
+def open_labelled(path: str | None, reading: Reading | None = None) -> list[LabelledText]:
     """Return labelled texts of a file, or the docstrings of the standard library. Raises DataError."""
-    return list(_docstrings()) if path is None else _rows(path, _labelled, '"text" and a "label"')
+    return list(_docstrings()) if path is None else _enough(path, _rows(path, _labelled, LABELLED, reading), reading)
 
 
-def open_tagged(path: str | None) -> list[TaggedText]:
-    """Return texts with labelled parts of a file, or code of the standard library. Raises DataError."""
-    return list(_code()) if path is None else _rows(path, _tagged, '"text" and "spans"')
+def open_tagged(path: str | None, reading: Reading | None = None) -> list[TaggedText]:
+    """Return texts with labelled parts of a file, or code of the standard library. Raises DataError.
+
+    A file whose name does not say that it has rows is read as CoNLL.
+    """
+    if path is None:
+        return list(_code())
+    found = _rows(path, _tagged, TAGGED, reading) if is_rows(path) else _conll(Path(path), reading or Reading())
+    return _enough(path, found, reading)
 
 
-def open_questions(path: str | None) -> list[Question]:
-    """Return questions of a file, or for the names of functions of the standard library. Raises DataError."""
-    return list(_functions()) if path is None else _rows(path, _question, '"question", a "context" and an "answer"')
+def open_questions(path: str | None, reading: Reading | None = None) -> list[Question]:
+    """Return questions of a file, or for the names of functions of the standard library. Raises DataError.
+
+    A .json file is read as SQuAD's.
+    """
+    if path is None:
+        return list(_functions())
+    is_squad = Path(path).suffix.lower() == ".json"
+    found = _squad(Path(path), reading or Reading()) if is_squad else _rows(path, _question, QUESTION, reading)
+    return _enough(path, found, reading)
 
 
-def _rows(path: str, read: Callable[[Any], Row], expected: str) -> list[Row]:
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    found = []
-    for number, row in enumerate(data.split(b"\n"), 1):
-        if not row.strip():
-            continue
-        try:
-            found.append(read(json.loads(row)))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path}, row {number}: must be a JSON object with a {expected}, found "
-                f"{row[:60].decode(errors='replace')!r} ({type(error).__name__}: {error})"
-            ) from error
+LABELLED = 'a "text" and a "label"'
+TAGGED = '"text" and "spans", or "tokens" and "tags"'
+QUESTION = '"question", a "context" and an "answer" (or "answers")'
+
+
+def _rows(path: str, read: Callable[[Any], Row], expected: str, reading: Reading | None) -> Iterator[Row]:
+    return (row for _, row in read_rows(path, read, expected, reading))
+
+
+def _enough(path: str, rows: Iterable[Row], reading: Reading | None) -> list[Row]:
+    found = list(rows)
     if len(found) < 2:
-        raise DataError(f"{path} holds {len(found)} rows: at least 2 are needed, one of them to be held out")
+        note = "" if reading is None else reading.note
+        raise DataError(f"{path} holds {len(found)} rows: at least 2 are needed, one of them to be held out{note}")
     return found
 
 
 def _labelled(fields: Any) -> LabelledText:
-    return LabelledText(_text(fields["text"]), str(fields["label"]))
+    label = fields["label"]
+    if not isinstance(label, str | int) or label == "":
+        raise ValueError(f"the label {label!r} must be a name or a whole number")
+    return LabelledText(text_of(fields["text"]), str(label))
 
 
 def _tagged(fields: Any) -> TaggedText:
-    text = _text(fields["text"])
+    if "tokens" in fields:
+        return from_tags(fields["tokens"], fields["tags"] if "tags" in fields else fields["ner_tags"])
+    text = text_of(fields["text"])
     spans = [(int(first), int(end), str(label)) for first, end, label in fields["spans"]]
     for first, end, _ in spans:
         if not 0 <= first < end <= len(text):
@@ -104,18 +126,96 @@ def _tagged(fields: Any) -> TaggedText:
     return TaggedText(text, spans)
 
 
+def from_tags(words: list[str], tags: list[str]) -> TaggedText:
+    """Return words joined by spaces, with a part for each run of B-X, I-X, I-X; other tags but O are a part each.
+
+    I-X that does not go on with a part of class X begins one. Raises ValueError for words and tags that do not match.
+    """
+    if len(words) != len(tags) or not words:
+        raise ValueError(f"{len(words)} tokens and {len(tags)} tags must be as many, and one at least")
+    spans: list[tuple[int, int, str]] = []
+    start, before, marked = 0, "O", False
+    for word, tag in zip(map(text_of, words), map(text_of, tags), strict=True):
+        prefix, kind = (tag[0], tag[2:]) if tag[:2] in ("B-", "I-") else ("", tag)
+        marked |= bool(prefix)
+        if tag != "O":
+            joins = prefix == "I" and before == kind
+            first = spans.pop()[0] if joins else start
+            spans.append((first, start + len(word), kind))
+        before, start = kind, start + len(word) + 1
+    return TaggedText(" ".join(words), spans, marked)
+
+
+def _conll(path: Path, reading: Reading) -> Iterator[TaggedText]:
+    """Yield the sentences of a CoNLL file: the first column is the word, the last its tag. -DOCSTART- is left out."""
+    sentence: list[list[str]] = []
+    wrong, first = "", 1
+    for number, line in enumerate([*_read(path).split(b"\n"), b""], 1):
+        if line.strip():
+            try:
+                columns = line.decode("utf-8").split()
+            except UnicodeDecodeError:
+                columns = []
+            if columns[:1] == ["-DOCSTART-"]:
+                continue
+            first = first if sentence or wrong else number
+            if len(columns) < 2:
+                shown = line[:60].decode(errors="replace")
+                wrong = wrong or f"{path}, row {number}: must be a word and its tag in UTF-8, found {shown!r}"
+            sentence.append(columns)
+        elif sentence:
+            if wrong:
+                reading.bad(f"{wrong} (in the sentence from row {first} on)")
+            else:
+                yield from_tags([columns[0] for columns in sentence], [columns[-1] for columns in sentence])
+            sentence, wrong = [], ""
+
+
+def _squad(path: Path, reading: Reading) -> Iterator[Question]:
+    """Yield the questions of a SQuAD file, version 1 or 2, each with its first answer."""
+    try:
+        articles = json.loads(_read(path))["data"]
+        paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
+        asked = [(paragraph, number) for paragraph in paragraphs for number in range(len(paragraph["qas"]))]
+    except BAD as error:
+        raise DataError(
+            f'{path} must be a SQuAD file, {{"data": [{{"paragraphs": [{{"context": ..., "qas": [...]}}]}}]}}: '
+            f"{type(error).__name__}: {error}"
+        ) from error
+    for row, (paragraph, number) in enumerate(asked, 1):
+        try:
+            answers = paragraph["qas"][number]["answers"]
+            fields = {"question": paragraph["qas"][number]["question"], "context": paragraph["context"]}
+            columns = {name: [each[name] for each in answers] for name in ("text", "answer_start")}
+            yield _question({**fields, "answers": columns})
+        except BAD as error:
+            name = f"{path}, question {row} ({_id(paragraph, number)})"
+            reading.bad(f"{name}: must be with {QUESTION} ({type(error).__name__}: {error})", error)
+
+
+def _id(paragraph: Any, number: int) -> Any:
+    asked = paragraph["qas"][number]
+    return asked.get("id", "no id") if isinstance(asked, dict) else "no id"
+
+
 def _question(fields: Any) -> Question:
-    question, context, answer = _text(fields["question"]), _text(fields["context"]), fields["answer"]
-    start = int(fields.get("start", context.find(answer)))
+    question, context = text_of(fields["question"]), text_of(fields["context"])
+    if "answers" in fields:
+        texts, starts = fields["answers"]["text"], fields["answers"]["answer_start"]
+        answer, start = (texts[0], int(starts[0])) if texts else ("", 0)
+    else:
+        answer, start = fields["answer"], fields.get("start")
+        start = context.find(answer) if start in (None, "") else int(start)
     if context[start : start + len(answer)] != answer or start < 0:
         raise ValueError(f"the answer {answer!r} does not stand at character {start} of the context")
     return Question(question, context, answer, start)
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r} must be a text with at least one character")
-    return value
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Name another file") from error
 
 
 def _sources() -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ class CausalLMBatch(TypedDict):
     input_ids: "Array"  # int32 [B, T]
     attention_mask: NotRequired["Array"]  # int32 [B, T]
     labels: NotRequired["Array"]  # int32 [B, T]; default: input_ids where the mask is 1
+    document_ids: NotRequired["Array"]  # int32 [B, T]; changes where another document begins; default: one in each row
 
 
 class MaskedLMBatch(TypedDict):

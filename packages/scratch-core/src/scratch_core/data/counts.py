@@ -13,27 +13,46 @@ import numpy as np
 
 from scratch_core.errors import DataError
 
+PIECE, MOST = 1 << 22, 1 << 26
+"""Tokens that are counted at a time, and at most: so many are enough, and the memory stays small."""
+
 
 class CountModels:
-    """Both models, from the ids of ``tokens`` (int [N], values in [0, vocab_size)). DataError if it is empty."""
+    """Both models, from the ids of ``tokens`` (int [N], values in [0, vocab_size)). DataError if it is empty.
+
+    Of more than 67 million tokens the first 67 million are counted.
+    """
 
     def __init__(self, tokens: np.ndarray, vocab_size: int):
         if len(tokens) == 0:
             raise DataError("the training data is empty: there is nothing to count")
-        tokens = np.asarray(tokens).astype(np.int64)
+        tokens = tokens[:MOST]
         self.vocab_size = vocab_size
-        counts_V = np.bincount(tokens, minlength=vocab_size)
-        self.unigram_V = (counts_V + 1) / (len(tokens) + vocab_size)  # eq. 1
-        self.firsts_V = np.bincount(tokens[:-1], minlength=vocab_size)
+        counts_V, self.firsts_V = np.zeros(vocab_size, np.int64), np.zeros(vocab_size, np.int64)
         # Pairs as one number each, sorted: works for any vocabulary, with no V x V table.
-        self.pairs, self.pair_counts = np.unique(tokens[:-1] * vocab_size + tokens[1:], return_counts=True)
+        self.pairs, self.pair_counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        for start in range(0, len(tokens), PIECE):
+            piece = np.asarray(tokens[start : start + PIECE + 1]).astype(np.int64)  # with the next one's first token
+            counts_V += np.bincount(piece[:PIECE], minlength=vocab_size)
+            self.firsts_V += np.bincount(piece[:-1], minlength=vocab_size)
+            self._add(*np.unique(piece[:-1] * vocab_size + piece[1:], return_counts=True))
+        self.unigram_V = (counts_V + 1) / (len(tokens) + vocab_size)  # eq. 1
 
-    def unigram_bits(self, tokens: np.ndarray) -> float:
-        """Return the bits that all of ``tokens`` but the first cost."""
-        return float(-np.log2(self.unigram_V[np.asarray(tokens)[1:]]).sum())
+    def _add(self, pairs: np.ndarray, counts: np.ndarray) -> None:
+        """Add the counts of some pairs, sorted and each once, to those of before."""
+        merged = np.union1d(self.pairs, pairs)
+        total = np.zeros(len(merged), np.int64)
+        for some, count in ((self.pairs, self.pair_counts), (pairs, counts)):
+            total[np.searchsorted(merged, some)] += count
+        self.pairs, self.pair_counts = merged, total
 
-    def bigram_bits(self, tokens: np.ndarray) -> float:
-        """Return the bits that each of ``tokens`` but the first costs, given the one before."""
+    def unigram_bits(self, tokens: np.ndarray, counted: np.ndarray | None = None) -> float:
+        """Return the bits that all of ``tokens`` but the first cost; ``counted`` (bool) leaves some of these out."""
+        each = -np.log2(self.unigram_V[np.asarray(tokens)[1:]])
+        return float(each.sum() if counted is None else each[counted].sum())
+
+    def bigram_bits(self, tokens: np.ndarray, counted: np.ndarray | None = None) -> float:
+        """Return the bits that each of ``tokens`` but the first costs, given the one before; ``counted`` as above."""
         tokens = np.asarray(tokens).astype(np.int64)
         before, after = tokens[:-1], tokens[1:]
         pairs = before * self.vocab_size + after
@@ -42,4 +61,5 @@ class CountModels:
             seen = np.where(self.pairs[where] == pairs, self.pair_counts[where], 0)
         else:
             seen = np.zeros(len(pairs))
-        return float(-np.log2((seen + self.unigram_V[after]) / (self.firsts_V[before] + 1)).sum())  # eq. 2
+        each = -np.log2((seen + self.unigram_V[after]) / (self.firsts_V[before] + 1))  # eq. 2
+        return float(each.sum() if counted is None else each[counted].sum())

@@ -48,10 +48,14 @@ def fingerprint(root: Path, paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def cache_folder() -> Path:
+    """Return where scratch-core keeps what it can make again, in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scratch-core"
+
+
 def _store(root: Path) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    return cache / "scratch-core" / "fingerprints" / f"{name}.json"
+    return cache_folder() / "fingerprints" / f"{name}.json"
 
 
 def _read(store: Path) -> dict[str, list]:

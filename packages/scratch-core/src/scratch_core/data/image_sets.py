@@ -15,7 +15,7 @@ import gzip
 import hashlib
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ import numpy as np
 from scratch_core.data.batches import ImageClassificationBatch
 from scratch_core.data.digits import load_digits
 from scratch_core.data.fingerprints import fingerprint
+from scratch_core.data.rows import Reading
 from scratch_core.data.sources import files_below
 from scratch_core.errors import ConfigError, DataError
 from scratch_core.vision.images import ImageProcessor, pillow, read_image
@@ -37,9 +38,9 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 class Pictures:
     """Pillow images, brought to the model's size at once and kept in memory, normalised when read."""
 
-    def __init__(self, images: Iterable[Any], labels: np.ndarray, processor: ImageProcessor):
-        self.labels, self.processor = np.asarray(labels, np.int32), processor
+    def __init__(self, images: Iterable[Any], labels: Sequence[int] | np.ndarray, processor: ImageProcessor):
         sized = [np.asarray(processor.resized(image)) for image in images]
+        self.labels, self.processor = np.asarray(labels, np.int32), processor  # may be known only behind the images
         stacked = np.stack(sized) if sized else np.zeros((0, 1, 1), np.uint8)
         self.images_NYXC = stacked[..., None] if stacked.ndim == 3 else stacked
 
@@ -83,15 +84,17 @@ class ImageSplit(NamedTuple):
     fingerprint: str
 
 
-def load_images(folder: str | Path | None, processor: ImageProcessor) -> ImageSplit:
+def load_images(folder: str | Path | None, processor: ImageProcessor, reading: Reading | None = None) -> ImageSplit:
     """Return the images of a folder, by what it holds; None: the embedded digits.
 
     MNIST: ``train-images-idx3-ubyte`` and its three companions, also with ``.gz``. CIFAR-10: the binary version,
     ``data_batch_1.bin`` ... Otherwise a folder for each class, with images in it or below it: ``train/CLASS`` beside
     ``test``, ``val`` or ``validation``; or ``CLASS`` alone, of which every fifth image is held out. Images become
-    grey or coloured, as the processor's mean has one number or three. Raises DataError for missing,
-    damaged or empty data, ConfigError if the processor gives images of different sizes.
+    grey or coloured, as the processor's mean has one number or three. Raises DataError for missing, damaged or empty data,
+    naming file and row (an image's number in a file of many), unless ``reading`` skips broken images and labels that
+    are out of range; ConfigError if the processor gives images of different sizes.
     """
+    reading = reading or Reading()
     if processor.size is None:
         raise ConfigError(
             f"the preprocessing resizes the shorter edge to {processor.resize} and crops nothing, but the images of a "
@@ -101,39 +104,47 @@ def load_images(folder: str | Path | None, processor: ImageProcessor) -> ImageSp
         digits = load_digits()
         arrays = (digits.train_images, digits.train_labels, digits.test_images, digits.test_labels)
         bright = [np.round(a * (255 / 16)).astype(np.uint8) if a.ndim == 3 else a for a in arrays]  # 0..16 -> 0..255
-        return _in_memory(bright, tuple("0123456789"), "1,797 handwritten digits (UCI)", processor)
+        return _in_memory(bright, tuple("0123456789"), "1,797 handwritten digits (UCI)", processor, reading)
     if str(folder) == "":
         raise DataError("the folder's name is empty: name a folder of images")
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
     if found := [p for p in folder.glob("train-images*idx3-ubyte*") if p.is_file()]:
-        return _in_memory(_mnist(folder, found[0].suffix), tuple("0123456789"), f"MNIST in {folder}", processor)
+        arrays = _mnist(folder, found[0].suffix)
+        return _in_memory(arrays, tuple("0123456789"), f"MNIST in {folder}", processor, reading)
     if (folder / "data_batch_1").is_file():
         raise DataError(
             f"{folder} holds the Python version of CIFAR-10: pickles, which can run code and are refused. "
             "Its binary version (data_batch_1.bin ...) is read"
         )
     if (folder / "data_batch_1.bin").is_file():
-        return _in_memory(_cifar10(folder), CIFAR10, f"CIFAR-10 in {folder}", processor)
-    return _folders(folder, processor)
+        return _in_memory(_cifar10(folder), CIFAR10, f"CIFAR-10 in {folder}", processor, reading)
+    return _folders(folder, processor, reading)
 
 
-def _in_memory(arrays: Any, labels: tuple[str, ...], description: str, processor: ImageProcessor) -> ImageSplit:
+def _in_memory(
+    arrays: Any, labels: tuple[str, ...], description: str, processor: ImageProcessor, reading: Reading
+) -> ImageSplit:
     Image = pillow("training on images")
-    train_images, train_labels, test_images, test_labels = arrays
-    for images, numbers in ((train_images, train_labels), (test_images, test_labels)):
+    parts = {"training": arrays[:2], "test": arrays[2:]}
+    for name, (images, numbers) in parts.items():
         if len(images) != len(numbers) or len(numbers) == 0:
             raise DataError(f"{description}: {len(images)} images but {len(numbers)} labels")
-        if numbers.max() >= len(labels):
-            raise DataError(f"{description}: label {numbers.max()} is beyond the {len(labels)} classes")
+        wrong = np.flatnonzero(numbers >= len(labels))
+        for row in wrong:
+            where = f"{description}, {name} image {row}"
+            reading.bad(f"{where}: label {numbers[row]} is beyond the {len(labels)} classes, 0 to {len(labels) - 1}")
+        parts[name] = [np.delete(each, wrong, axis=0) for each in (images, numbers)]
+    (train_images, train_labels), (test_images, test_labels) = arrays = [*parts.values()]
+    arrays = [array for part in arrays for array in part]
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]
     channels = len(processor.mean) or (1 if train_images.ndim == 3 else 3)
     sources = [
         Pictures((read_image(Image.fromarray(image), channels) for image in images), numbers, processor)
         for images, numbers in ((train_images, train_labels), (test_images, test_labels))
     ]
-    return ImageSplit(*sources, labels, channels, description, digest)
+    return ImageSplit(*sources, labels, channels, description + reading.note, digest)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -183,7 +194,7 @@ def _cifar10(folder: Path) -> list[np.ndarray]:
     return [np.concatenate([p[0] for p in train]), np.concatenate([p[1] for p in train]), *test]
 
 
-def _folders(folder: Path, processor: ImageProcessor) -> ImageSplit:
+def _folders(folder: Path, processor: ImageProcessor, reading: Reading) -> ImageSplit:
     train, test = folder, None
     if (folder / "train").is_dir():
         train = folder / "train"
@@ -205,9 +216,13 @@ def _folders(folder: Path, processor: ImageProcessor) -> ImageSplit:
     if not held_out:
         raise DataError(f"{folder} has no images to hold out: put some into test/, or at least five into a class")
     channels = len(processor.mean) or 3
-    sources = (_opened(part, processor, channels) for part in (kept, held_out))
-    description = f"{len(kept) + len(held_out):,} images of {len(labels)} classes in {folder}"
-    return ImageSplit(*sources, labels, channels, description, fingerprint(folder, (p for p, _ in (*kept, *held_out))))
+    train_source, test_source = (_opened(part, processor, channels, reading) for part in (kept, held_out))
+    if not len(train_source) or not len(test_source):
+        raise DataError(f"{folder} has no sound images left to train on or to hold out{reading.note}")
+    count = len(train_source) + len(test_source)
+    description = f"{count:,} images of {len(labels)} classes in {folder}{reading.note}"
+    digest = fingerprint(folder, (path for path, _ in (*kept, *held_out)))
+    return ImageSplit(train_source, test_source, labels, channels, description, digest)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -221,11 +236,30 @@ def _image_files(folder: Path) -> list[Path]:
     return found
 
 
-def _opened(files: list[tuple[Path, int]], processor: ImageProcessor, channels: int) -> Pictures | PictureFiles:
-    paths, labels = [path for path, _ in files], np.array([number for _, number in files])
-    if len(files) * channels * math.prod(processor.size or ()) > IN_MEMORY:
-        return PictureFiles(paths, labels, processor, channels)
-    return Pictures((read_image(path, channels) for path in paths), labels, processor)
+def _opened(
+    files: list[tuple[Path, int]], processor: ImageProcessor, channels: int, reading: Reading
+) -> Pictures | PictureFiles:
+    """Return the images of files. If broken ones are to be skipped, those that are opened late are all tried first."""
+    late = len(files) * channels * math.prod(processor.size or ()) > IN_MEMORY
+    paths: list[Path] = []
+    labels: list[int] = []
+
+    def sound() -> Iterator[Any]:
+        for path, number in files:
+            try:
+                image = None if late and reading.on_error == "raise" else read_image(path, channels)
+            except DataError as error:
+                reading.bad(str(error), error)
+                continue
+            paths.append(path)
+            labels.append(number)
+            yield image
+
+    if not late:
+        return Pictures(sound(), labels, processor)
+    for _ in sound():
+        pass
+    return PictureFiles(paths, np.array(labels), processor, channels)
 
 
 @dataclasses.dataclass(frozen=True)

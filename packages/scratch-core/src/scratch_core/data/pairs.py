@@ -1,4 +1,4 @@
-"""Sources and targets for sequence-to-sequence models: pairs of texts from a file, or texts with gaps.
+"""Sources and targets for sequence-to-sequence models: pairs of texts from rows, or texts with gaps.
 
 Span corruption (Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 3.1.4) cuts spans out of a text. In their
 place the source has sentinels, a new one for each; the target is each sentinel followed by what it stands for:
@@ -9,7 +9,6 @@ place the source has sentinels, a new one for each; the target is each sentinel 
 Of T tokens a fixed number is cut, in a fixed number of spans, so that all examples have the same two lengths.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratch_core.data.batches import SequenceToSequenceBatch
+from scratch_core.data.rows import Reading, read_rows
 from scratch_core.data.tokenizers import Tokenizer
 from scratch_core.errors import ConfigError, DataError
 
@@ -30,36 +30,23 @@ class Pair(NamedTuple):
     target: str
 
 
-def open_pairs(path: str | Path) -> list[Pair]:
-    """Return the rows of a .jsonl file, JSON objects with a "source" and a "target".
+def open_pairs(path: str | Path, reading: Reading | None = None) -> list[Pair]:
+    """Return the rows of a file, each with a "source" and a "target"; rows.py says in which formats.
 
     Raises DataError that names file and row if the file is missing or unreadable, or a row is malformed or empty.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"no such file: {path}")
-    try:
-        rows = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    pairs = []
-    for number, row in enumerate(rows, 1):
-        if not row.strip():
-            continue
-        try:
-            fields = json.loads(row)
-            pair = Pair(fields["source"], fields["target"])
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise DataError(
-                f'{path}, row {number}: must be a JSON object with a "source" and a "target", found '
-                f"{row[:40].decode(errors='replace')!r} ({type(error).__name__}: {error})"
-            ) from error
+
+    def read(fields: Any) -> Pair:
+        pair = Pair(fields["source"], fields["target"])
         for name, text in pair._asdict().items():
             if not isinstance(text, str) or not text:
-                raise DataError(f"{path}, row {number}: {name}={text!r} must be a text with at least one character")
-        pairs.append(pair)
+                raise ValueError(f"{name}={text!r} must be a text with at least one character")
+        return pair
+
+    pairs = [pair for _, pair in read_rows(path, read, 'a "source" and a "target"', reading)]
     if len(pairs) < 2:
-        raise DataError(f"{path} holds {len(pairs)} rows: at least 2 are needed, one of them to be held out")
+        note = "" if reading is None else reading.note
+        raise DataError(f"{path} holds {len(pairs)} rows: at least 2 are needed, one of them to be held out{note}")
     return pairs
 
 
@@ -98,8 +85,9 @@ class SpanCorruption:
     """Windows of T tokens with spans cut out. Item i: "input_ids" int32 [S] and "labels" int32 [U].
 
     ``sentinels`` are the tokens that stand for the spans, in their order; both texts end with ``end`` (None: neither
-    does). A share of ``density`` is cut, in spans of ``mean_length`` on average, drawn from ``seed`` and i, so that a
-    window has the same gaps in each epoch. Raises DataError for too few tokens, ConfigError for too few sentinels.
+    does). A share of ``density`` is cut, in spans of ``mean_length`` on average. Item i always has the same gaps, drawn
+    from ``seed`` and i. Training draws others in each epoch: it takes ``windows`` and calls ``corrupt`` on each.
+    Raises DataError for too few tokens, ConfigError for too few sentinels.
     """
 
     def __init__(
@@ -117,7 +105,7 @@ class SpanCorruption:
             raise DataError(
                 f"{len(tokens)} tokens are fewer than one window of {length}: give more text or a shorter window"
             )
-        self.tokens, self.length, self.seed = tokens, length, seed
+        self.windows, self.length, self.seed = Pieces(tokens, length), length, seed
         self.end = [] if end is None else [end]
         self.cut = min(max(round(length * density), 1), length - 1)
         self.spans = min(max(round(self.cut / mean_length), 1), self.cut, length - self.cut)
@@ -135,12 +123,14 @@ class SpanCorruption:
 
     def __len__(self) -> int:
         """Return the number of windows; a rest shorter than T is left out."""
-        return len(self.tokens) // self.length
+        return len(self.windows)
 
     def __getitem__(self, index: int) -> SequenceToSequenceBatch:
-        """Return window ``index``."""
-        rng = np.random.default_rng([self.seed, int(index)])
-        window = self.tokens[int(index) * self.length : (int(index) + 1) * self.length].astype(np.int32)
+        """Return window ``index``, with the gaps that it always has."""
+        return self.corrupt(self.windows[index], np.random.default_rng([self.seed, int(index)]))
+
+    def corrupt(self, window: np.ndarray, rng: np.random.Generator) -> SequenceToSequenceBatch:
+        """Return a window, int32 [T], with gaps drawn from ``rng``."""
         kept, cut = _lengths(rng, self.length - self.cut, self.spans), _lengths(rng, self.cut, self.spans)
         source: list[Any] = []
         target: list[Any] = []
@@ -153,6 +143,21 @@ class SpanCorruption:
             "input_ids": np.concatenate([*source, self.end]).astype(np.int32),
             "labels": np.concatenate([*target, self.end]).astype(np.int32),
         }
+
+
+class Pieces:
+    """Windows of T tokens, side by side. Item i: int32 [T]."""
+
+    def __init__(self, tokens: np.ndarray, length: int):
+        self.tokens, self.length = tokens, length
+
+    def __len__(self) -> int:
+        """Return the number of windows; a rest shorter than T is left out."""
+        return len(self.tokens) // self.length
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Return window ``index``."""
+        return self.tokens[int(index) * self.length : (int(index) + 1) * self.length].astype(np.int32)
 
 
 def _lengths(rng: np.random.Generator, total: int, parts: int) -> np.ndarray:

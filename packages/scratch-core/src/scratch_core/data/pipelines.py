@@ -5,13 +5,14 @@ step k reads ``batches[k]`` and needs no other state. Evaluation batches are a f
 With several processes, process i of n reads the i-th of n equal runs of rows of each batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scratch_core.data.batches import CausalLMBatch, ImageClassificationBatch
 from scratch_core.errors import ConfigError, DataError
+from scratch_core.layers.masks import MAX_DOCUMENTS
 
 if TYPE_CHECKING:
     import grain
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 class Windows:
     """Windows of T tokens, each overlapping the one before by a token: each token is predicted once per epoch.
 
-    Item i is {"input_ids": int32 [T]}; a rest shorter than T is left out. Raises DataError if there are fewer than
-    T tokens, ConfigError if T < 2.
+    Item i is {"input_ids": int32 [T]}; a rest shorter than T is left out. ``starts`` (int [documents], increasing; None:
+    all tokens are one document) says where documents begin: then an item has "document_ids" int32 [T] too, and no
+    document reads another. One that a window cuts goes on in the next as a new one. Raises DataError if there are fewer
+    than T tokens, or a window may hold more documents than a model can tell apart; ConfigError if T < 2.
     """
 
-    def __init__(self, tokens: np.ndarray, sequence_length: int):
+    def __init__(self, tokens: np.ndarray, sequence_length: int, starts: np.ndarray | None = None):
         if sequence_length < 2:
             raise ConfigError(f"sequence_length={sequence_length} must be at least 2: a token and the next one")
         if len(tokens) < sequence_length:
@@ -32,7 +35,13 @@ class Windows:
                 f"{len(tokens)} tokens are fewer than one window of sequence_length={sequence_length}: "
                 "give more text or a shorter sequence_length"
             )
-        self.tokens, self.length = tokens, sequence_length
+        most = MAX_DOCUMENTS - 1
+        if starts is not None and len(starts) > most and (starts[most:] - starts[:-most]).min() < sequence_length:
+            raise DataError(
+                f"a window of sequence_length={sequence_length} would hold more than {most} documents: "
+                "give a shorter sequence_length, or train on them as one text"
+            )
+        self.tokens, self.length, self.starts = tokens, sequence_length, starts
 
     def __len__(self) -> int:
         """Return the number of full windows."""
@@ -41,16 +50,25 @@ class Windows:
     def __getitem__(self, index: int) -> CausalLMBatch:
         """Return window ``index``."""
         start = int(index) * (self.length - 1)
-        return {"input_ids": self.tokens[start : start + self.length].astype(np.int32)}
+        batch: CausalLMBatch = {"input_ids": self.tokens[start : start + self.length].astype(np.int32)}
+        if self.starts is not None:
+            batch["document_ids"] = _documents(self.starts, start + np.arange(self.length))
+        return batch
 
 
 def training_batches(
-    source: Any, batch_size: int, *, seed: int, process_index: int = 0, process_count: int = 1
+    source: Any,
+    batch_size: int,
+    *,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    change: Callable[[Any, np.random.Generator], Any] | None = None,
 ) -> "grain.MapDataset":
     """Return the endless, shuffled batches of ``source`` (anything with len and ``source[i]``): ``batches[k]``.
 
     Each epoch has an order of its own, drawn from ``seed``; a batch may hold the end of one epoch and the start of
-    the next. Raises ConfigError if ``process_count`` does not divide ``batch_size``, DataError for an empty source.
+    the next. ``change(example, rng)`` changes examples at random, each anew in each epoch. Raises ConfigError if ``process_count`` does not divide ``batch_size``, DataError for an empty source.
     """
     if batch_size < 1 or batch_size % process_count:
         raise ConfigError(f"batch_size={batch_size} must be positive and a multiple of {process_count} processes")
@@ -59,6 +77,8 @@ def training_batches(
     import grain  # 3 s of import: only when training starts
 
     order = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    if change is not None:
+        order = order.random_map(change, seed=(seed + 1) % 2**32)
     return order.batch(batch_size // process_count)[process_index::process_count]
 
 
@@ -66,15 +86,16 @@ class TextEvaluation:
     """All of ``tokens`` in order, in batches of one shape; every token but the first is a target exactly once.
 
     Batch k is {"input_ids": int32 [B, T], "labels": int32 [B, T]}; the last windows are filled up with token 0 and
-    label -100, which no loss counts. Raises DataError if there are fewer than two tokens.
+    label -100, which no loss counts. With ``starts``, as in :class:`Windows`, there are "document_ids", and the first
+    token of a document is no target. Raises DataError if there are fewer than two tokens.
     """
 
-    def __init__(self, tokens: np.ndarray, batch_size: int, sequence_length: int):
+    def __init__(self, tokens: np.ndarray, batch_size: int, sequence_length: int, starts: np.ndarray | None = None):
         if len(tokens) < 2:
             raise DataError(f"{len(tokens)} held-out tokens: at least 2 are needed")
         if batch_size < 1 or sequence_length < 2:
             raise ConfigError(f"batch_size={batch_size} must be >= 1 and sequence_length={sequence_length} >= 2")
-        self.tokens, self.batch_size, self.length = tokens, batch_size, sequence_length
+        self.tokens, self.batch_size, self.length, self.starts = tokens, batch_size, sequence_length, starts
         self.num_windows = -(-(len(tokens) - 1) // (sequence_length - 1))
 
     def __len__(self) -> int:
@@ -93,7 +114,25 @@ class TextEvaluation:
         where_BT = (np.arange(B)[:, None] + index * B) * (T - 1) + np.arange(T)
         real_BT = where_BT < len(self.tokens)
         ids_BT = self.tokens[np.minimum(where_BT, len(self.tokens) - 1)].astype(np.int32)
-        return {"input_ids": np.where(real_BT, ids_BT, 0), "labels": np.where(real_BT, ids_BT, -100)}
+        batch: CausalLMBatch = {
+            "input_ids": np.where(real_BT, ids_BT, 0),
+            "labels": np.where(real_BT, ids_BT, -100),
+        }
+        if self.starts is not None:
+            batch["document_ids"] = _documents(self.starts, where_BT)
+        return batch
+
+    @property
+    def counted(self) -> np.ndarray:
+        """Whether each of ``tokens`` but the first is a target, bool [N - 1]."""
+        counted = np.ones(len(self.tokens), bool)
+        counted[self.starts if self.starts is not None else []] = False
+        return counted[1:]
+
+
+def _documents(starts: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Return the number of the document that each token is in, int32 of the same shape."""
+    return np.searchsorted(starts, where, side="right").astype(np.int32)
 
 
 class ImageEvaluation:

@@ -2,83 +2,134 @@
 
 `open_documents` decides by what it is given:
 
-    None                the source of the running Python's standard library, a document for each .py file
-    a folder            a document for each text file in it or below it
-    a .jsonl file       a document for each row, a JSON object with a "text"
-    a .npy file         one document of token ids
-    any other file      one document of text
+    None                        the source of the running Python's standard library, a document for each .py file
+    a folder                    a document for each text file in it or below it
+    rows (see rows.py)          a document for each row, with a "text", or "input_ids" that are tokens already
+    a .npy file                 one document of token ids
+    any other file              one document of text
 """
 
-import hashlib
-import json
+import codecs
+import dataclasses
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from scratch_core.config import size_of_file
+from scratch_core.data.rows import Reading, is_rows, read_rows, text_of
+from scratch_core.data.token_files import digest_path, open_tokens
 from scratch_core.errors import DataError
+
+PIECE = 1 << 22
+"""Bytes of a text file that are read, and tokenised, at a time."""
+EXPECTED = 'a "text" that is a string'
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A text file, read piece by piece; ``lines_left_out`` are those of another encoding, of which nothing is read."""
+
+    path: Path
+    size: int
+    lines_left_out: frozenset[int] = frozenset()
+
+    def __len__(self) -> int:
+        """Return the number of bytes."""
+        return self.size
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the text in pieces of about ``PIECE`` bytes, which end with a line unless one is longer."""
+        number = 1
+        for piece in _pieces(self.path):
+            lines = piece.count(b"\n")
+            if not self.lines_left_out.isdisjoint(range(number, number + lines + 1)):
+                kept = enumerate(piece.splitlines(keepends=True), number)
+                yield b"".join(line for n, line in kept if n not in self.lines_left_out)
+            else:
+                yield piece
+            number += lines
 
 
 class Document(NamedTuple):
-    """One text: its name within the source, and its bytes, or the ids [N] of its tokens."""
+    """One text: its name within the source, and its bytes, its file, or the ids [N] of its tokens."""
 
     name: str
-    content: bytes | np.ndarray
+    content: bytes | TextFile | np.ndarray
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the text in pieces; none of a document of token ids."""
+        if isinstance(self.content, TextFile):
+            yield from self.content.pieces()
+        elif isinstance(self.content, bytes):
+            yield self.content
 
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of a source, at least one and none of them empty.
+    """The documents of a source, at least one and none of them empty; they are read anew each time.
 
-    ``label`` names the source for people; ``unit`` says what a document is there ("files", "rows"); ``left_out``
-    counts those that were empty or binary.
+    ``label`` names the source for people; ``unit`` says what a document is there ("files", "rows"). ``sizes`` are the
+    names of the documents with their bytes (or token ids); ``left_out`` counts those that were empty or binary, and
+    ``note`` tells of bad rows that were skipped.
     """
 
     label: str
     unit: str
-    documents: list[Document]
+    sizes: dict[str, int]
+    read: Callable[[], Iterator[Document]]
     left_out: int = 0
+    note: str = ""
+
+    def __iter__(self) -> Iterator[Document]:
+        """Read the documents, one after the other."""
+        return self.read()
+
+    @property
+    def documents(self) -> list[Document]:
+        """All documents at once."""
+        return list(self.read())
 
 
-def open_documents(source: str | Path | None) -> Documents:
+def open_documents(source: str | Path | None, reading: Reading | None = None) -> Documents:
     """Return the documents of ``source``; see the module for what it may be.
 
     Of a folder, hidden files are ignored, and files that are empty or hold a NUL byte (no text) are left out. Raises
-    DataError if ``source`` is missing, unreadable, damaged or empty; for a bad row it names the file and the row.
+    DataError if ``source`` is missing, unreadable, damaged or empty; for a bad row, or a line that is not UTF-8, it
+    names the file and the row, or leaves them out as ``reading`` says.
     """
+    reading = reading or Reading()
     if source is None:
-        return _files(Path(sysconfig.get_path("stdlib")), standard_library(), "the standard library's source")
+        return _files(Path(sysconfig.get_path("stdlib")), standard_library(), "the standard library's source", None)
     if str(source) == "":
         raise DataError("the name of the text is empty: name a file or a folder")
     path = Path(source)
+    if is_rows(source) and not (path.suffix and path.exists() and not path.is_file()):
+        return _rows(str(source), reading)
     if path.is_dir():
         names = (name for name in files_below(path) if not _hidden(name.relative_to(path)))
-        return _files(path, sorted(names), str(path))
+        return _files(path, sorted(names), str(path), reading)
     try:
-        size_of_file(path, DataError)
+        size = size_of_file(path, DataError)
     except OSError as error:
         raise DataError(f"no such file or folder: {path}" if not path.exists() else _unreadable(path, error)) from None
     if path.suffix == ".npy":
-        tokens = open_tokens(path, verify=_digest_path(path).exists())
+        tokens = open_tokens(path, verify=digest_path(path).exists())
         if not len(tokens):
             raise DataError(f"{path} is empty: training needs tokens")
-        return Documents(str(path), "files", [Document(path.name, tokens)])
-    data = _read(path)
-    if not data:
+        return Documents(str(path), "files", {path.name: len(tokens)}, lambda: iter([Document(path.name, tokens)]))
+    if not size:
         raise DataError(f"{path} is empty: training needs text")
-    if b"\0" in data:
+    if (place := _nul(path)) is not None:
         raise DataError(
-            f"{path} holds a NUL byte, at {data.index(0):,} of {len(data):,}: it is no text. Name a text file, or "
+            f"{path} holds a NUL byte, at {place:,} of {size:,}: it is no text. Name a text file, or "
             "convert it, such as UTF-16 to UTF-8"
         )
-    if path.suffix == ".jsonl":
-        return _rows(path, data)
-    return Documents(str(path), "files", [Document(path.name, data)])
+    return _files(path.parent, [path], str(path), reading)
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -103,81 +154,101 @@ def standard_library() -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
-def save_tokens(tokens: np.ndarray, path: str | Path) -> None:
-    """Write ``tokens`` as .npy with a sha256 beside it (.npy.sha256): numpy itself notices no flipped bit."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        np.save(file, np.ascontiguousarray(tokens))
-    _digest_path(path).write_text(_sha256(partial) + "\n")
-    os.replace(partial, path)
-
-
-def open_tokens(path: str | Path, *, verify: bool = True) -> np.ndarray:
-    """Memory-map token ids [N], such as `save_tokens` writes.
-
-    Raises DataError if the file is missing, is no .npy of integers in one axis, or (``verify``) is damaged.
-    """
-    path = Path(path)
-    try:
-        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-        expected = _digest_path(path).read_text().strip() if verify else None
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as tokens: {error}") from error
-    if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
-        found = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, np.ndarray) else "several arrays"
-        raise DataError(f"{path} cannot be read as tokens: it must hold integers in one axis, found {found}")
-    if verify and (digest := _sha256(path)) != expected:
-        raise DataError(f"{path} is damaged: sha256 {digest[:12]}..., expected {str(expected)[:12]}...; make it again")
-    return tokens
-
-
-def _files(root: Path, paths: list[Path], label: str) -> Documents:
-    return _documents(label, "files", {path.relative_to(root).as_posix(): _read(path) for path in paths})
-
-
-def _rows(path: Path, data: bytes) -> Documents:
-    texts = {}
-    for number, row in enumerate(data.split(b"\n"), 1):
-        if not row.strip():
-            continue
-        try:
-            texts[f"row {number}"] = json.loads(row)["text"].encode()
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise DataError(
-                f'{path}, row {number}: must be a JSON object with a "text" that is a string, found '
-                f"{row[:40].decode(errors='replace')!r} ({type(error).__name__}: {error})"
-            ) from error
-    return _documents(str(path), "rows", texts)
-
-
-def _documents(label: str, unit: str, texts: dict[str, bytes]) -> Documents:
-    """Leave out what is empty or binary. Raises DataError if nothing is left."""
-    kept = [Document(name, data) for name, data in texts.items() if data and b"\0" not in data]
+def _files(root: Path, paths: list[Path], label: str, reading: Reading | None) -> Documents:
+    """Return a document for each text file; ``reading`` None: their encoding is not checked."""
+    kept: dict[str, TextFile] = {}
+    for path in paths:
+        if (size := _size(path)) and _nul(path) is None:
+            bad = frozenset() if reading is None else _bad_lines(path, reading)
+            kept[path.relative_to(root).as_posix()] = TextFile(path, size, bad)
+    left_out = len(paths) - len(kept)
     if not kept:
-        raise DataError(f"{label} holds no text: {len(texts)} {unit} found, all empty or binary")
-    return Documents(label, unit, kept, len(texts) - len(kept))
+        raise DataError(f"{label} holds no text: {len(paths)} files found, all empty or binary")
+    sizes = {name: len(file) for name, file in kept.items()}
+    note = "" if reading is None else reading.note
+
+    def read() -> Iterator[Document]:
+        for name, file in kept.items():
+            yield Document(name, b"".join(file.pieces()) if file.size <= PIECE else file)
+
+    return Documents(label, "files", sizes, read, left_out, note)
+
+
+def _rows(source: str, reading: Reading) -> Documents:
+    def read(fields: Any) -> bytes | np.ndarray:
+        if isinstance(fields, dict) and "input_ids" in fields and "text" not in fields:
+            ids = np.array(fields["input_ids"])
+            if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0:
+                raise ValueError("input_ids must be a list of whole numbers that are not negative, one at least")
+            return ids
+        text = text_of(fields["text"])
+        if "\0" in text:
+            raise ValueError("the text holds a NUL character")
+        return text.encode()
+
+    if Path(source).is_file() and not _size(Path(source)):
+        raise DataError(f"{source} is empty: training needs text")
+    sizes = {where: len(content) for where, content in read_rows(source, read, EXPECTED, reading)}
+    if not sizes:
+        raise DataError(f"{source} holds no text: 0 rows found{reading.note}")
+
+    def again() -> Iterator[Document]:
+        silent = dataclasses.replace(reading)  # what is skipped was counted above
+        return (Document(*each) for each in read_rows(source, read, EXPECTED, silent))
+
+    return Documents(source, "rows", sizes, again, note=reading.note)
+
+
+def _bad_lines(path: Path, reading: Reading) -> frozenset[int]:
+    """Return the numbers of the lines of a file that are not UTF-8, if they may be skipped; else raise DataError."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for piece in _pieces(path):
+            decoder.decode(piece)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        found = []
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    reading.bad(f"{path}, row {number}: must be UTF-8, found {line[:40]!r} ({error.reason})", error)
+                    found.append(number)
+        return frozenset(found)
+    return frozenset()
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """Yield a file in pieces of about ``PIECE`` bytes that end with a line, unless a line is longer."""
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(PIECE):
+                yield piece + file.readline(PIECE)
+    except OSError as error:
+        raise DataError(_unreadable(path, error)) from error
+
+
+def _nul(path: Path) -> int | None:
+    """Return where the first NUL byte of a file is; None: it holds none."""
+    before = 0
+    for piece in _pieces(path):
+        if (place := piece.find(b"\0")) >= 0:
+            return before + place
+        before += len(piece)
+    return None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DataError(_unreadable(path, error)) from error
 
 
 def _hidden(path: Path) -> bool:
     return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(_unreadable(path, error)) from error
-
-
 def _unreadable(path: Path, error: OSError) -> str:
     return f"{path} cannot be read: {error.strerror}. Give yourself the right to read it, or name other data"
-
-
-def _digest_path(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

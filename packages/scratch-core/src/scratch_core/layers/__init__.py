@@ -7,7 +7,7 @@ from scratch_core.layers.dropout import DropPath, drop_path_rates, dropout
 from scratch_core.layers.feed_forward import MLP, GatedMLP, gelu
 from scratch_core.layers.linear import Linear
 from scratch_core.layers.lora import LoRALinear, LoRAParam
-from scratch_core.layers.masks import causal_mask, padding_mask, positions_from_mask
+from scratch_core.layers.masks import causal_mask, padding_mask, places, positions_from_mask
 from scratch_core.layers.moe import (
     ExpertChoice,
     Experts,
@@ -63,6 +63,7 @@ __all__ = [
     "interleaved_to_half_split",
     "load_balancing_loss",
     "padding_mask",
+    "places",
     "positions_from_mask",
     "read_rope",
     "rope_to_hf",

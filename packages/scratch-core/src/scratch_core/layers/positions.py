@@ -14,6 +14,7 @@ from flax import nnx
 from jax.core import Tracer
 
 from scratch_core.errors import DataError
+from scratch_core.layers.masks import places
 
 
 class LearnedPositions(nnx.Module):
@@ -28,7 +29,7 @@ class LearnedPositions(nnx.Module):
 
         Raises DataError for a position beyond the table. Inside jit, where positions are unknown, that gives NaN.
         """
-        num_positions = self.embedding.shape[0]
+        num_positions, positions_BT = self.embedding.shape[0], places(positions_BT)
         if not isinstance(positions_BT, Tracer) and (longest := int(positions_BT.max(initial=-1)) + 1) > num_positions:
             raise DataError(
                 f"a text of {longest} tokens needs {longest} positions, the model has {num_positions}: shorten the text"

@@ -39,6 +39,7 @@ import numpy as np
 
 from scratch_core.config import REQUIRED, field, unsupported
 from scratch_core.errors import ConfigError
+from scratch_core.layers.masks import places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Rope:
 
     def __call__(self, x_BTNH: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Return ``x_BTNH`` turned by its positions (int32), in its own dtype; angles are float32."""
-        angle_BTP = positions_BT[..., None].astype(jnp.float32) * self.frequencies(x_BTNH.shape[-1])
+        angle_BTP = places(positions_BT)[..., None].astype(jnp.float32) * self.frequencies(x_BTNH.shape[-1])
         cos_BT1P, sin_BT1P = jnp.cos(angle_BTP)[:, :, None], jnp.sin(angle_BTP)[:, :, None]
         a_BTNP, b_BTNP = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)  # pair i is (i, i + H/2)
         turned_BTNH = jnp.concatenate(

@@ -22,7 +22,7 @@ from scratch_core.generation import stream
 from scratch_core.layers import LoRAParam, scan_layers, unscan_layers
 from scratch_core.parallel import born_sharded, process_part
 from scratch_core.registry import ModelSpec
-from scratch_core.tasks.options import RunOptions, flag
+from scratch_core.tasks.options import RowOptions, RunOptions, flag
 from scratch_core.tasks.task import Job, Task
 from scratch_core.train.lora import adapters, add_lora, merge_lora
 from scratch_core.train.lora_files import save_lora
@@ -33,14 +33,17 @@ SAMPLE_TOKENS = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextOptions(RunOptions):
+class TextOptions(RowOptions):
     """Train a causal language model on text."""
 
     paths: ClassVar[tuple[str, ...]] = ("data", "tokenizer", "start")
 
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE|FOLDER")] = None
-    """A text file or a folder of them, a .jsonl file whose rows have a "text", or a .npy file of token ids.
-    The default is the source of Python's own standard library."""
+    """A text file or a folder of them; rows with a "text" (.jsonl, .csv, .tsv, .parquet, a folder of `save_to_disk`, or
+    hf:NAME for a data set of the Hub); or a .npy file of token ids. The default is the source of Python's own standard
+    library."""
+    one_text: bool = False
+    """Read all documents as one long text: a token may then read those of the document before its own."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """A folder with a tokenizer.json. The default is bytes; with --start, the checkpoint's own."""
     batch_size: int = 16
@@ -107,9 +110,14 @@ class CausalLMTask(Task):
         model.remat_layers = options.remat
         if options.scan:
             scan_layers(model)
-        tokens = load_text(options.data, tokenizer)
-        windows = Windows(tokens.train, options.sequence_length)
+        tokens = load_text(options.data, tokenizer, reading=options.reading())
+        starts, held_out_starts = tokens.train_starts, tokens.validation_starts
+        if options.one_text or starts is None or held_out_starts is None:
+            starts = held_out_starts = None
+        windows = Windows(tokens.train, options.sequence_length, starts)
         held_out = tokens.validation[: options.evaluation_tokens]
+        if held_out_starts is not None:
+            held_out_starts = held_out_starts[held_out_starts < len(held_out)]
         if not tokenizer.count_bytes(held_out[1:1000]):
             raise DataError(f"{tokens.description}: these hold no text to measure the loss on; give more text")
         part, parts = process_part(options.device_mesh())
@@ -118,7 +126,7 @@ class CausalLMTask(Task):
             batches=training_batches(
                 windows, options.batch_size, seed=options.seed, process_index=part, process_count=parts
             ),
-            held_out=TextEvaluation(held_out, options.batch_size, options.sequence_length),
+            held_out=TextEvaluation(held_out, options.batch_size, options.sequence_length, held_out_starts),
             description=tokens.description,
             fingerprint=tokens.fingerprint(),
             example=windows[0],
@@ -169,7 +177,7 @@ class TextJob(Job):
 
     def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
         """Print the held-out loss in bits per byte, and what the model writes now."""
-        show_bits_per_byte(results["loss"], self.tokens.train, self.held_out.tokens, self.tokenizer)
+        show_bits_per_byte(results["loss"], self.tokens.train, self.held_out, self.tokenizer)
         self.show_sample("after")
 
     def next_command(self, folder: Path) -> tuple[str, ...]:
@@ -227,16 +235,17 @@ def sample_prompt(options: TextOptions, tokens: TokenSplit, tokenizer: Tokenizer
     return words[0][:20] + " " if words else ""
 
 
-def show_bits_per_byte(loss: float, train: np.ndarray, held_out: np.ndarray, tokenizer: Tokenizer) -> None:
+def show_bits_per_byte(loss: float, train: np.ndarray, held_out: TextEvaluation, tokenizer: Tokenizer) -> None:
     """Print the held-out loss beside that of counting, on the same targets."""
-    size = tokenizer.count_bytes(held_out[1:1000])
+    tokens, counted = held_out.tokens, held_out.counted
+    size = tokenizer.count_bytes(tokens[1:][counted])
     counts = CountModels(train, tokenizer.vocab_size)
-    bits = loss * (len(held_out) - 1) / math.log(2)
-    print(f"held-out bits per byte ({len(held_out) - 1:,} targets, {size:,} bytes):")
+    bits = loss * counted.sum() / math.log(2)
+    print(f"held-out bits per byte ({counted.sum():,} targets, {size:,} bytes):")
     for name, value in (
         ("this model", bits),
-        ("bigram counts", counts.bigram_bits(held_out)),
-        ("unigram counts", counts.unigram_bits(held_out)),
+        ("bigram counts", counts.bigram_bits(tokens, counted)),
+        ("unigram counts", counts.unigram_bits(tokens, counted)),
     ):
         print(f"  {name:15} {value / size:.3f}", flush=True)
 

@@ -19,7 +19,7 @@ from scratch_core.losses import accuracy
 from scratch_core.parallel import born_sharded, process_part
 from scratch_core.pretrained import PretrainedModel
 from scratch_core.registry import ModelSpec
-from scratch_core.tasks.options import RunOptions
+from scratch_core.tasks.options import DataOptions, RunOptions
 from scratch_core.tasks.task import Job, Task
 from scratch_core.train.plots import draw_confusion
 from scratch_core.vision import VisionModel
@@ -30,7 +30,7 @@ ANY_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageOptions(RunOptions):
+class ImageOptions(DataOptions):
     """Train an image classifier."""
 
     paths: ClassVar[tuple[str, ...]] = ("data", "start")
@@ -194,7 +194,7 @@ def build(spec: ModelSpec, options: ImageOptions) -> tuple[VisionModel, ImageSpl
         config, processor = model.config, model.processor
         if options.image_size is not None or processor is None:
             processor = _processor(options.image_size or _side(config), config.num_channels)
-        images = load_images(options.data, processor)
+        images = load_images(options.data, processor, options.reading())
         if images.channels != config.num_channels:
             raise ConfigError(
                 f"{options.checkpoint} reads images of {config.num_channels} channels, the data has {images.channels}"
@@ -211,7 +211,8 @@ def build(spec: ModelSpec, options: ImageOptions) -> tuple[VisionModel, ImageSpl
             )
         config = dataclasses.replace(config, image_size=options.image_size)
     size = options.image_size or _side(config)
-    images = load_images(options.data, _processor(size, 1 if _is_grey(options.data) else 3))
+    processor = _processor(size, 1 if _is_grey(options.data) else 3)
+    images = load_images(options.data, processor, options.reading())
     changes = {"num_channels": images.channels, "num_classes": len(images.labels), "labels": images.labels}
     config = dataclasses.replace(config, **changes)
     build = lambda: model_class(config, dtype=jnp.float32, rngs=nnx.Rngs(options.seed))  # noqa: E731

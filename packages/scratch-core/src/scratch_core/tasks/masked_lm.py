@@ -1,7 +1,7 @@
 """Masked language modelling: the pre-training of encoders, and filling in the blanks of a text."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -18,7 +18,7 @@ from scratch_core.errors import DataError
 from scratch_core.losses import IGNORED, encoder_outputs
 from scratch_core.registry import ModelSpec
 from scratch_core.tasks.options import RunOptions
-from scratch_core.tasks.task import Job, Task
+from scratch_core.tasks.task import Job, Rows, Task
 from scratch_core.tasks.texts import EncoderOptions, Evaluation, build, fingerprint, run, tokenizer_of
 
 
@@ -36,8 +36,8 @@ class MaskedOptions(EncoderOptions):
     """Train an encoder to find hidden tokens."""
 
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE|FOLDER")] = None
-    """A text file or a folder of them, or a .jsonl file whose rows have a "text". The default is the source of Python's
-    own standard library."""
+    """A text file or a folder of them, or rows with a "text": .jsonl, .csv, .tsv, .parquet, a folder of `save_to_disk`,
+    or hf:NAME for a data set of the Hub. The default is the source of Python's own standard library."""
     whole_words: bool = False
     """Hide words with all their pieces."""
 
@@ -50,6 +50,9 @@ class FillOptions:
     """A text with [MASK] where a token is missing."""
     top: int = 5
     """How many tokens to print for each blank."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Predict every line of a .jsonl file, and write the lines with a "prediction" here. TEXT is then that file; its
+    lines have a "text"."""
 
 
 class MaskedLMTask(Task):
@@ -59,6 +62,7 @@ class MaskedLMTask(Task):
     unit: ClassVar[str] = "tokens"
     Options: ClassVar[type[RunOptions]] = MaskedOptions
     PredictOptions: ClassVar[type | None] = FillOptions
+    row_fields: ClassVar[tuple[str, ...]] = ("text",)
     fine_tuning: ClassVar[Mapping[str, Any]] = {"steps": 600, "learning_rate": 5e-5}
     contract: ClassVar[str] = "scratch_core.testing:MaskedLMContract"
 
@@ -68,9 +72,9 @@ class MaskedLMTask(Task):
 
     def prepare(self, spec: ModelSpec, options: MaskedOptions) -> "MaskedJob":
         """Return the job of a run. Raises ConfigError or DataError if model, tokenizer and text do not fit."""
-        found = open_documents(options.data)
-        contents = {name: content for name, content in found.documents if isinstance(content, bytes)}
-        texts = {name: content.decode("utf-8", errors="replace") for name, content in contents.items()}
+        found = open_documents(options.data, options.reading())
+        texts = {each.name: b"".join(each.pieces()).decode("utf-8", errors="replace") for each in found}
+        texts = {name: text for name, text in texts.items() if text}
         if not texts:
             raise DataError(f"{found.label} holds token ids: a masked LM needs text")
         if len(texts) == 1:
@@ -89,11 +93,12 @@ class MaskedLMTask(Task):
         }
         limit = options.evaluation_examples * options.sequence_length
         source = MaskedWindows(laid_end_to_end(train, tokenizer), copies=COPIES, seed=options.seed, **windows)
+        size = f"{len(texts)} {found.unit}, {len(source.tokens):,} tokens to train on"
         return MaskedJob(
             model=model,
             batches=training_batches(source, options.batch_size, seed=options.seed),
             held_out=Evaluation(MaskedWindows(laid_end_to_end(test, tokenizer)[:limit], **windows), options.batch_size),
-            description=f"{found.label}: {len(texts)} {found.unit}, {len(source.tokens):,} tokens to train on",
+            description=f"{found.label}: {size}{found.note}",
             fingerprint=fingerprint([train, test]),
             update=f"{options.batch_size} x {options.sequence_length} tokens",
             example=source[0],
@@ -114,6 +119,11 @@ class MaskedLMTask(Task):
             print(f"blank {number}:")
             for fill in fills:
                 print(f"  {100 * fill.probability:6.2f} %  {fill.token}")
+
+    def predict_rows(self, folder: Path, model: Any, rows: Rows, options: FillOptions) -> list[Any]:
+        """Return for each blank of each "text" its ``top`` tokens, each {"token", "probability", "text"}."""
+        found = fill_masks(model, [row["text"] for row in rows], options.top)
+        return [[[dataclasses.asdict(each) for each in blank] for blank in blanks] for blanks in found]
 
 
 TASK = MaskedLMTask()
@@ -137,31 +147,34 @@ class MaskedJob(Job):
 
 
 def fill_mask(model: Any, text: str, top: int = 5) -> list[list[Fill]]:
-    """Return for each [MASK] of a text its ``top`` likeliest tokens, likeliest first.
+    """Return the likeliest tokens for each [MASK] of one text; errors as for :func:`fill_masks`."""
+    return fill_masks(model, [text], top)[0]
+
+
+def fill_masks(model: Any, texts: Sequence[str], top: int = 5) -> list[list[list[Fill]]]:
+    """Return for each [MASK] of each text its ``top`` likeliest tokens, likeliest first.
 
     Raises DataError for a text without [MASK], and for one with more tokens than the model has positions.
     """
-    tokenizer = tokenizer_of(model)
-    pieces = tokenizer.pieces(text)
-    row = tokenizer.join(pieces.ids)
-    places = np.flatnonzero(row[0] == tokenizer.mask_id)
-    if not len(places):
-        raise DataError(f"{text!r} has no {tokenizer.names['mask']}: write it where a token is missing")
-    if len(row[0]) > model.config.max_positions:
-        raise DataError(
-            f"the text has {len(row[0])} tokens, the model {model.config.max_positions} positions: shorten the text"
-        )
-    (logits_TV,) = run(model, [row])
-    found = []
-    for place in places:
-        probabilities_V = np.asarray(jax.nn.softmax(logits_TV[place]))
-        order = np.argsort(-probabilities_V, kind="stable")[:top]
-        first, end = pieces.spans[int(place) - 1]  # behind [CLS]
-        fills = []
-        for number in order:
-            token = tokenizer.token(number)
-            fills.append(Fill(token, float(probabilities_V[number]), text[:first] + token + text[end:]))
-        found.append(fills)
+    tokenizer, found = tokenizer_of(model), []
+    pieces = list(tokenizer.all_pieces(texts))
+    rows = [tokenizer.join(each.ids) for each in pieces]
+    for text, (ids, _) in zip(texts, rows, strict=True):
+        if tokenizer.mask_id not in ids:
+            raise DataError(f"{text!r} has no {tokenizer.names['mask']}: write it where a token is missing")
+        if len(ids) > model.config.max_positions:
+            raise DataError(
+                f"the text has {len(ids)} tokens, the model {model.config.max_positions} positions: shorten the text"
+            )
+    for text, each, (ids, _), logits_TV in zip(texts, pieces, rows, run(model, rows), strict=True):
+        blanks = []
+        for place in np.flatnonzero(ids == tokenizer.mask_id):
+            probabilities_V = np.asarray(jax.nn.softmax(logits_TV[place]))
+            order = np.argsort(-probabilities_V, kind="stable")[:top]
+            first, end = each.spans[int(place) - 1]  # behind [CLS]
+            tokens = [(tokenizer.token(number), float(probabilities_V[number])) for number in order]
+            blanks.append([Fill(token, score, text[:first] + token + text[end:]) for token, score in tokens])
+        found.append(blanks)
     return found
 
 

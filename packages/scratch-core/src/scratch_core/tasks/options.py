@@ -11,6 +11,8 @@ from scratch_core.errors import ConfigError
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from scratch_core.data.rows import Reading
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -125,6 +127,35 @@ class RunOptions:
             raise ConfigError("--coordinator needs an --out: a folder that all processes see under this name")
         if self.batch_size % self.accumulate:
             raise ConfigError(f"--accumulate {self.accumulate} must divide --batch-size {self.batch_size}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataOptions(RunOptions):
+    """Options of every task that reads data from files."""
+
+    on_error: Literal["raise", "skip"] = "raise"
+    """What a bad row or a broken image does: end the run, or be left out and counted."""
+
+    def reading(self) -> "Reading":
+        """Return how rows are read; it counts those that it skips."""
+        from scratch_core.data.rows import Reading
+
+        return Reading(self.on_error)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowOptions(DataOptions):
+    """Options of every task that reads rows."""
+
+    columns: Annotated[str | None, tyro.conf.arg(metavar="FIELD=COLUMN,...")] = None
+    """Which columns of a file with rows hold the fields, where they have other names, such as
+    "text=review,label=stars"."""
+
+    def reading(self) -> "Reading":
+        """Return how rows are read. Raises ConfigError if ``columns`` cannot be understood."""
+        from scratch_core.data.rows import Reading, parse_columns
+
+        return Reading(self.on_error, parse_columns(self.columns))
 
 
 def flag(name: str) -> str:

@@ -19,7 +19,7 @@ from scratch_core.errors import ConfigError, DataError
 from scratch_core.losses import IGNORED, encoder_outputs
 from scratch_core.registry import ModelSpec
 from scratch_core.tasks.options import RunOptions
-from scratch_core.tasks.task import Job, Task
+from scratch_core.tasks.task import Job, Rows, Task
 from scratch_core.tasks.texts import EncoderOptions, Evaluation, build, fingerprint, room, run, split, tokenizer_of
 
 POSITIONS = ("start_positions", "end_positions")
@@ -41,12 +41,15 @@ class AnswerOptions:
 
     question: Annotated[str, tyro.conf.Positional]
     """The question."""
-    context: Annotated[str, tyro.conf.Positional]
+    context: Annotated[str, tyro.conf.Positional] = ""
     """The text that holds the answer."""
     top: int = 1
     """How many answers to print."""
     no_answer: bool = False
     """Let the model say that the text does not answer the question."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Predict every line of a .jsonl file, and write the lines with a "prediction" here. QUESTION is then that file;
+    its lines have "question" and "context"."""
 
 
 class QuestionAnsweringTask(Task):
@@ -56,12 +59,14 @@ class QuestionAnsweringTask(Task):
     unit: ClassVar[str] = "questions"
     Options: ClassVar[type[RunOptions]] = EncoderOptions
     PredictOptions: ClassVar[type | None] = AnswerOptions
+    row_fields: ClassVar[tuple[str, ...]] = ("question", "context")
     fine_tuning: ClassVar[Mapping[str, Any]] = {"steps": 600, "learning_rate": 5e-5}
     contract: ClassVar[str] = "scratch_core.testing:QuestionAnsweringContract"
 
     def prepare(self, spec: ModelSpec, options: EncoderOptions) -> "QuestionJob":
         """Return the job of a run. Raises ConfigError or DataError if model, tokenizer and questions do not fit."""
-        questions = open_questions(options.data)
+        reading = options.reading()
+        questions = open_questions(options.data, reading)
         train, test = split(questions, [each.context for each in questions])
         if not train or not test:
             raise DataError(f"{options.data}: {len(questions)} questions are too few to hold out some")
@@ -73,7 +78,7 @@ class QuestionAnsweringTask(Task):
             model=model,
             batches=training_batches(source, options.batch_size, seed=options.seed),
             held_out=Evaluation(Questions(test, tokenizer, options.sequence_length), options.batch_size, POSITIONS),
-            description=f"{origin}: {len(train):,} questions to train on, {len(test):,} held out",
+            description=f"{origin}: {len(train):,} questions to train on, {len(test):,} held out{reading.note}",
             fingerprint=fingerprint(questions),
             update=f"{options.batch_size} questions",
             example=source[0],
@@ -93,6 +98,12 @@ class QuestionAnsweringTask(Task):
         model = model_class.from_pretrained(folder)
         for each in answer(model, options.question, options.context, top=options.top, no_answer=options.no_answer):
             print(f"{each.score:.4f}  {each.start:5} {each.end:5}  {each.text or '(no answer)'}")
+
+    def predict_rows(self, folder: Path, model: Any, rows: Rows, options: AnswerOptions) -> list[Any]:
+        """Return for each "question" and "context" the ``top`` answers, each {"text", "score", "start", "end"}."""
+        asked = [(row["question"], row["context"]) for row in rows]
+        found = answer_all(model, asked, top=options.top, no_answer=options.no_answer)
+        return [[dataclasses.asdict(each) for each in answers] for answers in found]
 
 
 TASK = QuestionAnsweringTask()
@@ -166,58 +177,67 @@ def token_span(spans: np.ndarray, start: int, end: int) -> tuple[int, int]:
     return int(inside[0]), int(inside[-1])
 
 
-def answer(
+def answer(model: Any, question: str, context: str, **options: Any) -> list[Answer]:
+    """Return the ``top`` likeliest answers to one question; arguments and errors as for :func:`answer_all`."""
+    return answer_all(model, [(question, context)], **options)[0]
+
+
+def answer_all(
     model: Any,
-    question: str,
-    context: str,
+    asked: Sequence[tuple[str, str]],
     *,
     top: int = 1,
     max_answer_tokens: int = 15,
     stride: int = 128,
     max_tokens: int = 384,
     no_answer: bool = False,
-) -> list[Answer]:
-    """Return the ``top`` likeliest answers, likeliest first, no two with a character in common.
+) -> list[list[Answer]]:
+    """Return the ``top`` likeliest answers to each question from its context, likeliest first, none overlapping.
 
     A long context is read in windows of ``max_tokens`` with the question, of which neighbours share ``stride`` tokens.
     A window's probability of an answer is that of its first token times that of its last, among the tokens of the
     window's context and [CLS]. ``no_answer`` lets [CLS], the answer of a window without one, compete; its score is the
-    lowest of all windows. Raises DataError for an empty context, ConfigError if the question fills the window.
+    lowest of all windows. Raises DataError for an empty context, ConfigError if a question fills the window.
     """
     tokenizer = tokenizer_of(model)
-    asked, read = tokenizer.pieces(question).ids, tokenizer.pieces(context)
-    if not len(read.ids):
-        raise DataError(f"the context {context!r} holds no token: give a text")
-    width = min(max_tokens - 3, room(model, 3)) - len(asked)
-    if width <= stride and width < len(read.ids):
-        raise ConfigError(
-            f"the question's {len(asked)} tokens leave {width} tokens of a window to the context, and stride={stride} "
-            "of them are shared: shorten the question, or choose a smaller stride"
-        )
-    step = max(width - stride, 1)
-    firsts = range(0, max(len(read.ids) - stride, 1), step) if width < len(read.ids) else [0]
-    rows = [tokenizer.join(asked, read.ids[first : first + width]) for first in firsts]
-    candidates, nothing = [], 1.0
-    for first, row, logits in zip(firsts, rows, run(model, rows), strict=True):
-        size = len(row[0]) - len(asked) - 3
-        where = np.concatenate([[0], len(asked) + 2 + np.arange(size)])  # [CLS], then the context
-        start_S, end_S = (_softmax(each[where]) for each in logits)
-        nothing = min(nothing, float(start_S[0] * end_S[0]))
-        scores = np.triu(np.outer(start_S[1:], end_S[1:]))
-        scores = np.tril(scores, max_answer_tokens - 1)
-        for flat in np.argsort(-scores, axis=None, kind="stable")[: 20 * top]:
-            start, end = np.unravel_index(flat, scores.shape)
-            span = int(read.spans[first + start, 0]), int(read.spans[first + end, 1])
-            if scores[start, end] > 0:
-                candidates.append(Answer(context[slice(*span)], float(scores[start, end]), *span))
-    candidates.sort(key=lambda each: -each.score)
-    chosen: list[Answer] = []
-    for each in candidates:
-        if all(each.end <= other.start or each.start >= other.end for other in chosen):
-            chosen.append(each)
-    if no_answer:
-        chosen.append(Answer("", nothing, 0, 0))
-    return sorted(chosen, key=lambda each: -each.score)[:top]
+    asked_ids = [each.ids for each in tokenizer.all_pieces([question for question, _ in asked])]
+    contexts = list(tokenizer.all_pieces([context for _, context in asked]))
+    rows, windows = [], []  # all windows of all questions, and of each question its first tokens
+    for question_ids, read, (_, context) in zip(asked_ids, contexts, asked, strict=True):
+        if not len(read.ids):
+            raise DataError(f"the context {context!r} holds no token: give a text")
+        width = min(max_tokens - 3, room(model, 3)) - len(question_ids)
+        if width <= stride and width < len(read.ids):
+            raise ConfigError(
+                f"the question's {len(question_ids)} tokens leave {width} tokens of a window to the context, and "
+                f"stride={stride} of them are shared: shorten the question, or choose a smaller stride"
+            )
+        step = max(width - stride, 1)
+        windows.append(range(0, max(len(read.ids) - stride, 1), step) if width < len(read.ids) else range(1))
+        rows += [tokenizer.join(question_ids, read.ids[first : first + width]) for first in windows[-1]]
+    outputs, found = iter(zip(rows, run(model, rows), strict=True)), []
+    for question_ids, read, (_, context), firsts in zip(asked_ids, contexts, asked, windows, strict=True):
+        candidates, nothing = [], 1.0
+        for first in firsts:
+            row, logits = next(outputs)
+            size = len(row[0]) - len(question_ids) - 3
+            where = np.concatenate([[0], len(question_ids) + 2 + np.arange(size)])  # [CLS], then the context
+            start_S, end_S = (_softmax(each[where]) for each in logits)
+            nothing = min(nothing, float(start_S[0] * end_S[0]))
+            scores = np.tril(np.triu(np.outer(start_S[1:], end_S[1:])), max_answer_tokens - 1)
+            for flat in np.argsort(-scores, axis=None, kind="stable")[: 20 * top]:
+                start, end = np.unravel_index(flat, scores.shape)
+                span = int(read.spans[first + start, 0]), int(read.spans[first + end, 1])
+                if scores[start, end] > 0:
+                    candidates.append(Answer(context[slice(*span)], float(scores[start, end]), *span))
+        chosen: list[Answer] = []
+        for each in sorted(candidates, key=lambda each: -each.score):
+            if all(each.end <= other.start or each.start >= other.end for other in chosen):
+                chosen.append(each)
+        if no_answer:
+            chosen.append(Answer("", nothing, 0, 0))
+        found.append(sorted(chosen, key=lambda each: -each.score)[:top])
+    return found
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -17,14 +17,15 @@ from flax import nnx
 from scratch_core import weights
 from scratch_core.data.pairs import IGNORED, Pair, Pairs, SpanCorruption, open_pairs
 from scratch_core.data.pipelines import training_batches
+from scratch_core.data.rows import Reading, is_rows, open_rows
 from scratch_core.data.text import load_text
 from scratch_core.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from scratch_core.errors import ConfigError, DataError
 from scratch_core.generation import beam_search
 from scratch_core.parallel import born_sharded, process_part
 from scratch_core.registry import ModelSpec
-from scratch_core.tasks.options import RunOptions, flag
-from scratch_core.tasks.task import Job, Task
+from scratch_core.tasks.options import RowOptions, RunOptions, flag
+from scratch_core.tasks.task import Job, Rows, Task
 
 SHOWN = 3
 """How many examples a run shows."""
@@ -33,14 +34,15 @@ MATCHED = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PairOptions(RunOptions):
+class PairOptions(RowOptions):
     """Train a sequence-to-sequence model on pairs of texts, or to fill the gaps in a text."""
 
     paths: ClassVar[tuple[str, ...]] = ("data", "tokenizer", "start")
 
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE|FOLDER")] = None
-    """A .jsonl file whose rows have a "source" and a "target"; or a text file or a folder of them, in which gaps are to
-    be filled. The default is the source of Python's own standard library, with gaps."""
+    """Rows with a "source" and a "target": .jsonl, .csv, .tsv, .parquet, a folder of `save_to_disk`, or hf:NAME for a
+    data set of the Hub; or texts in which gaps are to be filled: a file, a folder, or rows with a "text". The default
+    is the source of Python's own standard library, with gaps."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """A folder with a tokenizer.json. The default is bytes; with --start, the checkpoint's own."""
     batch_size: int = 16
@@ -70,6 +72,9 @@ class WriteOptions:
     """Tokens to write at most."""
     num_beams: int = 1
     """Beams of the search; 1 is greedy."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Predict every line of a .jsonl file, and write the lines with a "prediction" here. TEXT is then that file; its
+    lines have a "text"."""
 
 
 class SequenceToSequenceTask(Task):
@@ -83,6 +88,7 @@ class SequenceToSequenceTask(Task):
     fine_tuning: ClassVar[Mapping[str, Any]] = {"steps": 600, "learning_rate": 3e-4}
     contract: ClassVar[str] = "scratch_core.testing:SequenceToSequenceContract"
     PredictOptions: ClassVar[type | None] = WriteOptions
+    row_fields: ClassVar[tuple[str, ...]] = ("text",)
 
     def count(self, batch: Any) -> int:
         """Return the number of source and target tokens, padding included."""
@@ -92,19 +98,22 @@ class SequenceToSequenceTask(Task):
         """Return the job of a run. Raises ConfigError or DataError if model, tokenizer and data do not fit."""
         model, tokenizer = build(spec, options)
         lengths = options.source_length, options.target_length
-        if options.data is not None and Path(options.data).suffix == ".jsonl" and _has_pairs(Path(options.data)):
-            pairs = open_pairs(options.data)
+        reading, change = options.reading(), None
+        if options.data is not None and is_rows(options.data) and _has_pairs(options.data, reading):
+            pairs = open_pairs(options.data, reading)
             order = np.random.default_rng(0).permutation(len(pairs))
             cut = max(1, round(0.1 * len(pairs)))
             kept, held_out = ([pairs[i] for i in part] for part in (order[cut:], order[:cut]))
-            train: Any = Pairs(kept, tokenizer, *lengths)
+            source: Any = Pairs(kept, tokenizer, *lengths)
             test: Any = Pairs(held_out[: options.evaluation_examples], tokenizer, *lengths)
-            description = f"{options.data}: {len(pairs):,} pairs, {cut:,} held out"
+            description = f"{options.data}: {len(pairs):,} pairs, {cut:,} held out{reading.note}"
+            example = source[0]
             fingerprint = str(hash_of(pairs))
         else:
-            tokens = load_text(options.data, tokenizer)
+            tokens = load_text(options.data, tokenizer, reading=reading)
             marks, end = sentinels(tokenizer, model.config.vocab_size), tokenizer.eos_id
-            train = SpanCorruption(tokens.train, options.source_length, marks, end=end, seed=options.seed)
+            train = SpanCorruption(tokens.train, options.source_length, marks, end=end)
+            source, change, example = train.windows, train.corrupt, train[0]  # other gaps in each epoch
             limit = options.evaluation_examples * options.source_length
             test = SpanCorruption(tokens.validation[:limit], options.source_length, marks, end=end)
             description = f"{tokens.description}; gaps to fill"
@@ -113,13 +122,13 @@ class SequenceToSequenceTask(Task):
         return PairJob(
             model=model,
             batches=training_batches(
-                train, options.batch_size, seed=options.seed, process_index=part, process_count=parts
+                source, options.batch_size, seed=options.seed, process_index=part, process_count=parts, change=change
             ),
             held_out=[_batch(test, i, options.batch_size) for i in range(0, len(test), options.batch_size)],
             description=description,
             fingerprint=fingerprint,
             update=f"{options.batch_size} examples",
-            example=train[0],
+            example=example,
             metrics={"right tokens": right_tokens},
             tokenizer=tokenizer,
             examples=test,
@@ -136,6 +145,11 @@ class SequenceToSequenceTask(Task):
         model, tokenizer = model_class.from_pretrained(folder), load_tokenizer(folder)
         (text,) = write(model, tokenizer, [options.text], options.max_new_tokens, num_beams=options.num_beams)
         print(text)
+
+    def predict_rows(self, folder: Path, model: Any, rows: Rows, options: WriteOptions) -> list[Any]:
+        """Return the text that the model writes for each "text"."""
+        texts = [row["text"] for row in rows]
+        return write(model, load_tokenizer(folder), texts, options.max_new_tokens, num_beams=options.num_beams)
 
 
 TASK = SequenceToSequenceTask()
@@ -247,10 +261,12 @@ def hash_of(pairs: Sequence[Pair]) -> str:
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
-def _has_pairs(path: Path) -> bool:
-    """Return whether the first row of a .jsonl file is about pairs; one with a "text" is a text."""
-    with open(path, "rb") as file:
-        return b'"text"' not in file.readline()
+def _has_pairs(source: str, reading: Reading) -> bool:
+    """Return whether the first row that can be read is about pairs; one with a "text" is a text."""
+    for row in open_rows(source):
+        if isinstance(row.fields, dict):
+            return "text" not in row.fields and "text" not in reading.columns
+    return True
 
 
 def _batch(source: Any, start: int, batch_size: int) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from scratch_core.errors import DataError
 from scratch_core.registry import ModelSpec
 from scratch_core.tasks.masked_lm import right_labels
 from scratch_core.tasks.options import RunOptions
-from scratch_core.tasks.task import Job, Task
+from scratch_core.tasks.task import Job, Rows, Task
 from scratch_core.tasks.texts import EncoderOptions, Evaluation, build, fingerprint, room, run, split, tokenizer_of
 from scratch_core.vision import label
 
@@ -38,6 +38,9 @@ class ClassifyOptions:
     """The text."""
     top: int = 5
     """How many classes to print."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Predict every line of a .jsonl file, and write the lines with a "prediction" here. TEXT is then that file; its
+    lines have a "text"."""
 
 
 class SequenceClassificationTask(Task):
@@ -47,13 +50,15 @@ class SequenceClassificationTask(Task):
     unit: ClassVar[str] = "texts"
     Options: ClassVar[type[RunOptions]] = EncoderOptions
     PredictOptions: ClassVar[type | None] = ClassifyOptions
+    row_fields: ClassVar[tuple[str, ...]] = ("text",)
     # The paper's range of rates is 2e-5 to 5e-5, with a warm-up: https://arxiv.org/abs/1810.04805, appendix A.3.
     fine_tuning: ClassVar[Mapping[str, Any]] = {"steps": 600, "learning_rate": 5e-5}
     contract: ClassVar[str] = "scratch_core.testing:SequenceClassificationContract"
 
     def prepare(self, spec: ModelSpec, options: EncoderOptions) -> "TextClassificationJob":
         """Return the job of a run. Raises ConfigError or DataError if model, tokenizer and texts do not fit."""
-        texts = open_labelled(options.data)
+        reading = options.reading()
+        texts = open_labelled(options.data, reading)
         train, test = split(texts, [each.text for each in texts])
         labels = tuple(sorted({each.label for each in train}))
         unknown = sorted({each.label for each in test} - set(labels))
@@ -64,11 +69,12 @@ class SequenceClassificationTask(Task):
         source = LabelledTexts(train, tokenizer, options.sequence_length, labels)
         held_out = LabelledTexts(test, tokenizer, options.sequence_length, labels)
         origin = options.data or "docstrings of the standard library, by package"
+        size = f"{len(train):,} to train on, {len(test):,} held out, {len(labels)} classes"
         return TextClassificationJob(
             model=model,
             batches=training_batches(source, options.batch_size, seed=options.seed),
             held_out=Evaluation(held_out, options.batch_size),
-            description=f"{origin}: {len(train):,} to train on, {len(test):,} held out, {len(labels)} classes",
+            description=f"{origin}: {size}{reading.note}",
             fingerprint=fingerprint(texts),
             update=f"{options.batch_size} texts",
             example=source[0],
@@ -87,6 +93,11 @@ class SequenceClassificationTask(Task):
         (found,) = classify(model_class.from_pretrained(folder), [options.text])
         for each in found[: options.top]:
             print(f"{each.score:8.4f}  {each.label}")
+
+    def predict_rows(self, folder: Path, model: Any, rows: Rows, options: ClassifyOptions) -> list[Any]:
+        """Return for each "text" its ``top`` classes, each {"label", "score"}, likeliest first."""
+        found = classify(model, [row["text"] for row in rows])
+        return [[dataclasses.asdict(each) for each in classes[: options.top]] for classes in found]
 
 
 TASK = SequenceClassificationTask()

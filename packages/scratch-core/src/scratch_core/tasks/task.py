@@ -8,7 +8,7 @@ A package that brings a task registers one object in its pyproject.toml, under t
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from scratch_core.train.step import LossFunction
 
 TASKS = "scratch.tasks"
+Rows = Sequence[Mapping[str, Any]]
+"""The rows of a file, each with the fields of its columns."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +87,9 @@ class Task(BatchHandling):
     """The test class that the tests of a package inherit for its model, as "scratch_core.testing:CausalLMContract"."""
     PredictOptions: ClassVar[type | None] = None
     """A dataclass with what follows the folder in `scratch predict FOLDER ...`; None: there is no such command."""
+    row_fields: ClassVar[tuple[str, ...]] = ()
+    """The fields of a row for :meth:`predict_rows`, the first of them the first of ``PredictOptions``. A task that has
+    it gives its ``PredictOptions`` an ``out``: the file that `scratch predict FOLDER INPUT.jsonl --out FILE` writes."""
     instead_of_predict: ClassVar[str] = ""
     """Which command to use where there is no `scratch predict`."""
 
@@ -99,6 +104,13 @@ class Task(BatchHandling):
     def predict(self, folder: Path, model_class: type[PretrainedModel], options: Any) -> None:
         """Print what the model of a folder answers; ``options`` are of the class ``PredictOptions``."""
         raise NotImplementedError(f"{type(self).__name__} must define predict(folder, model_class, options)")
+
+    def predict_rows(self, folder: Path, model: Any, rows: Rows, options: Any) -> list[Any]:
+        """Return what the model of a folder answers to each row, as JSON can hold it.
+
+        Raises DataError for a row that it cannot read.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define predict_rows(folder, model, rows, options)")
 
 
 def find_task(name: str) -> Task:

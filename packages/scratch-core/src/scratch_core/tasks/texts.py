@@ -19,17 +19,20 @@ from scratch_core.errors import CheckpointError, ConfigError
 from scratch_core.fine_tuning import start_from
 from scratch_core.losses import IGNORED
 from scratch_core.registry import ModelSpec
-from scratch_core.tasks.options import RunOptions, flag
+from scratch_core.tasks.options import RowOptions, flag
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderOptions(RunOptions):
+class EncoderOptions(RowOptions):
     """Options of every task on encoded texts."""
 
     paths: ClassVar[tuple[str, ...]] = ("data", "tokenizer", "start")
 
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """The data; the default is made from the source of Python's own standard library."""
+    """Rows: .jsonl, .csv, .tsv, .parquet, a folder of `save_to_disk`, or hf:NAME for a data set of the Hub. Text
+    classification reads "text" and "label"; token classification "tokens" and "tags" or "text" and "spans", or a CoNLL
+    file; question answering "question", "context" and "answer", or SQuAD's .json. The default is made from the source
+    of Python's own standard library."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """A folder with a tokenizer.json or a vocab.txt. The default is learned from the training data; with --start, the
     checkpoint's own."""

@@ -12,12 +12,12 @@ from scratch_core.data.annotated import TaggedText, open_tagged
 from scratch_core.data.batches import TokenClassificationBatch
 from scratch_core.data.pipelines import training_batches
 from scratch_core.data.wordpiece import Pieces, WordPiece, padded_row
-from scratch_core.errors import ConfigError
+from scratch_core.errors import ConfigError, DataError
 from scratch_core.losses import IGNORED
 from scratch_core.registry import ModelSpec
 from scratch_core.tasks.masked_lm import right_labels
 from scratch_core.tasks.options import RunOptions
-from scratch_core.tasks.task import Job, Task
+from scratch_core.tasks.task import Job, Rows, Task
 from scratch_core.tasks.texts import EncoderOptions, Evaluation, build, fingerprint, room, run, split, tokenizer_of
 from scratch_core.vision import label
 
@@ -44,6 +44,9 @@ class TagOptions:
     """The text."""
     aggregation: str = "first"
     """How the classes of tokens become those of words: first, average or max of a word; simple: tokens; none."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Predict every line of a .jsonl file, and write the lines with a "prediction" here. TEXT is then that file; its
+    lines have a "text"."""
 
 
 class TokenClassificationTask(Task):
@@ -53,6 +56,7 @@ class TokenClassificationTask(Task):
     unit: ClassVar[str] = "tokens"
     Options: ClassVar[type[RunOptions]] = EncoderOptions
     PredictOptions: ClassVar[type | None] = TagOptions
+    row_fields: ClassVar[tuple[str, ...]] = ("text",)
     fine_tuning: ClassVar[Mapping[str, Any]] = {"steps": 600, "learning_rate": 5e-5}
     contract: ClassVar[str] = "scratch_core.testing:TokenClassificationContract"
 
@@ -62,18 +66,22 @@ class TokenClassificationTask(Task):
 
     def prepare(self, spec: ModelSpec, options: EncoderOptions) -> "TagJob":
         """Return the job of a run. Raises ConfigError or DataError if model, tokenizer and texts do not fit."""
-        texts = open_tagged(options.data)
+        reading = options.reading()
+        texts = open_tagged(options.data, reading)
         train, test = split(texts, [each.text for each in texts])
-        labels = (OUTSIDE, *sorted({kind for each in texts for _, _, kind in each.spans} - {OUTSIDE}))
+        if not train or not test:
+            raise DataError(f"{options.data}: {len(texts)} texts are too few to hold out some: give more")
+        labels = label_names(texts)
         model, tokenizer = build(spec, self.name, options, [each.text for each in train], labels)
         test = test[: options.evaluation_examples]
         source = TaggedTexts(train, tokenizer, options.sequence_length, labels)
         origin = options.data or "code of the standard library"
+        size = f"{len(train):,} texts to train on, {len(test):,} held out; {', '.join(labels)}"
         return TagJob(
             model=model,
             batches=training_batches(source, options.batch_size, seed=options.seed),
             held_out=Evaluation(TaggedTexts(test, tokenizer, options.sequence_length, labels), options.batch_size),
-            description=f"{origin}: {len(train):,} texts to train on, {len(test):,} held out; {', '.join(labels)}",
+            description=f"{origin}: {size}{reading.note}",
             fingerprint=fingerprint(texts),
             update=f"{options.batch_size} texts",
             example=source[0],
@@ -92,6 +100,11 @@ class TokenClassificationTask(Task):
         (found,) = tag(model_class.from_pretrained(folder), [options.text], aggregation=options.aggregation)
         for each in found:
             print(f"{each.start:5} {each.end:5}  {each.score:.4f}  {each.label}  {each.text!r}")
+
+    def predict_rows(self, folder: Path, model: Any, rows: Rows, options: TagOptions) -> list[Any]:
+        """Return the parts of each "text" that have a class, each {"label", "score", "start", "end", "text"}."""
+        found = tag(model, [row["text"] for row in rows], aggregation=options.aggregation)
+        return [[dataclasses.asdict(each) for each in parts] for parts in found]
 
 
 TASK = TokenClassificationTask()
@@ -119,10 +132,18 @@ class TagJob(Job):
         return "predict", str(folder), next(line.strip() for line in self.texts[0].text.splitlines() if line.strip())
 
 
+def label_names(texts: Sequence[TaggedText]) -> tuple[str, ...]:
+    """Return the classes of tokens: O, and each kind of part; two of a kind, B- and I-, where parts are marked so."""
+    kinds = {(kind, each.marked) for each in texts for _, _, kind in each.spans}
+    names = {f"{prefix}{kind}" for kind, marked in kinds for prefix in (("B-", "I-") if marked else ("",))}
+    return OUTSIDE, *sorted(names - {OUTSIDE})
+
+
 class TaggedTexts:
     """Texts with labelled parts in tokens. Item i: "input_ids", "attention_mask", "token_type_ids", "labels" [T].
 
-    The first piece of a word has the class of the part that its first character is in; the other pieces have -100.
+    The first piece of a word has the class of the part that its first character is in; the other pieces have -100. Of a
+    part of a marked text the first word has B-, the others I-.
     """
 
     def __init__(self, texts: Sequence[TaggedText], tokenizer: WordPiece, length: int, labels: tuple[str, ...]):
@@ -132,7 +153,10 @@ class TaggedTexts:
             self.rows.append(tokenizer.join(pieces.ids[: length - 2]))
             kinds = np.zeros(len(each.text) + 1, np.int32)
             for first, end, kind in each.spans:
-                kinds[first:end] = labels.index(kind)
+                if each.marked:
+                    kinds[first], kinds[first + 1 : end] = labels.index(f"B-{kind}"), labels.index(f"I-{kind}")
+                else:
+                    kinds[first:end] = labels.index(kind)
             targets = np.where(_starts(pieces.words), kinds[pieces.spans[:, 0]], IGNORED)[: length - 2]
             targets = np.pad(targets, (1, length - 1 - len(targets)), constant_values=IGNORED)
             self.labels.append(targets.astype(np.int32))

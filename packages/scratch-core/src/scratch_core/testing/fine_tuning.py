@@ -67,16 +67,24 @@ class FineTuningContract:
         assert right[1] == sum(LENGTHS) - B
         _same(self._measure(left, _mask("left")), right)
 
-    def test_documents_of_one_batch_do_not_see_each_other(self):
-        """Documents that were packed together read each other: trl#805. Here each has a row of its own."""
-        mask = _mask("right")
-        without = np.where(np.arange(B)[:, None] == 0, 0, mask)
-        losses = []
-        for seed in (0, 1):
-            ids = _rows(self.untrained, seed)
-            ids[0] = _rows(self.untrained)[0]
-            losses.append(self._measure(ids, mask)[0] - self._measure(ids, without)[0])
-        np.testing.assert_allclose(losses[0], losses[1], rtol=RTOL)
+    def test_documents_packed_together_do_not_see_each_other(self):
+        """Packed documents read each other unless something keeps them apart: trl#805, transformers#46634.
+
+        Three documents in one row give the loss and the gradients that each gives in a row of its own: positions begin
+        again, attention and state end with a document, and none predicts the first token of the next.
+        """
+        ids, lengths = _rows(self.untrained), (5, 2, 7)
+        packed, mask, documents = (np.zeros_like(ids) for _ in range(3))
+        packed[0, 1:15] = np.concatenate([row[:length] for row, length in zip(ids, lengths, strict=False)])
+        mask[0, 1:15] = 1  # with padding on both sides
+        documents[0, 1:15] = np.repeat([3, 7, 4], lengths)
+        alone = (np.arange(T) < np.array([*lengths, 0])[:, None]).astype(np.int32)
+        found, expected = self._measure(packed, mask, documents=documents), self._measure(ids, alone)
+        assert found[1] == expected[1] == sum(lengths) - len(lengths)
+        _same(found, expected)
+        joined = self._measure(packed, mask)
+        assert joined[1] == sum(lengths) - 1
+        assert abs(joined[0] - found[0]) > 1e-2
 
     def test_bos_comes_once(self):
         """A missing or doubled bos ruins a model that was trained with one: lm-evaluation-harness#1465."""
@@ -131,19 +139,26 @@ class FineTuningContract:
         ids, mask = _rows(self.untrained), _mask("right")
         np.testing.assert_allclose(_loss(model, self.token_loss, ids, mask), self._measure(ids, mask)[:2], rtol=RTOL)
 
-    def _measure(self, ids_BT: np.ndarray, mask_BT: np.ndarray, model: Any = None) -> Any:
-        """Return sum, weight and {path: gradient of the sum}; ``model``: another one of the same structure."""
+    def _measure(
+        self, ids_BT: np.ndarray, mask_BT: np.ndarray, model: Any = None, documents: np.ndarray | None = None
+    ) -> Any:
+        """Return sum, weight and {path: gradient of the sum}; ``model``: another one of the same structure.
+
+        ``documents`` None means one in each row, and is passed as such, so that one compilation serves all tests.
+        """
+        documents = np.zeros_like(ids_BT) if documents is None else documents
+        batch = {"input_ids": ids_BT, "attention_mask": mask_BT, "document_ids": documents}
         _, parameters, rest = nnx.split(self.untrained if model is None else model, nnx.Param, ...)
         states = nnx.to_pure_dict(parameters), nnx.to_pure_dict(rest)
-        total, weight, gradients = _sums(nnx.graphdef(self.untrained), self.token_loss, *states, ids_BT, mask_BT)
+        total, weight, gradients = _sums(nnx.graphdef(self.untrained), self.token_loss, *states, batch)
         return jax.tree.map(np.asarray, (total, weight, flatten(gradients)))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _sums(graphdef: Any, loss: Any, parameters: Any, rest: Any, ids_BT: Any, mask_BT: Any) -> Any:
+def _sums(graphdef: Any, loss: Any, parameters: Any, rest: Any, batch: Any) -> Any:
     def total(parameters: Any) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graphdef, nnx.State(parameters), nnx.State(rest))
-        return loss(model, {"input_ids": ids_BT, "attention_mask": mask_BT})
+        return loss(model, batch)
 
     (summed, weight), gradients = jax.value_and_grad(total, has_aux=True)(parameters)
     return summed, weight, gradients
