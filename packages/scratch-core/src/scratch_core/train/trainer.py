@@ -110,8 +110,10 @@ class Trainer:
         )
         model.eval()
         self._evaluating = nnx.graphdef(model)
-        self.state = self._on_mesh(step.initial_state(model))
-        shardings = None if mesh is None else (jax.tree.map(lambda x: x.sharding, self.state), None)
+        self.state, shardings = step.initial_state(model), None
+        if mesh is not None:
+            places = step.shardings(model, self.state, mesh)
+            self.state, shardings = jax.device_put(self.state, places), (places, None)
         self._step = jax.jit(step, donate_argnums=0, out_shardings=shardings)
         self._evaluate = jax.jit(self._evaluation_step, static_argnums=0)
 
@@ -272,11 +274,3 @@ class Trainer:
 
     def _placed(self, batch: Any) -> Any:
         return batch if self.mesh is None else self.handling.place(batch, self.mesh)
-
-    def _on_mesh(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Put what is on no mesh yet (counters, RNG) onto it, whole on every device."""
-        if self.mesh is None:
-            return state
-        everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-        on_mesh = lambda x: isinstance(x.sharding, jax.sharding.NamedSharding)  # noqa: E731
-        return jax.tree.map(lambda x: x if on_mesh(x) else jax.device_put(x, everywhere), state)
