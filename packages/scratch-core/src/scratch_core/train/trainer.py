@@ -129,8 +129,10 @@ class Trainer:
         self._first_batches: Callable[[], Iterable[Any]] | None = None  # of the training data, once that is known
         self._keeps_statistics = bool(jax.tree.leaves(nnx.state(model, nnx.BatchStat)))
         self._statistics: nnx.State | None = None  # running statistics at the evaluation parameters of this step
-        self.state = self._on_mesh(step.initial_state(model))
-        shardings = None if mesh is None else (jax.tree.map(lambda x: x.sharding, self.state), None)
+        self.state, shardings = step.initial_state(model), None
+        if mesh is not None:
+            places = step.shardings(model, self.state, mesh)
+            self.state, shardings = jax.device_put(self.state, places), (places, None)
         self._step = jax.jit(step, donate_argnums=0, out_shardings=shardings)
         self._evaluate = jax.jit(self._evaluation_step, static_argnums=0)
 
@@ -345,11 +347,3 @@ class Trainer:
 
     def _placed(self, batch: Any) -> Any:
         return batch if self.mesh is None else self.handling.place(batch, self.mesh)
-
-    def _on_mesh(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Put what is on no mesh yet (counters, RNG) onto it, whole on every device."""
-        if self.mesh is None:
-            return state
-        everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-        on_mesh = lambda x: isinstance(x.sharding, jax.sharding.NamedSharding)  # noqa: E731
-        return jax.tree.map(lambda x: x if on_mesh(x) else jax.device_put(x, everywhere), state)
