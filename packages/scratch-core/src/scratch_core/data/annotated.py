@@ -25,8 +25,8 @@ from scratch_core.errors import DataError
 
 PACKAGES = 12
 """How many packages the default data of text classification has: those with the most docstrings."""
-LINES = 8
-"""How many lines of code an example of the default data holds."""
+LINES = 5
+"""How many lines of code an example of the default data holds: about 60 word pieces."""
 
 
 class LabelledText(NamedTuple):
@@ -158,7 +158,7 @@ def _code() -> Iterator[TaggedText]:
                     parts.setdefault(token.start[0] - 1, []).append((token.start[1], token.end[1], kind))
         except (tokenize.TokenError, SyntaxError):
             continue
-        for first in range(0, len(lines), 5 * LINES):
+        for first in range(0, len(lines), 4 * LINES):
             text, spans = "", []
             for number in range(first, min(first + LINES, len(lines))):
                 spans += [(len(text) + start, len(text) + end, kind) for start, end, kind in parts.get(number, ())]
@@ -175,7 +175,7 @@ def _functions() -> Iterator[Question]:
         for turn, (number, line) in enumerate(defined.items()):
             first = max(0, number - turn % LINES)
             around = range(first, min(first + LINES, len(lines)))
-            if turn % 3 or any(other in defined for other in around if other != number):
+            if any(other in defined for other in around if other != number):
                 continue
             name = line.split("def ", 1)[1].partition("(")[0].strip()
             before = sum(len(lines[n]) for n in around if n < number) + line.index("def ") + len("def ")

@@ -21,7 +21,7 @@ from scratch_core.tasks.task import Job, Task
 from scratch_core.tasks.texts import EncoderOptions, Evaluation, build, fingerprint, room, run, split, tokenizer_of
 from scratch_core.vision import label
 
-OUTSIDE = "O"
+OUTSIDE, BEGINS, CONTINUES = "O", "B-", "I-"
 AGGREGATIONS = ("none", "simple", "first", "average", "max")
 
 
@@ -64,7 +64,8 @@ class TokenClassificationTask(Task):
         """Return the job of a run. Raises ConfigError or DataError if model, tokenizer and texts do not fit."""
         texts = open_tagged(options.data)
         train, test = split(texts, [each.text for each in texts])
-        labels = (OUTSIDE, *sorted({kind for each in texts for _, _, kind in each.spans} - {OUTSIDE}))
+        kinds = sorted({kind for each in texts for _, _, kind in each.spans} - {OUTSIDE})
+        labels = (OUTSIDE, *(mark + kind for kind in kinds for mark in (BEGINS, CONTINUES)))
         model, tokenizer = build(spec, self.name, options, [each.text for each in train], labels)
         test = test[: options.evaluation_examples]
         source = TaggedTexts(train, tokenizer, options.sequence_length, labels)
@@ -73,7 +74,7 @@ class TokenClassificationTask(Task):
             model=model,
             batches=training_batches(source, options.batch_size, seed=options.seed),
             held_out=Evaluation(TaggedTexts(test, tokenizer, options.sequence_length, labels), options.batch_size),
-            description=f"{origin}: {len(train):,} texts to train on, {len(test):,} held out; {', '.join(labels)}",
+            description=f"{origin}: {len(train):,} texts to train on, {len(test):,} held out; {', '.join(kinds)}",
             fingerprint=fingerprint(texts),
             update=f"{options.batch_size} texts",
             example=source[0],
@@ -122,7 +123,9 @@ class TagJob(Job):
 class TaggedTexts:
     """Texts with labelled parts in tokens. Item i: "input_ids", "attention_mask", "token_type_ids", "labels" [T].
 
-    The first piece of a word has the class of the part that its first character is in; the other pieces have -100.
+    ``labels`` are O, and B- and I- with the name of each class: the first word of a part has B-, its other words I-, so
+    that neighbours of one class stay two parts. The first piece of a word has the class of the part that its first
+    character is in; the other pieces have -100.
     """
 
     def __init__(self, texts: Sequence[TaggedText], tokenizer: WordPiece, length: int, labels: tuple[str, ...]):
@@ -132,7 +135,8 @@ class TaggedTexts:
             self.rows.append(tokenizer.join(pieces.ids[: length - 2]))
             kinds = np.zeros(len(each.text) + 1, np.int32)
             for first, end, kind in each.spans:
-                kinds[first:end] = labels.index(kind)
+                kinds[first:end] = labels.index(CONTINUES + kind)
+                kinds[first] = labels.index(BEGINS + kind)
             targets = np.where(_starts(pieces.words), kinds[pieces.spans[:, 0]], IGNORED)[: length - 2]
             targets = np.pad(targets, (1, length - 1 - len(targets)), constant_values=IGNORED)
             self.labels.append(targets.astype(np.int32))
@@ -202,11 +206,11 @@ def _entities(logits_TC: np.ndarray, pieces: Pieces, text: str, names: list[str]
 
 def _joins(before: str, name: str) -> bool:
     """Return whether a token of class ``name`` goes on with the part of the one before it."""
-    return _kind(before) == _kind(name) and not name.startswith("B-")
+    return _kind(before) == _kind(name) and not name.startswith(BEGINS)
 
 
 def _kind(name: str) -> str:
-    return name[2:] if name.startswith(("B-", "I-")) else name
+    return name[2:] if name.startswith((BEGINS, CONTINUES)) else name
 
 
 def _starts(words: np.ndarray) -> np.ndarray:
