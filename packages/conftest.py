@@ -13,10 +13,12 @@ pytest.register_assert_rewrite("scratch_core.testing")  # so that a failing cont
 
 try:
     from scratch_core import compiler
+    from scratch_core.testing.compilation import compile_quickly
     from scratch_core.testing.shapes import check_shapes_on_import
 except ImportError:  # a package that stands on its own, tested alone
     compiler = None
 else:
+    compile_quickly()
     check_shapes_on_import()
 
 
@@ -33,11 +35,6 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.rootpath / ".pytest_cache" / "xla"))
     os.environ.setdefault("XDG_CACHE_HOME", str(config.rootpath / ".pytest_cache" / "home"))  # not the user's
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    # Without LLVM's optimisations, which take a third of the time of a test session and do nothing for small arrays;
-    # `.ci/run` runs parity with them.
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_backend_optimization_level" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
     import jax
 
     jax.config.update("jax_num_cpu_devices", 8)

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from scratch_core import compiler
+from scratch_core.testing.compilation import compile_quickly
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,11 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let all workers, and the processes that they start, share a compilation cache."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.rootpath / ".pytest_cache" / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    # Without LLVM's optimisations, which take a third of the time of a test session and do nothing for small arrays;
-    # `.ci/run` runs parity with them.
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_backend_optimization_level" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+    compile_quickly()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

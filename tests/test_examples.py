@@ -4,10 +4,12 @@ import importlib.util
 import json
 import re
 
+import numpy as np
 import pytest
 from flax import nnx
 from scratch_core.data.tokenizers import ByteTokenizer
 from scratch_core.errors import DataError
+from scratch_core.testing import read_tensors
 from scratch_gemma import Gemma2, Gemma2Config
 
 
@@ -31,13 +33,20 @@ def test_fine_tuning_gemma2_goes_from_a_checkpoint_to_a_checkpoint(root, tmp_pat
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     arguments = ["--checkpoint", "base", "--data", "rows.jsonl", "--out", "tuned"]
     arguments = [str(tmp_path / word) if not word.startswith("--") else word for word in arguments]
-    load_example(root, "fine_tune_gemma2").main(
-        [*arguments, "--steps", "12", "--batch-size", "4", "--learning-rate", "0.01"]
-    )
-    printed = capsys.readouterr().out
-    before, after = map(float, re.findall(r"held-out loss ([\d.]+),", printed))
-    assert after < 0.8 * before
-    assert "loaded again, its held-out loss is the same" in printed
+    example = load_example(root, "fine_tune_gemma2")
+    base = read_tensors(tmp_path / "base")
+    for method in (
+        ["--steps", "12", "--learning-rate", "0.01"],
+        ["--steps", "60", "--learning-rate", "0.1", "--lora", "4"],
+    ):
+        example.main([*arguments, "--batch-size", "4", *method])
+        printed = capsys.readouterr().out
+        before, after, again = map(float, re.findall(r"held-out loss (?:is )?([\d.]+)", printed))
+        assert after < 0.8 * before
+        assert again == after
+    changed = {key for key, value in read_tensors(tmp_path / "tuned").items() if not np.array_equal(value, base[key])}
+    assert changed == {key for key in base if "_proj" in key}  # LoRA leaves embedding and norms as they were
+    assert (tmp_path / "tuned/adapter/adapter_model.safetensors").exists()
 
 
 def test_a_row_without_an_answer_is_named(root, tmp_path):

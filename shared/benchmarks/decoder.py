@@ -1,15 +1,19 @@
-"""A decoder of about 125 M parameters, float32: ours beside Hugging Face transformers on PyTorch, taking turns.
+"""Decoders of about 125 M parameters, float32: ours beside Hugging Face transformers on PyTorch, taking turns.
 
-    uv run --all-packages python shared/benchmarks/decoder.py NAME --reference-python PYTHON
+    uv run --all-packages python shared/benchmarks/decoder.py NAME ... --reference-python PYTHON
 
-NAME is one of the table below. PYTHON is an interpreter that has torch, transformers and safetensors (a CPU build is
-enough). For a model whose every weight is used for every token, decoding is also given as a share of the memory
-bandwidth that a plain matrix-vector product reaches here, prefill and training as a share of a large matrix product.
+Each NAME is one of the table below; Llama is always measured first, in the same run, and each ratio is also given
+beside Llama's. PYTHON is an interpreter that has torch, transformers and safetensors (a CPU build is enough). A family
+takes one and a half minutes on two cores. For a model whose every weight is used for every token, decoding is also
+given as a share of the memory bandwidth that a plain matrix-vector product reaches here, prefill and training as a
+share of a large matrix product.
 """
 
+import gc
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from language_model import Ours, serve_transformers
 from side_by_side import Reference, arguments, machine, print_setting, print_table, take_turns
@@ -54,40 +58,29 @@ FAMILIES = {
 REFERENCE_SETTINGS = {"MixtralForCausalLM": {"experts_implementation": "eager"}}
 
 
-def main() -> None:
-    """Run both sides and print the table."""
-    parser = arguments(__doc__, rounds=4)
-    parser.add_argument("name", nargs="?", choices=FAMILIES, help="the family")
-    options = parser.parse_args()
-    if options.serve:
-        (architecture,) = json.loads(Path(options.serve, "config.json").read_text())["architectures"]
-        settings = REFERENCE_SETTINGS.get(architecture, {})
-        return serve_transformers(architecture, options.serve, NEW, TRAINING, **settings)
-    if not options.name or not options.reference_python:
-        parser.error("name a family, and the interpreter to compare with: gpt2 --reference-python PYTHON")
+def compare(name: str, python: str, rounds: int, bandwidth: float, rate: float) -> dict[str, tuple[float, float]]:
+    """Measure one family, print its table, and return {task: (our best seconds, the reference's)}.
 
+    ``bandwidth`` in GB/s and ``rate`` in GFLOP/s are what this machine can do.
+    """
     from flax import nnx
     from scratch_core.registry import find_class
     from scratch_core.testing import count_parameters
-    from scratch_core.train import keep_memory
 
-    keep_memory()
-    architecture, fields = FAMILIES[options.name]
+    architecture, fields = FAMILIES[name]
     model_class = find_class({"architectures": [architecture]})
-    config = model_class.Config.from_hf(fields)
+    config: Any = model_class.Config.from_hf(fields)
     count = count_parameters(model_class, config)
     with tempfile.TemporaryDirectory() as folder:
         model_class(config, rngs=nnx.Rngs(0)).save_pretrained(folder)
-        with Reference(options.reference_python, __file__, folder) as reference:
+        with Reference(python, __file__, folder) as reference:
             ours = Ours(folder, NEW, TRAINING)
-            print(f"{options.name}, {count / 1e6:.0f} M parameters")
+            print(f"{name}, {count / 1e6:.0f} M parameters")
             print_setting(reference.hello, ours.difference(reference.hello))
-            best = take_turns(TASKS, ours, reference, options.rounds)
+            best = take_turns(TASKS, ours, reference, rounds)
 
     notes = {}
     if not hasattr(config, "num_experts"):
-        bandwidth, rate = machine()
-        print(f"matrix-vector product {bandwidth:.0f} GB/s, matrix product {rate:.0f} GFLOP/s\n")
         table = config.vocab_size * config.d_model
         weights = count if config.tie_embeddings else count - table  # what multiplies; of an embedding, rows are read
         flops = {  # per weight and token 2 forward, 6 in a training step; a prefill's head reads one token
@@ -100,6 +93,38 @@ def main() -> None:
         for name in best.keys() - flops.keys():
             notes[name] = f"{4 * weights * NEW / best[name][0] / 1e9 / bandwidth:.0%} of the memory bandwidth"
     print_table(best, notes)
+    return best
+
+
+def main() -> None:
+    """Measure Llama and the families named, and print their tables."""
+    parser = arguments(__doc__, rounds=2)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"a family: {', '.join(FAMILIES)}")
+    options = parser.parse_args()
+    if options.serve:
+        (architecture,) = json.loads(Path(options.serve, "config.json").read_text())["architectures"]
+        settings = REFERENCE_SETTINGS.get(architecture, {})
+        return serve_transformers(architecture, options.serve, NEW, TRAINING, **settings)
+    if not options.names or not options.reference_python:
+        parser.error("name a family, and the interpreter to compare with: gpt2 --reference-python PYTHON")
+    if unknown := [name for name in options.names if name not in FAMILIES]:
+        parser.error(f"{', '.join(unknown)}: choose from {', '.join(FAMILIES)}")
+
+    import jax
+    from scratch_core.train import keep_memory
+
+    keep_memory()
+    bandwidth, rate = machine()
+    print(f"matrix-vector product {bandwidth:.0f} GB/s, matrix product {rate:.0f} GFLOP/s\n")
+    llama = None
+    for name in dict.fromkeys(["llama", *options.names]):
+        best = compare(name, options.reference_python, options.rounds, bandwidth, rate)
+        llama = llama or best
+        for task, (ours, theirs) in best.items():
+            print(f"{task:28}{theirs / ours / (llama[task][1] / llama[task][0]):7.2f} of Llama's ratio")
+        print(flush=True)
+        jax.clear_caches()
+        gc.collect()
 
 
 if __name__ == "__main__":

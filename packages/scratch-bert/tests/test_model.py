@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from scratch_bert import (
 )
 from scratch_core.errors import CheckpointError, ConfigError, DataError
 from scratch_core.fine_tuning import start_from
-from scratch_core.layers import scan_layers
+from scratch_core.layers import LoRAParam, scan_layers
 from scratch_core.testing import (
     MaskedLMContract,
     QuestionAnsweringContract,
@@ -29,6 +30,7 @@ from scratch_core.testing import (
     jitted,
     random_batch,
 )
+from scratch_core.train import Trainer, adamw, add_lora, merge_lora
 
 SMALL = dataclasses.replace(
     BertConfig.tiny(),
@@ -72,6 +74,32 @@ class TestBertForQuestionAnswering(QuestionAnsweringContract):
     model_class = BertForQuestionAnswering
     config = SMALL
     decayed = (*LAYERS, "classifier.kernel")
+
+
+@pytest.mark.parametrize(
+    ("model_class", "task"),
+    [
+        (BertForMaskedLM, "masked_lm"),
+        (BertForSequenceClassification, "sequence_classification"),
+        (BertForTokenClassification, "token_classification"),
+        (BertForQuestionAnswering, "question_answering"),
+    ],
+)
+def test_adapters_learn_alone_and_merge(model_class, task):
+    """LoRA on every linear layer of the blocks: one step moves nothing else, and merging changes no result."""
+    model, batch = model_class(SMALL, rngs=nnx.Rngs(0)), random_batch(task, SMALL, 2)
+    add_lora(model, "layers.*", rank=2, rngs=nnx.Rngs(1))
+    assert len(nnx.to_flat_state(nnx.state(model, LoRAParam))) == 2 * 6  # two matrices for each linear layer
+    before = jax.tree.map(jnp.copy, nnx.state(model, nnx.Not(LoRAParam)))
+    base = jitted(model, "hidden")(batch["input_ids"])
+    trainer = Trainer(model, adamw(0.1, decayed=()), trainable=LoRAParam)
+    trainer.fit([batch] * 2, 2)
+    model.eval()
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(model, nnx.Not(LoRAParam)), before)
+    adapted = jitted(model, "hidden")(batch["input_ids"])
+    assert np.abs(adapted - base).max() > 1e-4
+    merged = merge_lora(model)
+    np.testing.assert_allclose(jitted(merged, "hidden")(batch["input_ids"]), adapted, atol=1e-5)
 
 
 def test_scanned_layers_compute_the_same():

@@ -40,6 +40,9 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
         (Lasso(selection="foo"), "selection"),
         (ElasticNet(tol=-1), "tol"),
         (LassoCV(alphas=[1.0, -1.0]), r"alphas\[1\] == -1"),
+        (LassoCV(alphas=[1.0, np.nan]), r"alphas\[1\] == nan"),
+        (ElasticNetCV(l1_ratio=[0.5, 2.0]), r"l1_ratio\[1\] == 2"),
+        (LogisticRegressionCV(Cs=[-1.0]), r"Cs\[0\] == -1"),
         (RidgeCV(alphas=[1.0, 0.0]), r"alphas\[1\] == 0"),
         (RidgeCV(cv=3, alpha_per_target=True), "alpha_per_target"),
         (LogisticRegression(penalty="elasticnet", l1_ratio=None), "l1_ratio"),
@@ -50,14 +53,26 @@ def test_a_wrong_parameter_is_named(model, name):
         model.fit(X, LABELS)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    "model",
-    [RidgeCV(), Lasso(), LassoCV(cv=3), SVC()],
+    ("model", "dtype"),
+    [
+        (RidgeCV(), np.float64),
+        (Lasso(), np.float64),
+        (LassoCV(cv=3), np.float64),
+        (SVC(), np.float64),
+        (LogisticRegression(), np.float32),
+    ],
 )
-def test_overflow_is_refused(model):
-    large = np.finfo(np.float64).max * RANDOM.uniform(size=(12, 4))
+def test_overflow_is_refused(model, dtype):
+    large = (np.finfo(dtype).max * RANDOM.uniform(size=(12, 4))).astype(dtype)
     with pytest.raises(ValueError, match="finite"):
         model.fit(large, np.arange(12) % 2)
+
+
+def test_a_machine_predicts_float32_samples_whose_squares_overflow():
+    large = (1e38 * X).astype(np.float32)
+    np.testing.assert_allclose(SVR().fit(large, Y).predict(large), SVR().fit(X, Y).predict(X), rtol=0, atol=1e-3)
 
 
 def test_a_cross_validated_path_that_did_not_converge_warns():
@@ -166,6 +181,16 @@ class TestAttributes:
 
     def test_input_that_was_checked_before(self):
         np.testing.assert_array_equal(Lasso(0.1).fit(X, Y, check_input=False).coef_, Lasso(0.1).fit(X, Y).coef_)
+        with pytest.raises(AttributeError):  # nothing turned the list into an array
+            Lasso(0.1).fit(X.tolist(), Y, check_input=False)
+
+    @pytest.mark.parametrize("padding", [0, 300])  # with 304 features a working set is used
+    def test_a_warm_start_at_the_minimum_makes_no_sweep(self, padding):
+        wide = np.pad(X, ((0, 0), (0, padding)))
+        model = Lasso(0.1, warm_start=True).fit(wide, Y)
+        coef, sweeps = model.coef_, model.n_iter_
+        np.testing.assert_array_equal(model.fit(wide, Y).coef_, coef)
+        assert (sweeps > 1, model.n_iter_) == (True, 0)
 
     def test_paths_belong_to_the_estimators(self):
         alphas, coefs, _ = Lasso.path(X, Y, l1_ratio=1.0, alphas=[0.1])

@@ -162,7 +162,7 @@ def test_the_compiled_program_computes_the_chosen_experts_alone():
     N, R = block_shape(T * k, E)
     program = jax.jit(sparse).lower(state, x_TD, routing).compile()
     loops = re.findall(r'"known_trip_count":\{"n":"(\d+)"\}', program.as_text())
-    assert set(loops) == {str(N)}
+    assert set(loops) - {str(T * k)} == {str(N)}  # some versions write the slots of the choices in a loop, too
     flops = program.cost_analysis()["flops"]  # XLA counts the body of each loop once
     body = 2 * 3 * R * D * F
     assert body < flops < 1.1 * body + 40 * T * k * (E + D)  # beside the products: sorting, gates, activations

@@ -107,12 +107,18 @@ def test_texts_become_examples_with_their_labels(tokenizer):
 
 def test_only_the_first_piece_of_a_word_has_its_class(tokenizer):
     text = "the foxes zzq"
-    source = TaggedTexts([TaggedText(text, [(4, 9, "animal")])], tokenizer, 16, ("O", "animal"))
+    source = TaggedTexts([TaggedText(text, [(4, 9, "animal")])], tokenizer, 16, ("O", "B-animal", "I-animal"))
     labels, pieces = source[0]["labels"], tokenizer.pieces(text)
     assert labels.shape == (16,)
     starts = [not tokenizer.token(i).startswith("##") for i in pieces.ids]
     wanted = [-100 if not start else int(4 <= span[0] < 9) for start, span in zip(starts, pieces.spans, strict=True)]
     assert labels.tolist() == [-100, *wanted, *[-100] * (15 - len(wanted))]
+
+
+def test_neighbours_of_one_class_are_two_parts(tokenizer):
+    spans = [(0, 3, "x"), (4, 13, "x")]
+    labels = TaggedTexts([TaggedText("the dog, lazy", spans)], tokenizer, 16, ("O", "B-x", "I-x"))[0]["labels"]
+    assert labels[labels >= 0].tolist() == [1, 1, 2, 2]
 
 
 def test_answers_are_tokens_and_a_lost_one_is_not_counted(tokenizer):

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from scratch_core.testing.compilation import quick_flags
+
 SCRIPTS = Path(__file__).parents[3] / "shared/benchmarks"
 CODE = """
 from mamba2_selection import Task, train
@@ -15,7 +17,7 @@ print(*(train(task, which, steps=360) for which in (True, False)))
 
 def test_selective_copying_needs_selection():
     """In a process of its own, compiled with all optimisations: nearly all of its time is training."""
-    flags = os.environ.get("XLA_FLAGS", "").replace("--xla_backend_optimization_level=0", "")
+    flags = os.environ.get("XLA_FLAGS", "").replace(quick_flags(), "")
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(SCRIPTS)}
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, env=environment, check=True)
     selective, invariant = map(float, done.stdout.split())

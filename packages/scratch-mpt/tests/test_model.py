@@ -1,6 +1,7 @@
 """What must hold of MPT whatever its weights: the contract of decoders, and its configurations."""
 
 import dataclasses
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -88,12 +89,23 @@ def test_the_softmax_scale_is_read():
     assert MPT(config, rngs=nnx.Rngs(0)).layers[0].attention.scale == 0.5
 
 
-def test_a_wider_feed_forward_layer_and_a_shorter_slope_survive(tmp_path):
+def test_what_mosaicmls_code_alone_reads_survives_under_its_name(tmp_path):
+    """As in MPT-7B-StoryWriter, whose alibi_bias_max is 16."""
     model = MPT(dataclasses.replace(TWO_LAYERS, expansion_ratio=2, alibi_bias_max=16), rngs=nnx.Rngs(0))
     model.save_pretrained(tmp_path)
     again = MPT.from_pretrained(tmp_path)
     assert again.config == model.config
     np.testing.assert_array_equal(again(IDS), model(IDS))
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["MPTForCausalLM"]
+
+
+@pytest.mark.parametrize("change", [{"expansion_ratio": 2}, {"attn_config": {"alibi_bias_max": 16}}])
+def test_what_transformers_ignores_is_refused_in_a_model_of_transformers(change):
+    fields = {"architectures": ["MptForCausalLM"], **MPTConfig.tiny().to_hf(), **change}
+    with pytest.raises(ConfigError, match=r"(expansion_ratio=2|alibi_bias_max=16) in a model of transformers"):
+        MPTConfig.from_hf(fields)
+    config = MPTConfig.from_hf({**fields, "architectures": ["MPTForCausalLM"]})
+    assert (config.expansion_ratio, config.alibi_bias_max) != (4, 8)
 
 
 def test_a_head_of_its_own_is_saved(tmp_path):

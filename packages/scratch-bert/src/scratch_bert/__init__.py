@@ -6,14 +6,14 @@ from scratch_core import ModelSpec, lazy
 
 if TYPE_CHECKING:
     from scratch_bert.config import BertConfig
-    from scratch_bert.model import (
+    from scratch_bert.heads import (
         BertForMaskedLM,
         BertForPreTraining,
         BertForQuestionAnswering,
         BertForSequenceClassification,
         BertForTokenClassification,
-        BertModel,
     )
+    from scratch_bert.model import BertModel
     from scratch_bert.sentences import SentenceEncoder
 
 SPEC = ModelSpec(
@@ -25,7 +25,7 @@ SPEC = ModelSpec(
         "question_answering": "scratch_bert:BertForQuestionAnswering",
     },
     presets={
-        "tiny": 1_371_520,
+        "tiny": 710_784,
         "bert_tiny": 4_416_698,
         "bert_mini": 11_201_594,
         "bert_small": 28_795_194,
@@ -55,11 +55,11 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     BertConfig="config",
-    BertForMaskedLM="model",
-    BertForPreTraining="model",
-    BertForQuestionAnswering="model",
-    BertForSequenceClassification="model",
-    BertForTokenClassification="model",
+    BertForMaskedLM="heads",
+    BertForPreTraining="heads",
+    BertForQuestionAnswering="heads",
+    BertForSequenceClassification="heads",
+    BertForTokenClassification="heads",
     BertModel="model",
     SentenceEncoder="sentences",
 )

@@ -1,4 +1,4 @@
-r"""BERT: a Transformer encoder that reads a text both ways, and the heads that are trained on it.
+r"""BERT: a Transformer encoder that reads a text both ways. The heads that are trained on it are in heads.py.
 
 Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3; the layer is that of Vaswani et al. 2017,
 https://arxiv.org/abs/1706.03762, section 3.1, with the norm behind each branch. With the embeddings of the token, of
@@ -9,17 +9,12 @@ $$ x'_l = \mathrm{LN}(x_{l-1} + \mathrm{MHA}(x_{l-1})) \tag{2} $$
 $$ x_l = \mathrm{LN}(x'_l + W_d\, \mathrm{GELU}(W_u x'_l)) \tag{3} $$
 $$ p = \tanh(W_p\, x_L^{\mathrm{[CLS]}}) \tag{4} $$
 
-Every token reads every real token. GELU is the exact one (erf). The heads:
+Every token reads every real token. GELU is the exact one (erf).
 
-* masked LM (section 3.1, task 1): $\mathrm{LN}(\mathrm{GELU}(W_t\, x_L))\, E_\mathrm{token}^\top + b$ (eq. 5);
-* next sentence (task 2) and classes of texts: a linear layer on $p$;
-* classes of tokens: a linear layer on each $x_L$ (section 5.3, without the CRF);
-* question answering (section 4.2): two numbers for each token, by which it starts or ends the answer.
-
-Shapes: B batch, T tokens (S where they are read), D model width, N heads, H head width, F feed-forward width,
-V vocabulary, C classes.
+Shapes: B batch, T tokens (S where they are read), D model width, N heads, H head width, F feed-forward width.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +22,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from scratch_core.data.wordpiece import WordPiece
-from scratch_core.errors import ConfigError
 from scratch_core.layers import (
     MLP,
     LayerNorm,
@@ -39,12 +33,7 @@ from scratch_core.layers import (
     padding_mask,
     run_blocks,
 )
-from scratch_core.losses import cross_entropy, encoder_outputs, sequence_classification_loss, span_loss, token_loss
 from scratch_core.pretrained import PretrainedModel
-from scratch_core.tasks.masked_lm import Fill, fill_mask
-from scratch_core.tasks.question_answering import Answer, answer
-from scratch_core.tasks.sequence_classification import TextClass, classify
-from scratch_core.tasks.token_classification import Entity, tag
 
 from scratch_bert import convert
 from scratch_bert.config import BertConfig
@@ -104,7 +93,7 @@ class Encoder(PretrainedModel):
     """What all BERT models share: ``hidden(input_ids, attention_mask, token_type_ids) -> x_BTD``.
 
     Padding may be on either side: places are counted from the first real token of a row, and no token reads padding.
-    A subclass adds a head, and calls it ``classifier`` if it is one linear layer.
+    A subclass (heads.py) adds a head, and calls it ``classifier`` if it is one linear layer.
     """
 
     Config = BertConfig
@@ -121,7 +110,9 @@ class Encoder(PretrainedModel):
         D = config.d_model
         self.config, self.dtype = config, dtype
         self.embedding = nnx.Embed(config.vocab_size, D, embedding_init=init, dtype=dtype, rngs=rngs)
-        self.positions = LearnedPositions(config.max_positions, D, dtype=dtype, rngs=rngs)
+        self.positions = LearnedPositions(
+            config.max_positions, D, embedding_init=sinusoids(2 * config.initial_scale), dtype=dtype, rngs=rngs
+        )
         self.token_types = nnx.Embed(config.num_token_types, D, embedding_init=init, dtype=dtype, rngs=rngs)
         self.embedding_norm = LayerNorm(D, epsilon=config.norm_epsilon)
         self.dropout = dropout(config.dropout, rngs)
@@ -177,7 +168,7 @@ class Pooled(Encoder):
 
     def __init__(self, config: BertConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, rngs=rngs)
-        self.pooler = _linear(config, config.d_model, dtype, rngs)
+        self.pooler = linear(config, config.d_model, dtype, rngs)
 
     def pooled(self, x_BTD: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
         """Return p_BD of eq. 4, which reads the first real token, [CLS]."""
@@ -203,159 +194,21 @@ class BertModel(Pooled):
         return x_BTD, self.pooled(x_BTD, attention_mask)
 
 
-class MaskedLMHead(nnx.Module):
-    """Eq. 5. The embedding is the last matrix, and belongs to the encoder."""
+def sinusoids(scale: float) -> Callable[..., jax.Array]:
+    r"""Return the initialiser of the places: waves of root mean square ``scale``, which training changes.
 
-    def __init__(self, config: BertConfig, *, dtype, rngs: nnx.Rngs):
-        if not config.tie_embeddings:
-            raise ConfigError(
-                "tie_embeddings=False: a masked LM whose head does not read the embedding is not implemented; "
-                "remove tie_word_embeddings from config.json if the checkpoint has no matrix of its own for the head"
-            )
-        self.transform = _linear(config, config.d_model, dtype, rngs)
-        self.norm = LayerNorm(config.d_model, epsilon=config.norm_epsilon)
-        self.bias = nnx.Param(jnp.zeros(config.vocab_size))
-        self.activation = ACTIVATIONS[config.activation]
+    Column i is a sine, and column i + D/2 a cosine, of wavelength $2 \pi n^{2i/D}$ for n places (Vaswani et al. 2017,
+    section 3.5, where n is 10,000). From random numbers a model must learn for each place what its neighbours are;
+    here one rotation finds them everywhere, and a small model learns to read them in fewer steps.
+    """
 
-    def __call__(self, x_BTD: jax.Array, embedding: nnx.Embed) -> jax.Array:
-        """Return logits_BTV, float32."""
-        x_BTD = self.norm(self.activation(self.transform(x_BTD)))
-        return embedding.attend(x_BTD).astype(jnp.float32) + self.bias[...]  # eq. 5
+    def initial(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+        places, D = shape
+        angles = jnp.arange(places)[:, None] / places ** (jnp.arange(0, D, 2) / D)
+        waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :D]
+        return (2**0.5 * scale * waves).astype(dtype)
 
-
-class BertForMaskedLM(Encoder):
-    """BERT with eq. 5. Call it for logits [B, T, V]."""
-
-    task: ClassVar[str] = "masked_lm"
-    architectures = ("BertForMaskedLM",)
-    rules = staticmethod(convert.masked_lm)
-
-    def __init__(self, config: BertConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        super().__init__(config, dtype=dtype, rngs=rngs)
-        self.head = MaskedLMHead(config, dtype=dtype, rngs=rngs)
-
-    def __call__(self, input_ids, attention_mask=None, token_type_ids=None) -> jax.Array:
-        """Return logits [B, T, V], float32; arguments as for :meth:`Encoder.hidden`."""
-        return self.head(self.hidden(input_ids, attention_mask, token_type_ids), self.embedding)
-
-    def loss(self, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Return the (sum, weight) of the masked tokens; see :func:`scratch_core.losses.token_loss`."""
-        return token_loss(self, batch)
-
-    def fill_mask(self, text: str, top: int = 5) -> list[list[Fill]]:
-        """Return the likeliest tokens for each [MASK]; see :func:`scratch_core.tasks.masked_lm.fill_mask`."""
-        return fill_mask(self, text, top)
-
-
-class BertForPreTraining(Pooled):
-    """BERT with both heads of pre-training. Call it for ``(logits [B, T, V], next_sentence [B, 2])``."""
-
-    task: ClassVar[str] = "masked_lm"
-    architectures = ("BertForPreTraining",)
-    unread = ()
-    rules = staticmethod(convert.pre_training)
-
-    def __init__(self, config: BertConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        super().__init__(config, dtype=dtype, rngs=rngs)
-        self.head = MaskedLMHead(config, dtype=dtype, rngs=rngs)
-        self.classifier = _linear(config, 2, dtype, rngs)
-
-    def __call__(self, input_ids, attention_mask=None, token_type_ids=None) -> tuple[jax.Array, jax.Array]:
-        """Return logits [B, T, V] and [B, 2] (class 0: the second text follows the first), both float32."""
-        x_BTD = self.hidden(input_ids, attention_mask, token_type_ids)
-        next_BC = self.classifier(self.pooled(x_BTD, attention_mask))
-        return self.head(x_BTD, self.embedding), next_BC.astype(jnp.float32)
-
-    def loss(self, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Return the (sum, weight) whose quotient is the sum of the two means, as in transformers.
-
-        batch as for the masked LM, and "next_sentence_label" int [B]. The weight is the number of masked tokens.
-        """
-        logits_BTV, next_BC = encoder_outputs(self, batch)
-        words, count = cross_entropy(logits_BTV, batch["labels"])
-        follows, pairs = cross_entropy(next_BC, batch["next_sentence_label"])
-        return words + count * follows / jnp.maximum(pairs, 1), count
-
-
-class BertForSequenceClassification(Pooled):
-    """BERT with a linear layer on the pooled [CLS]. Call it for logits [B, C]."""
-
-    task: ClassVar[str] = "sequence_classification"
-    architectures = ("BertForSequenceClassification",)
-    rules = staticmethod(convert.sequence_classifier)
-
-    def __init__(self, config: BertConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        super().__init__(config, dtype=dtype, rngs=rngs)
-        self.classifier_dropout = _classifier_dropout(config, rngs)
-        self.classifier = _linear(config, config.num_classes, dtype, rngs)
-
-    def __call__(self, input_ids, attention_mask=None, token_type_ids=None) -> jax.Array:
-        """Return logits [B, C], float32; arguments as for :meth:`Encoder.hidden`."""
-        x_BTD = self.hidden(input_ids, attention_mask, token_type_ids)
-        pooled_BD = self.classifier_dropout(self.pooled(x_BTD, attention_mask))
-        return self.classifier(pooled_BD).astype(jnp.float32)
-
-    def loss(self, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Return the (sum, weight) by problem_type; see :func:`scratch_core.losses.sequence_classification_loss`."""
-        return sequence_classification_loss(encoder_outputs(self, batch), batch["labels"], self.config.problem_type)
-
-    def classify(self, text: str | tuple[str, str]) -> list[TextClass]:
-        """Return the classes of a text or of a pair of texts, likeliest first.
-
-        For many texts: :func:`scratch_core.tasks.sequence_classification.classify`.
-        """
-        return classify(self, [text])[0]
-
-
-class BertForTokenClassification(Encoder):
-    """BERT with a linear layer on each token. Call it for logits [B, T, C]."""
-
-    task: ClassVar[str] = "token_classification"
-    architectures = ("BertForTokenClassification",)
-    rules = staticmethod(convert.token_classifier)
-
-    def __init__(self, config: BertConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        super().__init__(config, dtype=dtype, rngs=rngs)
-        self.classifier_dropout = _classifier_dropout(config, rngs)
-        self.classifier = _linear(config, config.num_classes, dtype, rngs)
-
-    def __call__(self, input_ids, attention_mask=None, token_type_ids=None) -> jax.Array:
-        """Return logits [B, T, C], float32; arguments as for :meth:`Encoder.hidden`."""
-        x_BTD = self.classifier_dropout(self.hidden(input_ids, attention_mask, token_type_ids))
-        return self.classifier(x_BTD).astype(jnp.float32)
-
-    def loss(self, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Return the (sum, weight) of the labelled tokens; see :func:`scratch_core.losses.token_loss`."""
-        return token_loss(self, batch)
-
-    def tag(self, text: str, aggregation: str = "first") -> list[Entity]:
-        """Return the parts of a text that have a class; see :func:`scratch_core.tasks.token_classification.tag`."""
-        return tag(self, [text], aggregation=aggregation)[0]
-
-
-class BertForQuestionAnswering(Encoder):
-    """BERT that finds the answer in a text. Call it for ``(start_logits [B, T], end_logits [B, T])``."""
-
-    task: ClassVar[str] = "question_answering"
-    architectures = ("BertForQuestionAnswering",)
-    rules = staticmethod(convert.question_answering)
-
-    def __init__(self, config: BertConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        super().__init__(config, dtype=dtype, rngs=rngs)
-        self.classifier = _linear(config, 2, dtype, rngs)
-
-    def __call__(self, input_ids, attention_mask=None, token_type_ids=None) -> tuple[jax.Array, jax.Array]:
-        """Return float32 logits of each token to start and to end the answer; arguments as for `Encoder.hidden`."""
-        logits_BTC = self.classifier(self.hidden(input_ids, attention_mask, token_type_ids)).astype(jnp.float32)
-        return logits_BTC[..., 0], logits_BTC[..., 1]
-
-    def loss(self, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Return the (sum, weight) of both ends of the answer; see :func:`scratch_core.losses.span_loss`."""
-        return span_loss(*encoder_outputs(self, batch), batch["start_positions"], batch["end_positions"])
-
-    def answer(self, question: str, context: str, **options: Any) -> list[Answer]:
-        """Return the likeliest answers; see :func:`scratch_core.tasks.question_answering.answer` for the options."""
-        return answer(self, question, context, **options)
+    return initial
 
 
 def first_token(x_BTD: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
@@ -370,10 +223,7 @@ def first_real(attention_mask: jax.Array) -> jax.Array:
     return (attention_mask != 0).argmax(axis=1)
 
 
-def _linear(config: BertConfig, out_features: int, dtype: Any, rngs: nnx.Rngs) -> Linear:
+def linear(config: BertConfig, out_features: int, dtype: Any, rngs: nnx.Rngs) -> Linear:
+    """Return a linear layer from D features that starts as small as those of the encoder."""
     init = nnx.initializers.truncated_normal(config.initial_scale)
     return Linear(config.d_model, out_features, kernel_init=init, dtype=dtype, rngs=rngs)
-
-
-def _classifier_dropout(config: BertConfig, rngs: nnx.Rngs) -> nnx.Dropout:
-    return dropout(config.dropout if config.classifier_dropout is None else config.classifier_dropout, rngs)

@@ -7,7 +7,10 @@ names the parameter, the values that it may have, and the value that it has.
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.metrics import get_scorer_names
+from sklearn.utils import check_scalar
 from sklearn.utils._param_validation import Hidden, Interval, StrOptions
 
 Constraints: TypeAlias = dict[str, list[Any]]
@@ -36,3 +39,14 @@ def one_of(*names: str) -> StrOptions:
 def unset(name: str) -> Hidden:
     """Return the constraint that admits ``name``, the default that stands for "not given", without listing it."""
     return Hidden(StrOptions({name}))
+
+
+def check_each(name: str, values: ArrayLike, boundaries: str, largest: float | None = None) -> None:
+    """Raise ValueError, or TypeError, unless all ``values`` are numbers from 0 to ``largest`` (None: any), and not NaN.
+
+    ``boundaries`` says which of the two ends are allowed: "neither", "left", "right" or "both".
+    """
+    for index, value in enumerate(np.atleast_1d(np.asarray(values, object))):
+        check_scalar(value, f"{name}[{index}]", Real, min_val=0.0, max_val=largest, include_boundaries=boundaries)
+        if np.isnan(value):
+            raise ValueError(f"{name}[{index}] == nan, must be a number.")

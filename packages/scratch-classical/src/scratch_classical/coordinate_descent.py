@@ -121,8 +121,9 @@ def _descend(
         return coef_D, left_D, gap, done | (moved == 0), count + 1
 
     left_D = cross_D - gram_DD @ start_D
-    gap, _ = duality_gap(start_D, left_D, cross_D, target, l1, l2, positive)
-    begin = start_D, left_D, gap, jnp.zeros((), bool), jnp.zeros((), jnp.int32)
+    gap, value = duality_gap(start_D, left_D, cross_D, target, l1, l2, positive)
+    there = (l1 > 0) & (gap <= jnp.minimum(jnp.maximum(tol, tiny) * target, 1e-6 * value))
+    begin = start_D, left_D, gap, there, jnp.zeros((), jnp.int32)
     coef_D, _, gap, _, count = jax.lax.while_loop(lambda s: ~s[3] & (s[4] < max_iter), sweep, begin)
     return Descent(coef_D, gap, count)
 
@@ -158,7 +159,8 @@ def descend(
     r"""Minimise eq. 2 from ``start_D``.
 
     It stops when gap <= tol * target (target is $\|y\|^2$) and either the gap is below 1e-6 of the objective or the
-    last sweep moved no coefficient by more than tol times the largest. Differentiable by eq. 5; vmap over any array.
+    last sweep moved no coefficient by more than tol times the largest; before any sweep if the gap of the start is
+    that small. Differentiable by eq. 5; vmap over any array.
     """
     dtype = cross_D.dtype
     target, l1, l2, tol = (jnp.asarray(v, dtype) for v in (target, l1, l2, tol))

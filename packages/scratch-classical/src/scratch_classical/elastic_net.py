@@ -1,4 +1,4 @@
-r"""The estimators of :mod:`.coordinate_descent`: lasso and elastic net, and their paths.
+r"""The estimators of :mod:`.coordinate_descent`: lasso and elastic net.
 
 $$ \min_{w, b} \frac{1}{2n} \sum_i \omega_i (y_i - x_i^\top w - b)^2 + \alpha\rho \|w\|_1
    + \frac{\alpha(1-\rho)}{2} \|w\|^2, \qquad n = \sum_i \omega_i \tag{1} $$
@@ -7,10 +7,9 @@ The solver needs only the second moments of the data, taken in one pass. With ma
 needs only those of a working set of columns (:mod:`.working_set`). A sparse X with no fewer samples than features stays
 sparse.
 
-Shapes: I samples, D features, K outputs, A values of alpha.
+Shapes: I samples, D features, K outputs.
 """
 
-import warnings
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array
+from sklearn.utils.metadata_routing import UNUSED
 
 from .arrays import Array, Matrix, MatrixLike, dense, is_on_device, lay_out, precision, refuse_non_finite
 from .base import LinearPredictor
 from .constraints import COUNT, FLAG, NOT_NEGATIVE, SEED, SELECTION, SHARE, Constraints
-from .coordinate_descent import Descent, descend, descend_path
+from .coordinate_descent import Descent, descend, duality_gap
+from .elastic_net_path import enet_path, warn_unless_converged
 from .moments import Moments, arranged, moments_of, sparse_moments
 from .working_set import fit_working_set
 
@@ -55,119 +54,15 @@ def _fit_gram(
 
     def one(output: tuple[jax.Array, jax.Array, jax.Array]) -> Descent:
         cross_D, target, start_D = output
-        return descend(m.gram, cross_D, target, m.weight * l1, m.weight * l2, start_D, tol, max_iter, positive)
+        penalties = m.weight * l1, m.weight * l2
+        # As in scikit-learn, a warm start within tol is returned as it is.
+        gap, _ = duality_gap(start_D, cross_D - m.gram @ start_D, cross_D, target, *penalties, positive)
+        limit = jnp.where((gap <= tol * target) & (start_D != 0).any(), 0, max_iter)
+        return descend(m.gram, cross_D, target, *penalties, start_D, tol, limit, positive)
 
     coef_KD, gap_K, sweeps_K = jax.lax.map(one, (m.cross.T, m.target, start_KD))
     finite = jnp.isfinite(jnp.diagonal(m.gram)).all() & jnp.isfinite(m.cross).all()
     return _ElasticNetFit(coef_KD, m.mean_y - coef_KD @ m.mean_x, gap_K / m.weight, sweeps_K), finite
-
-
-def warn_unless_converged(
-    gap_K: np.ndarray, tol: float, y: np.ndarray, sample_weight: np.ndarray | None, fit_intercept: bool
-) -> None:
-    """Warn as scikit-learn does if a gap is well above tol times the mean square of y."""
-    weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    y_IK = np.asarray(y, np.float64).reshape(len(y), -1)
-    error_IK = y_IK - (weight @ y_IK / weight.sum() if fit_intercept else 0)
-    allowed = max(tol, float(np.finfo(np.asarray(y).dtype).eps) if np.asarray(y).dtype.kind == "f" else 0)
-    allowed_K = 10 * allowed * (weight @ error_IK**2) / weight.sum()
-    if np.any(gap_K > allowed_K):
-        warnings.warn(
-            "Objective did not converge. You might want to increase the number of iterations (max_iter), or scale the "
-            f"features. Duality gap {gap_K.max():.3e}, tolerance {allowed_K.min() / 10:.3e}.",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
-
-
-def alpha_grid(
-    cross: np.ndarray, total_weight: float, l1_ratio: float, eps: float, count: int, positive: bool = False
-) -> np.ndarray:
-    """Return ``count`` alphas, evenly spaced in logarithm, from the smallest without coefficients to eps of it."""
-    if l1_ratio == 0:
-        raise ValueError(
-            "Automatic alpha grid generation is not supported for l1_ratio=0. Please supply a grid by providing your "
-            "estimator with the appropriate `alphas=` argument."
-        )
-    largest = (cross if positive else np.abs(cross)).max() / (total_weight * l1_ratio)
-    if largest <= np.finfo(np.float64).resolution:
-        return np.full(count, np.finfo(np.float64).resolution)
-    return np.geomspace(largest, largest * eps, num=count)
-
-
-def enet_path(
-    X: MatrixLike,
-    y: ArrayLike,
-    *,
-    l1_ratio: float = 0.5,
-    eps: float = 1e-3,
-    n_alphas: int | str | None = "deprecated",
-    alphas: ArrayLike | None = 100,
-    precompute: bool | str | ArrayLike = "auto",
-    Xy: ArrayLike | None = None,
-    copy_X: bool = True,
-    coef_init: ArrayLike | None = None,
-    verbose: bool = False,
-    return_n_iter: bool = False,
-    positive: bool = False,
-    check_input: bool = True,
-    tol: float = 1e-4,
-    max_iter: int = 1000,
-    selection: str = "cyclic",
-    random_state: int | np.random.RandomState | None = None,
-) -> tuple[np.ndarray, ...] | tuple[np.ndarray, np.ndarray, np.ndarray, list]:
-    """Return (alphas [A], coefs [D, A] or [K, D, A], dual gaps [A] or [K, A]) of eq. 1 without an intercept.
-
-    ``alphas`` is a number of alphas or the alphas themselves, in any order; they are returned from large to small. With
-    ``return_n_iter`` the numbers of sweeps come fourth. precompute, Xy, copy_X, verbose, check_input, selection and
-    random_state are accepted and not used. The rest is as in
-    https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.enet_path.html.
-    """
-    X = check_array(X, accept_sparse=True, dtype=(np.float64, np.float32))
-    y = check_array(y, ensure_2d=False, dtype=X.dtype)
-    num_samples, num_features = X.shape
-    if len(y) != num_samples:
-        raise ValueError(f"Found input variables with inconsistent numbers of samples: {[num_samples, len(y)]}")
-    if not isinstance(n_alphas, str) and n_alphas is not None:
-        alphas = n_alphas
-    dtype = X.dtype
-    with precision(dtype):
-        if sparse.issparse(X) and num_samples >= num_features:
-            m = sparse_moments(X, y, None, False)
-        else:
-            X = dense(X)
-            m = moments_of(arranged(lay_out(X), X, y, None, False), fit_intercept=False)
-        cross = np.asarray(m.cross)[:num_features]
-        grid = np.asarray(100 if alphas is None or isinstance(alphas, str) else alphas, np.float64)
-        if grid.ndim == 0:
-            grid = alpha_grid(cross, num_samples, l1_ratio, eps, int(grid), positive)
-        alphas = np.sort(grid)[::-1]
-        scaled = (alphas * num_samples).astype(dtype)
-        K, padded = m.cross.shape[1], m.cross.shape[0]
-        start_KD = np.zeros((K, padded), dtype)
-        if coef_init is not None:
-            start_KD[:, :num_features] = np.reshape(coef_init, (K, num_features))
-        results = [
-            descend_path(
-                m.gram, m.cross[:, k], m.target[k], scaled * dtype.type(l1_ratio), scaled * dtype.type(1 - l1_ratio),
-                start_KD[k], tol, max_iter, positive=positive,
-            )
-            for k in range(K)
-        ]  # fmt: skip
-        coefs = np.stack([np.asarray(found.coef)[:, :num_features].T for found in results])
-        gaps = np.stack([np.asarray(found.gap) for found in results]) / num_samples
-        counts = np.stack([np.maximum(np.asarray(found.sweeps), 1) for found in results])
-    warn_unless_converged(gaps.max(1), tol, y, None, False)
-    if y.ndim == 1:
-        coefs, gaps, counts = coefs[0], gaps[0], counts[0]
-    return (alphas, coefs, gaps, counts.tolist()) if return_n_iter else (alphas, coefs, gaps)
-
-
-def lasso_path(
-    X: MatrixLike, y: ArrayLike, **options: Any
-) -> tuple[np.ndarray, ...] | tuple[np.ndarray, np.ndarray, np.ndarray, list]:
-    r"""Return :func:`enet_path` with $\rho = 1$; the options are the other parameters of that function."""
-    return enet_path(X, y, l1_ratio=1.0, **options)
 
 
 class ElasticNet(LinearPredictor):
@@ -226,16 +121,18 @@ class ElasticNet(LinearPredictor):
         self.selection = selection
 
     path = staticmethod(enet_path)
+    __metadata_request__fit: ClassVar = {"check_input": UNUSED}  # nothing that is to be routed
 
     def fit(
         self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, check_input: bool = True
     ) -> "ElasticNet":
         """Fit to X [I, D] and y [I] or [I, K]; each output is a problem of its own.
 
-        check_input: accepted and not used; the input is always checked.
+        check_input: False skips the checks. X must then be a float32 or float64 array or sparse matrix.
         """
         self._validate_params()
-        X, y, sample_weight = self._validated_fit(X, y, sample_weight)
+        given: Any = X, y, sample_weight
+        X, y, sample_weight = self._validated_fit(*given) if check_input else given
         if X.shape[0] < X.shape[1]:
             X = dense(X)
         K, num_features, dtype = (1 if y.ndim == 1 else y.shape[1]), X.shape[1], np.dtype(X.dtype)
@@ -246,7 +143,7 @@ class ElasticNet(LinearPredictor):
             found = self._minimise(X, y, sample_weight, start_KD)
             coef = np.array(found.coef_KD, dtype)[:, :num_features]
             intercept, gap = np.array(found.intercept_K, dtype), np.array(found.gap_K, np.float64)
-            counts = np.maximum(np.array(found.sweeps_K), 1)
+            counts = np.array(found.sweeps_K)
         if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
             refuse_non_finite(X, type(self).__name__)
         warn_unless_converged(gap, self.tol, y, sample_weight, self.fit_intercept)

@@ -10,7 +10,6 @@ Where the error is so small against $\|y\|^2$ that half of its digits are lost, 
 Shapes: D features, A values of alpha, L values of l1_ratio, F folds.
 """
 
-from numbers import Real
 from typing import Any, ClassVar
 
 import jax
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.model_selection import check_cv
-from sklearn.utils import Tags, check_scalar
+from sklearn.utils import Tags
 
 from .arrays import CrossValidator, MatrixLike, dense, precision, refuse_non_finite, validated_samples, validated_weight
 from .base import LinearPredictor
@@ -34,10 +33,11 @@ from .constraints import (
     SHARE,
     VERBOSE,
     Constraints,
+    check_each,
     one_of,
 )
-from .coordinate_descent import descend, descend_path
-from .elastic_net import alpha_grid, enet_path, lasso_path, warn_unless_converged
+from .coordinate_descent import Descent, descend_path
+from .elastic_net_path import alpha_grid, enet_path, lasso_path, warn_unless_converged
 from .folds import Folds, FoldSums, fold_sums
 from .moments import Moments, Sums, centered
 from .routing import CrossValidated
@@ -130,8 +130,9 @@ class ElasticNetCV(CrossValidated, LinearPredictor):
         """
         self._validate_params()
         if self.alphas is not None and np.ndim(self.alphas) > 0:
-            for index, alpha in enumerate(np.asarray(self.alphas, object)):
-                check_scalar(alpha, f"alphas[{index}]", Real, min_val=0.0, include_boundaries="left")
+            check_each("alphas", self.alphas, "left")
+        if np.ndim(self.l1_ratio) > 0:
+            check_each("l1_ratio", self.l1_ratio, "both", largest=1.0)
         routed = self._route("fit", sample_weight, params)
         X, y = validated_samples(self, X, y, y_numeric=True)
         X = np.asarray(dense(X))
@@ -198,17 +199,19 @@ class ElasticNetCV(CrossValidated, LinearPredictor):
 
         # The average over the folds is close to the minimum, and a good start.
         start_D = np.mean([np.asarray(coefs[l, f])[a] for f in range(len(tests))], axis=0)
-        n_alpha = self.alpha_ * float(whole.weight)
-        found = descend(
+        # The compiled path serves once more; from its second alpha on it starts at the minimum.
+        n_alphas = np.full(grids_LA.shape[1], self.alpha_ * float(whole.weight))
+        path = descend_path(
             whole.gram, whole.cross[:, 0], whole.target[0],
-            dtype.type(n_alpha * self.l1_ratio_), dtype.type(n_alpha * (1 - self.l1_ratio_)),
+            (n_alphas * self.l1_ratio_).astype(dtype), (n_alphas * (1 - self.l1_ratio_)).astype(dtype),
             start_D, dtype.type(self.tol), np.int32(self.max_iter), positive=positive,
         )  # fmt: skip
+        found = Descent(*(v[0] for v in map(np.asarray, path)))
         self.coef_ = np.array(found.coef)[:num_features]
         mean_x, mean_y = np.asarray(whole.mean_x)[:num_features], np.asarray(whole.mean_y)[0]
         self.intercept_ = dtype.type(mean_y - mean_x @ self.coef_) if fit_intercept else 0.0
         self.dual_gap_ = float(found.gap) / float(whole.weight)
-        self.n_iter_ = max(int(found.sweeps), 1)
+        self.n_iter_ = int(found.sweeps)
         warn_unless_converged(np.array([self.dual_gap_]), self.tol, y, sample_weight, fit_intercept)
 
     def __sklearn_tags__(self) -> Tags:

@@ -32,7 +32,7 @@ ValueAndGradient: TypeAlias = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 class Minimum(NamedTuple):
     """theta [K, E], the number of iterations, and the largest violation of optimality (max |gradient| without L1).
 
-    The minima of F folds and A penalties have axes [F, A] in front.
+    The minima of A penalties have an axis [A] in front.
     """
 
     theta: jax.Array

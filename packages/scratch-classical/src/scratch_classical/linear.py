@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from .arrays import MatrixLike
 from .base import LinearPredictor
 from .constraints import COUNT, FLAG, JOBS, NOT_NEGATIVE, SEED, Constraints, one_of
-from .least_squares import fit_squares
+from .squares_fit import fit_squares
 
 
 class LinearRegression(LinearPredictor):

@@ -1,14 +1,12 @@
 """Logistic regression behind scikit-learn's interface; the mathematics is in :mod:`.logistic_solver`.
 
-Shapes: I samples, S rows of the sample, D features, E = D + 1 (features and intercept), K rows of coefficients (1 for
-two classes).
+Shapes: I samples, D features, K classes.
 """
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import sparse
@@ -21,11 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from .arrays import (
     Array,
     MatrixLike,
-    bucket,
     dense,
-    is_on_device,
-    lay_out,
-    pad,
     precision,
     refuse_non_finite,
     validated_queries,
@@ -47,7 +41,7 @@ from .constraints import (
     one_of,
     unset,
 )
-from .logistic_solver import Minimum, Problem, minimise, minimise_path
+from .logistic_data import LogisticData
 
 Classifier = TypeVar("Classifier", bound="LinearClassifier")
 ClassWeight: TypeAlias = Mapping | str | None  # a weight per class, "balanced", or none
@@ -65,18 +59,6 @@ SHARED_CONSTRAINTS: Constraints = {
     "verbose": VERBOSE,
     "n_jobs": JOBS,
 }
-
-
-class LogisticFit(NamedTuple):
-    """coef [K, D], intercept [K], iterations, and the largest violation of optimality.
-
-    A path has the axes [F, A], folds and values of C, in front of each.
-    """
-
-    coef: np.ndarray
-    intercept: np.ndarray
-    iterations: np.ndarray
-    violation: np.ndarray
 
 
 class LinearClassifier(ClassifierMixin, BaseEstimator):
@@ -151,7 +133,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
             weight = weight * per_class.astype(X.dtype)[indices]
         return X, indices, weight
 
-    def _lay_out(self, X: Array, indices: np.ndarray) -> "LogisticData":
+    def _lay_out(self, X: Array, indices: np.ndarray) -> LogisticData:
         penalised = self.solver == "liblinear" and self.fit_intercept
         if self.solver == "liblinear" and len(self.classes_) > 2:
             raise ValueError(
@@ -161,10 +143,19 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         scaling = self.intercept_scaling if penalised else None
         return LogisticData(X, indices, len(self.classes_), self.fit_intercept, scaling)
 
-    def _warn_unless_converged(self, iterations: int, violation: float) -> None:
-        if not violation <= self.tol:
+    def _check_minimum(self, X: Array, coef: np.ndarray, iterations: int, violation: np.ndarray) -> None:
+        """Refuse a minimum that is not finite, and one that stopped where squares of the gradient overflow.
+
+        Warn if the largest ``violation`` (in the dtype of X) is above tol.
+        """
+        with np.errstate(over="ignore"):
+            usable = np.isfinite(violation**2).all() and np.isfinite(coef).all()
+        if not usable:
+            refuse_non_finite(X, type(self).__name__)
+        largest = float(violation.max())
+        if largest > max(self.tol, 4 * np.finfo(violation.dtype).eps):
             warnings.warn(
-                f"{self.solver} failed to converge after {iterations} iteration(s): the gradient is {violation:.1e}, "
+                f"{self.solver} failed to converge after {iterations} iteration(s): the gradient is {largest:.1e}, "
                 f"tol is {self.tol:.1e}. Increase the number of iterations (max_iter), or scale the features.",
                 ConvergenceWarning,
                 stacklevel=3,
@@ -174,95 +165,6 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
-
-
-class LogisticData:
-    """One data set laid out for the solver.
-
-    With ``scaling`` the intercept is a penalised coefficient: that of one more column, which holds this number
-    everywhere.
-    """
-
-    def __init__(
-        self, X: Array, indices: np.ndarray, num_classes: int, fit_intercept: bool, scaling: float | None = None
-    ) -> None:
-        self.scaling, self.num_features = scaling, X.shape[1]
-        self.intercept = bool(fit_intercept) and scaling is None
-        if scaling is not None:
-            X = np.concatenate([X, np.full((len(X), 1), scaling, X.dtype)], axis=1)
-        I, D = X.shape
-        self.dtype = np.dtype(X.dtype)
-        num_rows = 1 if num_classes == 2 else num_classes
-        self.layout = lay_out(X, block_rows=1 << min(13, max(7, 18 - (D - 1).bit_length())))
-        width = self.layout.rows.tail.shape[1]
-        y_IK = indices[:, None] if num_classes == 2 else indices[:, None] == np.arange(num_classes)
-        self.y_IK = self.layout.arrange(y_IK.astype(self.dtype))
-        self.stride = max(1, I // max(2000, 4 * D))
-        sample = X[:: self.stride]
-        self.sample = sample if is_on_device(X) else pad(np.asarray(sample), bucket(len(sample), 64), width)
-        self.theta_KE = np.zeros((num_rows, width + 1), self.dtype)
-        self.centred = False
-
-    def start(self, coef_KD: np.ndarray, intercept_K: np.ndarray) -> None:
-        """Start from given coefficients."""
-        self.theta_KE[:, : self.num_features] = coef_KD
-        if self.scaling is None:
-            self.theta_KE[:, -1] = intercept_K
-        else:
-            self.theta_KE[:, self.num_features] = intercept_K / self.scaling
-
-    def _weights(self, weight_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the weights in the order of the rows, and those of the sample."""
-        weight_I = weight_I.astype(self.dtype)
-        return self.layout.arrange(weight_I), pad(weight_I[:: self.stride], self.sample.shape[0])
-
-    def _result(self, minimum: Minimum) -> LogisticFit:
-        theta = np.array(minimum.theta)
-        if self.centred:
-            theta -= theta.mean(-2, keepdims=True)
-        intercept = theta[..., -1] if self.scaling is None else theta[..., self.num_features] * self.scaling
-        coef = theta[..., : self.num_features].copy()  # of our own, so that it may be written to
-        return LogisticFit(coef, intercept.copy(), np.asarray(minimum.iterations), np.asarray(minimum.violation))
-
-    def fit(
-        self, weight_I: np.ndarray, C: float, l1_ratio: float, tol: float, max_iter: int, solver: str
-    ) -> LogisticFit:
-        """Minimise eq. 1 of the solver for one C.
-
-        Without a penalty, adding one vector to the coefficients of every class changes no probability. The minimiser
-        returned is the symmetric one, whose sum over the classes is zero.
-        """
-        self.centred = np.isinf(C) and len(self.theta_KE) > 1
-        weight_I, sample_weight_S = self._weights(weight_I)
-        parts = self.y_IK, weight_I, self.sample, sample_weight_S
-        problem = Problem(self.layout.rows, *map(jnp.asarray, parts))
-        number = self.dtype.type
-        return self._result(
-            minimise(
-                problem, self.theta_KE, number(C), number(l1_ratio), number(tol), np.int32(max_iter),
-                intercept=self.intercept, method=self._method(solver, l1_ratio),
-            )
-        )  # fmt: skip
-
-    def fit_path(
-        self, weight_FI: np.ndarray, C_A: np.ndarray, l1_ratio: float, tol: float, max_iter: int, solver: str
-    ) -> LogisticFit:
-        """Minimise it for all folds, which are rows of weights, and all C, each started from the one before."""
-        weight_FI, sample_weight_FS = map(np.stack, zip(*map(self._weights, weight_FI)))
-        parts = self.y_IK, weight_FI, self.sample, sample_weight_FS
-        problem = Problem(self.layout.rows, *map(jnp.asarray, parts))
-        number = self.dtype.type
-        return self._result(
-            minimise_path(
-                problem, self.theta_KE, C_A.astype(self.dtype), number(l1_ratio), number(tol), np.int32(max_iter),
-                intercept=self.intercept, method=self._method(solver, l1_ratio),
-            )
-        )  # fmt: skip
-
-    def _method(self, solver: str, l1_ratio: float) -> str:
-        if l1_ratio:
-            return "sparse"
-        return "newton" if solver == "newton-cholesky" and self.theta_KE.size <= 2048 else "lbfgs"
 
 
 class LogisticRegression(LinearClassifier):
@@ -353,9 +255,7 @@ class LogisticRegression(LinearClassifier):
             if self.warm_start and hasattr(self, "coef_"):
                 data.start(np.asarray(dense(self.coef_)), self.intercept_)
             found = data.fit(weight, C, l1_ratio, self.tol, self.max_iter, self.solver)
-        if not (np.isfinite(found.violation) and np.isfinite(found.coef).all()):
-            refuse_non_finite(X, type(self).__name__)
-        self._warn_unless_converged(int(found.iterations), float(found.violation))
+        self._check_minimum(X, found.coef, int(found.iterations), found.violation)
         self.coef_, self.intercept_ = found.coef, found.intercept
-        self.n_iter_ = np.array([max(int(found.iterations), min(self.max_iter, 1))], dtype=np.int32)
+        self.n_iter_ = np.array([found.iterations], dtype=np.int32)
         return self

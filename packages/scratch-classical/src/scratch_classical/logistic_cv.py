@@ -1,4 +1,4 @@
-"""Logistic regression with its penalty chosen by cross-validation: all folds and all penalties in one call."""
+"""Logistic regression with its penalty chosen by cross-validation; one compiled program serves all fits."""
 
 from collections.abc import Callable
 from inspect import signature
@@ -10,10 +10,11 @@ from sklearn.metrics import get_scorer, make_scorer
 from sklearn.model_selection import check_cv
 from sklearn.utils.metadata_routing import UNUSED
 
-from .arrays import CrossValidator, MatrixLike, precision, refuse_non_finite, require_finite
-from .constraints import COUNT, FLAG, FOLDS, SCORING, Constraints, unset
+from .arrays import CrossValidator, MatrixLike, precision, require_finite
+from .constraints import COUNT, FLAG, FOLDS, SCORING, Constraints, check_each, unset
 from .folds import Folds
-from .logistic import SHARED_CONSTRAINTS, ClassWeight, LinearClassifier, LogisticFit, LogisticRegression
+from .logistic import SHARED_CONSTRAINTS, ClassWeight, LinearClassifier, LogisticRegression
+from .logistic_data import LogisticFit
 from .routing import CrossValidated, Routed
 
 
@@ -120,27 +121,31 @@ class LogisticRegressionCV(CrossValidated, LinearClassifier):
             raise ValueError(
                 f"penalty='elasticnet' needs l1_ratios, a list of numbers; l1_ratios is {self.l1_ratios!r}"
             )
-        if not ((ratios_L >= 0) & (ratios_L <= 1)).all():
-            raise ValueError(f"l1_ratios={self.l1_ratios} must lie between 0 and 1")
+        check_each("l1_ratios", ratios_L, "both", largest=1.0)
         Cs = np.asarray(self.Cs, float)
         if Cs.ndim == 0:
             Cs = np.logspace(-4, 4, int(Cs))
+        check_each("Cs", Cs, "neither")
         ascending = np.argsort(Cs)
         folds = list(check_cv(self.cv, labels, classifier=True).split(X, labels, **routed.split))
         weight_FI = np.stack([weight * np.bincount(train, minlength=len(X)) for train, _ in folds])
         options = self.tol, self.max_iter, self.solver
         with precision(X.dtype):
             data = self._lay_out(X, indices)
-            paths = [data.fit_path(weight_FI, Cs[ascending], ratio, *options) for ratio in ratios_L]
+            paths = [
+                data.fit_path(fold, Cs[ascending], ratio, *options) for fold in weight_FI for ratio in ratios_L
+            ]  # fmt: skip
+            shape, order = (len(folds), len(ratios_L), len(Cs)), np.argsort(ascending)
             # [F, L, A, ...] with A in the order of Cs
-            fits = LogisticFit(*(np.stack(v, axis=1)[:, :, np.argsort(ascending)] for v in zip(*paths)))
+            fits = LogisticFit(*(np.stack(v).reshape(*shape, *v[0].shape[1:])[:, :, order] for v in zip(*paths)))
             coefs, intercepts, counts, violation = fits
             scores = self._fold_scores(X, labels, folds, fits, routed)
             if self.refit:
                 l, a = np.unravel_index(np.argmax(scores.mean(0)), scores.shape[1:])
                 C, ratio = Cs[a], ratios_L[l]
                 data.start(coefs[:, l, a].mean(0), intercepts[:, l, a].mean(0))
-                refit = data.fit(weight, C, ratio, *options)
+                # The compiled path serves once more; from its second C on it starts at the minimum.
+                refit = LogisticFit(*(v[0] for v in data.fit_path(weight, np.full(len(Cs), C), ratio, *options)))
                 self.coef_, self.intercept_ = refit.coef, refit.intercept
                 violation = np.append(violation, refit.violation)
             else:
@@ -148,11 +153,9 @@ class LogisticRegressionCV(CrossValidated, LinearClassifier):
                 C, ratio = np.mean([Cs[a] for _, a in best]), np.mean([ratios_L[l] for l, _ in best])
                 self.coef_ = np.mean([coefs[f, l, a] for f, (l, a) in enumerate(best)], axis=0)
                 self.intercept_ = np.mean([intercepts[f, l, a] for f, (l, a) in enumerate(best)], axis=0)
-        if not (np.isfinite(self.coef_).all() and np.isfinite(violation).all()):
-            refuse_non_finite(X, type(self).__name__)
-        self._warn_unless_converged(int(counts.max()), float(violation.max()))
+        self._check_minimum(X, self.coef_, int(counts.max()), violation)
         thetas = np.concatenate([coefs, intercepts[..., None]], axis=-1) if self.fit_intercept else coefs
-        self._store(Cs, ratios_L, float(C), float(ratio), thetas.astype(np.float64), scores, np.maximum(counts, 1))
+        self._store(Cs, ratios_L, float(C), float(ratio), thetas.astype(np.float64), scores, counts)
         return self
 
     def score(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: Any) -> float:

@@ -23,7 +23,6 @@ Shapes: I samples, D features, K outputs, A values of alpha, F folds.
 
 from collections.abc import Callable
 from functools import partial
-from numbers import Real
 from typing import Any, ClassVar
 
 import jax
@@ -34,15 +33,14 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.metrics import check_scoring, get_scorer
 from sklearn.model_selection import check_cv
-from sklearn.utils import check_scalar
 
 from .arrays import Array, CrossValidator, MatrixLike, dense, lay_out, precision, refuse_non_finite
 from .base import LinearPredictor
-from .constraints import FLAG, FOLDS, POSITIVE, SCORING, Constraints, one_of
+from .constraints import FLAG, FOLDS, POSITIVE, SCORING, Constraints, check_each, one_of
 from .folds import fold_sums
-from .least_squares import fit_moments, fit_squares
 from .moments import Moments, Samples, Sums, arranged, centered
 from .routing import CrossValidated, Routed
+from .squares_fit import fit_moments, fit_squares
 
 
 @partial(jax.jit, static_argnames="fit_intercept")
@@ -164,9 +162,7 @@ class RidgeCV(CrossValidated, LinearPredictor):
         for option in ("store_cv_results", "alpha_per_target"):
             if self.cv is not None and getattr(self, option):
                 raise ValueError(f"cv!=None and {option}=True are incompatible: leave out one of them")
-        smallest = "neither" if self.cv is None else "left"  # leave-one-out divides by alpha
-        for index, alpha in enumerate(np.atleast_1d(np.asarray(self.alphas, object))):
-            check_scalar(alpha, f"alphas[{index}]", Real, min_val=0.0, include_boundaries=smallest)
+        check_each("alphas", self.alphas, "neither" if self.cv is None else "left")  # leave-one-out divides by alpha
         alphas = np.atleast_1d(np.asarray(self.alphas, np.float64))
         routed = self._route("fit", sample_weight, params)
         X, y, sample_weight = self._validated_fit(X, y, sample_weight)

@@ -8,6 +8,7 @@ Shapes: I samples, J queries, D features, S support vectors, P pairs of classes.
 import warnings
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import jax
@@ -17,14 +18,30 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_array, check_consistent_length, column_or_1d
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _check_sample_weight, _num_samples, check_is_fitted
 
 from .arrays import Matrix, MatrixLike, bucket, dense, pad, precision, validated_queries, validated_samples
+from .constraints import COUNT_OR_ZERO, FLAG, NOT_NEGATIVE, POSITIVE, POSITIVE_OR_INFINITE, VERBOSE, Constraints, one_of
 from .smo import kernel_matrix, solve_svm, solve_svm_flat, stored_kernel
 
 FLAT_BELOW = 512  # samples up to which there is one level only
 
 Kernel: TypeAlias = str | Callable[[np.ndarray, np.ndarray], ArrayLike]  # a name, or a function of two sets of samples
+
+
+MACHINE_CONSTRAINTS: Constraints = {
+    "C": POSITIVE_OR_INFINITE,
+    "kernel": [one_of("linear", "poly", "rbf", "sigmoid", "precomputed"), callable],
+    "degree": COUNT_OR_ZERO,
+    "gamma": [one_of("scale", "auto"), *NOT_NEGATIVE],
+    "coef0": [Interval(Real, None, None, closed="neither")],
+    "tol": POSITIVE,
+    "shrinking": FLAG,
+    "cache_size": POSITIVE,
+    "verbose": VERBOSE,
+    "max_iter": [Interval(Integral, -1, None, closed="left")],
+}
 
 
 class MachineFit(NamedTuple):
@@ -116,19 +133,21 @@ class SupportVectorMachine(BaseEstimator):
         if self.gamma == "auto":
             return 1.0 / X.shape[1]
         wide = X.astype(np.float64, copy=False)
-        if sample_weight is None or (sample_weight == sample_weight[0]).all():
-            variance = wide.var()
-        else:
-            per_row = sample_weight / (sample_weight.sum() * X.shape[1])
-            mean = per_row @ wide.sum(1)
-            variance = per_row @ ((wide - mean) ** 2).sum(1)
+        with np.errstate(over="ignore", invalid="ignore"):  # _solve refuses an X that is so large
+            if sample_weight is None or (sample_weight == sample_weight[0]).all():
+                variance = wide.var()
+            else:
+                per_row = sample_weight / (sample_weight.sum() * X.shape[1])
+                mean = per_row @ wide.sum(1)
+                variance = per_row @ ((wide - mean) ** 2).sum(1)
         return 1.0 / (X.shape[1] * variance) if variance != 0 else 1.0
 
     def _largest_entry(self, X: np.ndarray) -> float:
         """Return the largest k(x, x), which bounds every entry of a positive definite K."""
         if self._kernel_is_given():
             return float(np.abs(X.diagonal()).max())
-        longest = float(np.max((X.astype(np.float64) ** 2).sum(1)))
+        with np.errstate(over="ignore"):  # _solve refuses an infinite entry
+            longest = float(np.max((X.astype(np.float64) ** 2).sum(1)))
         if self.kernel == "linear":
             return longest
         return (self._gamma * longest + abs(self.coef0)) ** self.degree if self.kernel == "poly" else 1.0
@@ -176,7 +195,8 @@ class SupportVectorMachine(BaseEstimator):
                 stored = 4 * padded**2 <= self.cache_size * 2**20
                 rows = X.astype(np.float64)
                 if self.kernel == "rbf":
-                    rows = rows - rows.mean(0)  # the kernel depends on differences only, and this loses fewer digits
+                    with np.errstate(over="ignore"):  # refused below
+                        rows = rows - rows.mean(0)  # only differences count, and these lose fewer digits
                 source = pad(rows.astype(dtype), padded, bucket(X.shape[1]))
                 if stored:
                     source = stored_kernel(source, gamma, coef0, **options)
@@ -220,6 +240,8 @@ class SupportVectorMachine(BaseEstimator):
         if self.kernel == "linear":
             return X @ (vectors_SD.T @ coef_SP)
         dtype = np.result_type(X.dtype, vectors_SD.dtype)
+        if max(np.abs(X).max(), np.abs(vectors_SD).max()) > 1e15:
+            dtype = np.dtype(np.float64)  # squares of such numbers leave the range of float32
         if self.kernel == "rbf":
             middle_D = vectors_SD.mean(0, dtype=np.float64)  # as in the fit: loses fewer digits far from the origin
             X, vectors_SD = X - middle_D, vectors_SD - middle_D

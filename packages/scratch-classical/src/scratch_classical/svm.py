@@ -1,4 +1,4 @@
-"""Support vector classification and regression behind scikit-learn's interface.
+"""Support vector classification behind scikit-learn's interface.
 
 :mod:`.smo` states the problem and solves it, :mod:`.pairs` holds the pairs of classes, :mod:`.platt` computes
 probabilities.
@@ -6,50 +6,23 @@ probabilities.
 Shapes: I samples, J queries, D features, S support vectors, K classes, P pairs of classes.
 """
 
-from numbers import Integral, Real
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.base import ClassifierMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state, compute_class_weight
-from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from .arrays import MatrixLike
-from .constraints import (
-    CLASS_WEIGHT,
-    COUNT_OR_ZERO,
-    FLAG,
-    NOT_NEGATIVE,
-    POSITIVE,
-    POSITIVE_OR_INFINITE,
-    SEED,
-    VERBOSE,
-    Constraints,
-    one_of,
-    unset,
-)
+from .constraints import CLASS_WEIGHT, FLAG, SEED, Constraints, one_of, unset
 from .logistic import ClassWeight
 from .pairs import Pair, Pairs
 from .platt import couple, fit_sigmoid
-from .support_vectors import Kernel, MachineFit, SupportVectorMachine
-
-_MACHINE_CONSTRAINTS: Constraints = {
-    "C": POSITIVE_OR_INFINITE,
-    "kernel": [one_of("linear", "poly", "rbf", "sigmoid", "precomputed"), callable],
-    "degree": COUNT_OR_ZERO,
-    "gamma": [one_of("scale", "auto"), *NOT_NEGATIVE],
-    "coef0": [Interval(Real, None, None, closed="neither")],
-    "tol": POSITIVE,
-    "shrinking": FLAG,
-    "cache_size": POSITIVE,
-    "verbose": VERBOSE,
-    "max_iter": [Interval(Integral, -1, None, closed="left")],
-}
+from .support_vectors import MACHINE_CONSTRAINTS, Kernel, MachineFit, SupportVectorMachine
 
 
 def _has_probabilities(estimator: "SVC") -> bool:
@@ -85,7 +58,7 @@ class SVC(ClassifierMixin, SupportVectorMachine):
     """
 
     _parameter_constraints: ClassVar[Constraints] = {
-        **_MACHINE_CONSTRAINTS,
+        **MACHINE_CONSTRAINTS,
         "probability": [*FLAG, unset("deprecated")],
         "class_weight": CLASS_WEIGHT,
         "decision_function_shape": [one_of("ovr", "ovo")],
@@ -263,59 +236,3 @@ class SVC(ClassifierMixin, SupportVectorMachine):
     def predict_log_proba(self, X: MatrixLike) -> np.ndarray:
         """Return the logarithm of :meth:`predict_proba`."""
         return np.log(self.predict_proba(X))
-
-
-class SVR(RegressorMixin, SupportVectorMachine):
-    """Support vector regression, as in sklearn.svm.SVR.
-
-    Parameters and attributes are those of https://scikit-learn.org/stable/modules/generated/sklearn.svm.SVR.html, with
-    the differences in gamma, tol, cache_size, shrinking and verbose that :class:`SVC` lists.
-    """
-
-    _parameter_constraints: ClassVar[Constraints] = {**_MACHINE_CONSTRAINTS, "epsilon": NOT_NEGATIVE}
-
-    def __init__(
-        self,
-        *,
-        kernel: Kernel = "rbf",
-        degree: int = 3,
-        gamma: float | str = "scale",
-        coef0: float = 0.0,
-        tol: float = 1e-3,
-        C: float = 1.0,
-        epsilon: float = 0.1,
-        shrinking: bool = True,
-        cache_size: float = 200,
-        verbose: bool = False,
-        max_iter: int = -1,
-    ) -> None:
-        self.kernel = kernel
-        self.degree = degree
-        self.gamma = gamma
-        self.coef0 = coef0
-        self.tol = tol
-        self.C = C
-        self.epsilon = epsilon
-        self.shrinking = shrinking
-        self.cache_size = cache_size
-        self.verbose = verbose
-        self.max_iter = max_iter
-
-    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "SVR":
-        """Fit to X [I, D] (or a kernel matrix [I, I]) and targets y [I]."""
-        X, y, sample_weight = self._validated_fit(X, y, sample_weight)
-        bound_I = self.C * (np.ones(len(y)) if sample_weight is None else np.maximum(sample_weight, 0))
-        fit = self._solve(X, y.astype(np.float64), -bound_I, bound_I, self.epsilon)
-        self.support_ = np.flatnonzero(fit.beta).astype(np.int32)
-        self.n_support_ = np.array([len(self.support_)], np.int32)
-        self.dual_coef_ = fit.beta[None, self.support_].astype(X.dtype)
-        self.intercept_ = np.array([fit.bias], X.dtype)
-        self.n_iter_ = fit.steps
-        self._keep_vectors(X)
-        self.fit_status_ = int(not fit.converged)
-        return self
-
-    def predict(self, X: MatrixLike) -> np.ndarray:
-        """Return the predicted targets [J]."""
-        X = self._validated_queries(X)
-        return self._scores(X, self._pair_coefficients())[:, 0] + self.intercept_[0]

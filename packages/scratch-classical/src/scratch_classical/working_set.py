@@ -110,6 +110,7 @@ def fit_working_set(
     coef_D = np.asarray(start_D)
     size, sweeps, inner_tol = 128, 0, 0.1 * tol
     picked_P, eps = None, np.finfo(dtype).eps
+    limit = 0 if coef_D.any() else max_iter  # as in scikit-learn, a warm start within tol is returned as it is
     while True:
         used = np.flatnonzero(coef_D)
         size = min(D, max(size, -(-len(used) // 128) * 128))
@@ -121,15 +122,18 @@ def fit_working_set(
             picked_P = chosen
             Z_IP, gram_PP = _columns(rows, samples.weight_I, of.mean_x, picked_P)
         inner = descend(
-            gram_PP, of.cross[picked_P], of.target, l1, l2, coef_D[picked_P], inner_tol, max_iter, positive=positive
+            gram_PP, of.cross[picked_P], of.target, l1, l2, coef_D[picked_P], inner_tol, limit, positive=positive
         )
         left_D, gap, value, coef_D = _full_gap(samples, of, Z_IP, inner.coef, picked_P, l1, l2, positive=positive)
         sweeps += int(inner.sweeps)
         coef_D = np.asarray(coef_D)
+        if limit == 0 and gap > tol * of.target:
+            limit = max_iter
+            continue
         left = np.asarray(left_D) if positive else np.abs(np.asarray(left_D))
         violating = (left > float(l1)) & (coef_D == 0)
         violating[picked_P] = False
-        if gap <= tol * of.target and (gap <= 1e-6 * value or not violating.any()):
+        if gap <= tol * of.target and (limit == 0 or gap <= 1e-6 * value or not violating.any()):
             break
         # A tol below rounding is never reached. The set then only grows, until no violating column is outside it.
         exhausted = sweeps >= max_iter or inner_tol < eps

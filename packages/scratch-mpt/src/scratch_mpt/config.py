@@ -1,14 +1,17 @@
 """Configurations of MPT (MosaicML 2023, https://www.databricks.com/blog/mpt-7b), which has no paper.
 
-The presets carry the figures of the released models' own config.json files.
+The presets carry the figures of the released models' own config.json files, as each preset's docstring says.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-from scratch_core.config import field, positive, tokens, unsupported
+from scratch_core.config import architectures, field, positive, tokens, unsupported
 from scratch_core.errors import ConfigError
+
+IGNORED = {"alibi_bias_max": 8, "expansion_ratio": 4}
+"""What transformers computes with, whatever these fields say. MosaicML's own code reads them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,9 @@ class MPTConfig:
 
         Raises ConfigError for a missing or malformed field, and for one that asks for what is not implemented here:
         of MosaicML's many options those that the released models use are. ``learned_pos_emb`` means nothing beside
-        ALiBi.
+        ALiBi, and ``attn_uses_sequence_id`` nothing without the ids of packed texts. "architectures" says whose
+        results are meant: MosaicML's, "MPTForCausalLM", may have any ``alibi_bias_max`` and ``expansion_ratio``;
+        transformers' must have those that transformers computes with.
         """
         attention = field(fields, "attn_config", dict, {})
         num_heads = field(fields, "n_heads", int)
@@ -77,11 +82,10 @@ class MPTConfig:
             qk_ln=False,
             qk_gn=False,
             prefix_lm=False,
-            attn_uses_sequence_id=False,
             rope=False,
             sliding_window_size=-1,
         )
-        return cls(
+        config = cls(
             vocab_size=field(fields, "vocab_size", int),
             d_model=field(fields, "d_model", int),
             num_layers=field(fields, "n_layers", int),
@@ -100,10 +104,25 @@ class MPTConfig:
             eos_token_id=tokens(fields, "eos_token_id"),
             pad_token_id=field(fields, "pad_token_id", int, None),
         )
+        if config._differs_in_transformers() and "MPTForCausalLM" not in architectures(fields):
+            raise ConfigError(
+                f"config.json: {' and '.join(config._differs_in_transformers())} in a model of transformers, which "
+                f"computes with {IGNORED} whatever the file says: correct the file, or write "
+                '"architectures": ["MPTForCausalLM"] into it if the model is one of MosaicML\'s code, which reads both'
+            )
+        return config
+
+    def _differs_in_transformers(self) -> list[str]:
+        """Return what transformers would ignore, as "name=value"."""
+        return [f"{name}={getattr(self, name)}" for name, fixed in IGNORED.items() if getattr(self, name) != fixed]
 
     def to_hf(self) -> dict[str, Any]:
-        """Return the fields of a config.json that every version of transformers reads."""
+        """Return the fields of a config.json that every version of transformers reads.
+
+        A model that transformers would compute in another way is named as one of MosaicML's code.
+        """
         return {
+            **({"architectures": ["MPTForCausalLM"]} if self._differs_in_transformers() else {}),
             "model_type": "mpt",
             "vocab_size": self.vocab_size,
             "d_model": self.d_model,
@@ -138,10 +157,10 @@ class MPTConfig:
 
     @classmethod
     def mpt_7b(cls) -> Self:
-        """Return MPT-7B."""
+        """Return MPT-7B. Source: its config.json, as https://huggingface.co/crashx/flax-mpt7b repeats it."""
         return cls(50_432, 4096, 32, num_heads=32)
 
     @classmethod
     def mpt_30b(cls) -> Self:
-        """Return MPT-30B."""
+        """Return MPT-30B. Source: its config.json, as https://huggingface.co/Abzu/mpt-30b-instruct-q8 repeats it."""
         return cls(50_432, 7168, 48, num_heads=64, max_positions=8192)

@@ -187,12 +187,18 @@ class Olmo2Config(_Sizes):
 
     @classmethod
     def olmo2_13b(cls) -> Self:
-        """Return OLMo 2 13B (November 2024)."""
+        """Return OLMo 2 13B (November 2024).
+
+        Source: https://huggingface.co/allenai/OLMo-2-1124-13B/blob/main/config.json.
+        """
         return dataclasses.replace(
             cls.olmo2_1b(), d_model=5120, num_layers=40, num_heads=40, num_kv_heads=40, d_ff=13_824
         )
 
     @classmethod
     def olmo2_32b(cls) -> Self:
-        """Return OLMo 2 32B (March 2025): eight key/value heads."""
-        return dataclasses.replace(cls.olmo2_13b(), num_layers=64, num_kv_heads=8, d_ff=27_648)
+        """Return OLMo 2 32B (March 2025): eight key/value heads, and a text begins with the token that ends one.
+
+        Source: https://huggingface.co/allenai/OLMo-2-0325-32B/blob/main/config.json.
+        """
+        return dataclasses.replace(cls.olmo2_13b(), num_layers=64, num_kv_heads=8, d_ff=27_648, bos_token_id=100_257)

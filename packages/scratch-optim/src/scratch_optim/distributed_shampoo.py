@@ -33,7 +33,16 @@ from scratch_core.train.optimizers import Optimizer, decay_mask
 
 from scratch_optim.blocks import Stacks
 from scratch_optim.roots import inverse_root_by_eigenvalues, inverse_root_by_newton
-from scratch_optim.settings import check_count, check_learning_rate, check_range, check_real, decay_coefficients
+from scratch_optim.settings import (
+    check_b2,
+    check_count,
+    check_learning_rate,
+    check_range,
+    check_real,
+    decay_coefficients,
+    is_zero,
+    weight_of_new,
+)
 
 GRAFTS = ("sgd", "adagrad", "rmsprop", "adam")
 ROOTS = ("newton", "eigenvalues")
@@ -91,16 +100,17 @@ def distributed_shampoo(
     if exponent is not None:
         check_count("exponent", exponent, 1)
     check_range("b1", b1, 0.0, 1.0)
-    if not 0 < b2 <= 1:
-        raise ConfigError(f"b2={b2} must be above 0 and at most 1: 1 sums the statistics, less averages them")
+    check_b2(b2)
     for name, value in (("epsilon", epsilon), ("graft_epsilon", graft_epsilon), ("weight_decay", weight_decay)):
         check_range(name, value, 0.0, float("inf"))
     if graft not in GRAFTS:
         raise ConfigError(f"graft={graft!r} must be one of: {', '.join(GRAFTS)}")
-    if b2 == 1 and graft in ("rmsprop", "adam"):
+    if not isinstance(b2, jax.core.Tracer) and b2 == 1 and graft in ("rmsprop", "adam"):
         raise ConfigError(f"graft={graft!r} needs b2 below 1, not b2={b2}: its second moment is a running mean")
     if root not in ROOTS:
         raise ConfigError(f"root={root!r} must be one of: {', '.join(ROOTS)}")
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ConfigError(f"mesh={mesh!r} must be a jax.sharding.Mesh, such as scratch_core.parallel.make_mesh() makes")
     precondition = partial(_precondition, b2=b2, exponent=exponent, root=root, epsilon=epsilon)
     shares = PartitionSpec() if mesh is None else PartitionSpec(mesh.axis_names)  # the first axis, over all devices
     if mesh is not None:
@@ -126,7 +136,7 @@ def distributed_shampoo(
         return DistributedShampooState(jnp.zeros((), jnp.int32), stacks, zeros(), second_moment)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        if weight_decay and params is None:
+        if params is None and not is_zero(weight_decay):
             raise ConfigError(
                 f"weight_decay={weight_decay} needs the parameters: call update(gradients, state, params)"
             )
@@ -151,7 +161,7 @@ def distributed_shampoo(
         momentum = jax.tree.map(lambda m, p, d: b1 * m + (1 - b1) * mix(p, d), state.momentum, preconditioned, grafted)
         rate = jnp.asarray(learning_rate(state.count) if callable(learning_rate) else learning_rate)
         corrected = jax.tree.map(lambda m: m / (1 - b1 ** t.astype(m.dtype)), momentum)
-        if weight_decay:
+        if not is_zero(weight_decay):
             decays = decay_coefficients(params, weight_decay, mask)
             corrected = jax.tree.map(lambda m, decay, w: m + decay * w.astype(m.dtype), corrected, decays, params)
         updates = jax.tree.map(lambda m, g: (-rate.astype(m.dtype) * m).astype(g.dtype), corrected, updates)  # eq. 4
@@ -184,7 +194,7 @@ def _precondition(
     """Return P of eq. 2 for blocks [A, ...], and the state after them; A is a device's share on a mesh."""
     k = blocks.ndim - 1
     p = 2 * k if exponent is None else exponent
-    new = 1.0 if b2 == 1 else 1 - b2
+    new = weight_of_new(b2)
     statistics, roots = [], []
     preconditioned = blocks
     for axis, (matrix_ASS, root_ASS) in enumerate(zip(state.statistics, state.roots, strict=True), start=1):

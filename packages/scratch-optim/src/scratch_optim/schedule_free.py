@@ -12,9 +12,11 @@ $d_t$ is the gradient at $y_t$ for SGD; for AdamW it is divided by the root of i
 its start at 0. $\lambda$ is the weight decay, p ``weight_lr_power`` and r ``r``.
 
 The parameters that the optimizer is given, and changes, are y. The state holds z; x follows from eq. 1. Evaluate and
-save x: :func:`evaluation_parameters`.
+save x: :func:`evaluation_parameters`. For parameters narrower than float32 the state holds x as well: most steps of y
+are too small for their precision, and an x that follows from such a y moves away from z instead of towards it.
 """
 
+import numbers
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -39,6 +41,8 @@ class ScheduleFreeState(NamedTuple):
     largest_rate: jax.Array
     weight_sum: jax.Array
     beta: jax.Array
+    x: Any
+    """Of parameters narrower than float32; None for the others, whose x follows from y and z."""
 
 
 def schedule_free_sgd(
@@ -120,7 +124,13 @@ def evaluation_parameters(state: Any, params: Any) -> Any:
             "give the state of schedule_free_sgd or schedule_free_adamw"
         )
     (state,) = found
-    return jax.tree.map(lambda y, z: _average(y, z, state.beta).astype(y.dtype), params, state.z)
+
+    def evaluated(y: jax.Array, z: Any, x: Any) -> jax.Array:
+        if isinstance(z, optax.MaskedNode):  # another method of optax.masked or optax.partition trains it
+            return y
+        return (_average(y, z, state.beta) if x is None else x).astype(y.dtype)
+
+    return jax.tree.map(evaluated, params, state.z, state.x)
 
 
 def _average(y: jax.Array, z: jax.Array, beta: jax.Array) -> jax.Array:
@@ -151,8 +161,9 @@ def _schedule_free(
         check_real(params)
         z = jax.tree.map(lambda y: jnp.array(y, _state_dtype(y)), params)  # a copy: both may be donated to a step
         second_moment = None if b2 is None else jax.tree.map(jnp.zeros_like, z)
+        x = jax.tree.map(lambda y, z: None if y.dtype == z.dtype else jnp.array(z), params, z)
         count, largest_rate, weight_sum = jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(())
-        return ScheduleFreeState(count, z, second_moment, largest_rate, weight_sum, jnp.asarray(beta))
+        return ScheduleFreeState(count, z, second_moment, largest_rate, weight_sum, jnp.asarray(beta), x)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
@@ -174,18 +185,19 @@ def _schedule_free(
             correction = 1 - b2 ** t.astype(rate.dtype)
             g = jax.tree.map(lambda g, v: g / (jnp.sqrt(v / correction.astype(v.dtype)) + eps), g, second_moment)
 
-        def step(y: jax.Array, z: jax.Array, d: jax.Array, decay: float) -> tuple[jax.Array, jax.Array]:
+        def step(y: jax.Array, z: jax.Array, kept_x: Any, d: jax.Array, decay: Any) -> tuple[jax.Array, jax.Array, Any]:
             y_now, gamma, weight = y.astype(z.dtype), rate.astype(z.dtype), c.astype(z.dtype)
-            x = _average(y, z, state.beta)
+            x = _average(y, z, state.beta) if kept_x is None else kept_x
             z = z - gamma * (d + decay * y_now)  # eq. 2
             x = (1 - weight) * x + weight * z  # eq. 3
             beta = state.beta.astype(z.dtype)
-            return ((1 - beta) * z + beta * x - y_now).astype(y.dtype), z  # eq. 1, as a change of y
+            y_next = ((1 - beta) * z + beta * x).astype(y.dtype)  # eq. 1
+            return (y_next.astype(z.dtype) - y_now).astype(y.dtype), z, None if kept_x is None else x
 
         decays = decay_coefficients(params, weight_decay, mask)
-        both = jax.tree.map(step, params, state.z, g, decays)
-        updates, z = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0)), both)
-        return updates, ScheduleFreeState(t, z, second_moment, largest_rate, weight_sum, state.beta)
+        after = jax.tree.map(step, params, state.z, state.x, g, decays)
+        updates, z, x = (jax.tree.map(lambda _, new, i=i: new[i], params, after) for i in range(3))
+        return updates, ScheduleFreeState(t, z, second_moment, largest_rate, weight_sum, state.beta, x)
 
     return optax.GradientTransformation(init, update)
 
@@ -195,8 +207,8 @@ def _state_dtype(x: jax.Array) -> Any:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _checked_beta(name: str, value: float) -> float:
-    if not 0 < value < 1:
+def _checked_beta(name: str, value: Any) -> Any:
+    if not isinstance(value, jax.core.Tracer) and not (isinstance(value, numbers.Real | jax.Array) and 0 < value < 1):
         raise ConfigError(
             f"{name}={value} must be above 0 and below 1: "
             "at 0, x cannot be found from y and z, and at 1, y does not depend on z"

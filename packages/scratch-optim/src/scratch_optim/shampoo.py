@@ -25,7 +25,16 @@ import optax
 from scratch_core.errors import ConfigError
 from scratch_core.train.optimizers import Optimizer, decay_mask
 
-from scratch_optim.settings import check_count, check_learning_rate, check_range, check_real, decay_coefficients
+from scratch_optim.settings import (
+    check_b2,
+    check_count,
+    check_learning_rate,
+    check_range,
+    check_real,
+    decay_coefficients,
+    is_zero,
+    weight_of_new,
+)
 
 GRAFTS = ("sgd", "adagrad")
 
@@ -73,8 +82,7 @@ def shampoo(
     """
     check_learning_rate(learning_rate)
     check_range("epsilon", epsilon, 0.0, float("inf"), low_included=False)
-    if not 0 < b2 <= 1:
-        raise ConfigError(f"b2={b2} must be above 0 and at most 1: 1 sums the statistics, less averages them")
+    check_b2(b2)
     if graft is not None and graft not in GRAFTS:
         raise ConfigError(f"graft={graft!r} must be None or one of: {', '.join(GRAFTS)}")
     check_range("momentum", momentum, 0.0, 1.0)
@@ -98,7 +106,7 @@ def shampoo(
         preconditioned, axes = g, []
         for axis, (statistics_SS, root_SS) in enumerate(state.axes):
             unfolded_SR = jnp.moveaxis(g, axis, 0).reshape(g.shape[axis], -1)  # R: all other axes
-            new = 1.0 if b2 == 1 else 1 - b2
+            new = weight_of_new(b2)
             statistics_SS = b2 * statistics_SS + new * unfolded_SR @ unfolded_SR.T  # eq. 1
             root = partial(_inverse_root, p=2 * g.ndim, least=epsilon)
             root_SS = jax.lax.cond(refresh, root, lambda _, root_SS=root_SS: root_SS, statistics_SS)
@@ -113,7 +121,7 @@ def shampoo(
         return preconditioned, ParameterState(tuple(axes), momentum * state.momentum + preconditioned, squares)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        if weight_decay and params is None:
+        if params is None and not is_zero(weight_decay):
             raise ConfigError(
                 f"weight_decay={weight_decay} needs the parameters: call update(gradients, state, params)"
             )
@@ -122,7 +130,7 @@ def shampoo(
         after = tuple(direction(g, old, refresh)[1] for g, old in zip(leaves, state.parameters, strict=True))
         rate = jnp.asarray(learning_rate(state.count) if callable(learning_rate) else learning_rate)
         steps = [new.momentum for new in after]
-        if weight_decay:
+        if not is_zero(weight_decay):
             decays = jax.tree.leaves(decay_coefficients(params, weight_decay, mask))
             weights = jax.tree.leaves(params)
             steps = [m + decay * w.astype(m.dtype) for m, decay, w in zip(steps, decays, weights, strict=True)]

@@ -1,4 +1,4 @@
-"""The `scratch` command: models, train, generate, convert, inspect, predict, plot, doctor.
+"""The `scratch` command: models, train, plan, generate, convert, inspect, predict, plot, doctor.
 
 Only this module is read for `scratch --help`; each command imports the file of its name when it runs. The functions
 here begin with an underscore: importing ``scratch_core.cli.train`` sets the attribute ``train`` of this module.
@@ -126,6 +126,66 @@ def _plot(runs: Runs, /, out: str = "curves.svg") -> None:
     plot(runs, out)
 
 
+def _plan(
+    name: Name,
+    /,
+    preset: str = "tiny",
+    mesh: str = "data=1",
+    batch_size: int | None = None,
+    sequence_length: int | None = None,
+    memory: str | None = None,
+    accumulate: int = 1,
+    remat: bool = False,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    optimizer: str = "adamw",
+    average: float = 0.0,
+    scan: bool = True,
+    task: str | None = None,
+) -> None:
+    """Say what a training step of `scratch train` needs on each device of a mesh, without the devices or the weights.
+
+    The step is compiled for simulated CPU devices. Parameters, optimizer state and FLOPs of matrix products are
+    exact for any device. "activations" are what the forward pass keeps for the backward pass, and a part of the
+    temporary memory. Temporary memory and collectives are what XLA's CPU compiler makes of the step: other compilers
+    fuse otherwise, and make reduce-scatters where this one makes all-reduces of twice the traffic. FLOPs of other
+    operations, memory for the program itself and fragmentation are not counted.
+
+    Args:
+        name: A model that `scratch models` lists.
+        preset: Size of the model.
+        mesh: Sizes of the axes data, fsdp, expert and tensor, such as "fsdp=8,tensor=8".
+        batch_size: Examples of an update, over all devices; the default is that of `scratch train`.
+        sequence_length: Tokens of an example; the default is that of `scratch train`. Targets have half of it.
+        memory: What a device has, such as 80GB. If the step does not fit, changes are tried and shown.
+        accumulate: Split the batch into this many parts, one after the other.
+        remat: Keep of each layer only its input for the backward pass.
+        dtype: What the layers compute in; the parameters stay float32.
+        optimizer: The optimizer, as in `scratch train`.
+        average: Keep the moving average of the parameters too, with this decay.
+        scan: Compile one layer for all, where the layers allow it.
+        task: What to train the model for; the default is its first task.
+    """
+    from scratch_core.cli.plan import PlanOptions, plan
+
+    plan(
+        PlanOptions(
+            name=name,
+            preset=preset,
+            task=task,
+            mesh=mesh,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            dtype=dtype,
+            optimizer=optimizer,
+            average=average,
+            accumulate=accumulate,
+            scan=scan,
+            remat=remat,
+            memory=memory,
+        )
+    )
+
+
 def _doctor() -> int:
     """Check in seconds whether this machine computes right and how fast; exit with 1 if something is wrong, else 0.
 
@@ -186,6 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "inspect": _inspect,
             "predict": _predict,
             "plot": _plot,
+            "plan": _plan,
             "doctor": _doctor,
         }
         from scratch_core.cli.parsing import one_line

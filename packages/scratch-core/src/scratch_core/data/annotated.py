@@ -29,8 +29,8 @@ from scratch_core.errors import DataError
 
 PACKAGES = 12
 """How many packages the default data of text classification has: those with the most docstrings."""
-LINES = 8
-"""How many lines of code an example of the default data holds."""
+LINES = 5
+"""How many lines of code an example of the default data holds: about 60 word pieces."""
 
 
 class LabelledText(NamedTuple):
@@ -41,14 +41,10 @@ class LabelledText(NamedTuple):
 
 
 class TaggedText(NamedTuple):
-    """A text, and (first character, end, class) of its parts that have one.
-
-    ``marked``: the data says where a part begins, so that two neighbours of one class are two parts (B- and I- tags).
-    """
+    """A text, and (first character, end, class) of its parts that have one."""
 
     text: str
     spans: list[tuple[int, int, str]]
-    marked: bool = False
 
 
 class Question(NamedTuple):
@@ -134,16 +130,15 @@ def from_tags(words: list[str], tags: list[str]) -> TaggedText:
     if len(words) != len(tags) or not words:
         raise ValueError(f"{len(words)} tokens and {len(tags)} tags must be as many, and one at least")
     spans: list[tuple[int, int, str]] = []
-    start, before, marked = 0, "O", False
+    start, before = 0, "O"
     for word, tag in zip(map(text_of, words), map(text_of, tags), strict=True):
         prefix, kind = (tag[0], tag[2:]) if tag[:2] in ("B-", "I-") else ("", tag)
-        marked |= bool(prefix)
         if tag != "O":
             joins = prefix == "I" and before == kind
             first = spans.pop()[0] if joins else start
             spans.append((first, start + len(word), kind))
         before, start = kind, start + len(word) + 1
-    return TaggedText(" ".join(words), spans, marked)
+    return TaggedText(" ".join(words), spans)
 
 
 def _conll(path: Path, reading: Reading) -> Iterator[TaggedText]:
@@ -258,7 +253,7 @@ def _code() -> Iterator[TaggedText]:
                     parts.setdefault(token.start[0] - 1, []).append((token.start[1], token.end[1], kind))
         except (tokenize.TokenError, SyntaxError):
             continue
-        for first in range(0, len(lines), 5 * LINES):
+        for first in range(0, len(lines), 4 * LINES):
             text, spans = "", []
             for number in range(first, min(first + LINES, len(lines))):
                 spans += [(len(text) + start, len(text) + end, kind) for start, end, kind in parts.get(number, ())]
@@ -275,7 +270,7 @@ def _functions() -> Iterator[Question]:
         for turn, (number, line) in enumerate(defined.items()):
             first = max(0, number - turn % LINES)
             around = range(first, min(first + LINES, len(lines)))
-            if turn % 3 or any(other in defined for other in around if other != number):
+            if any(other in defined for other in around if other != number):
                 continue
             name = line.split("def ", 1)[1].partition("(")[0].strip()
             before = sum(len(lines[n]) for n in around if n < number) + line.index("def ") + len("def ")

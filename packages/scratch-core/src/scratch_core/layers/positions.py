@@ -6,6 +6,7 @@ Radford et al. 2018, GPT.
 Shapes: B batch, T positions, D model width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,12 +17,22 @@ from jax.core import Tracer
 from scratch_core.errors import DataError
 from scratch_core.layers.masks import places
 
+SMALL_NORMAL = nnx.initializers.normal(0.02)
+
 
 class LearnedPositions(nnx.Module):
-    """A table [num_positions, D] that is looked up by position."""
+    """A table [num_positions, D] that is looked up by position; ``embedding_init(key, shape, dtype)`` makes it."""
 
-    def __init__(self, num_positions: int, d_model: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        table = nnx.initializers.normal(0.02)(rngs.params(), (num_positions, d_model), jnp.float32)
+    def __init__(
+        self,
+        num_positions: int,
+        d_model: int,
+        *,
+        embedding_init: Callable[..., jax.Array] = SMALL_NORMAL,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        table = embedding_init(rngs.params(), (num_positions, d_model), jnp.float32)
         self.embedding, self.dtype = nnx.Param(table), dtype
 
     def __call__(self, positions_BT: jax.Array) -> jax.Array:

@@ -143,6 +143,10 @@ class CausalLMTask(Task):
         rng = np.random.default_rng(0)
         return {"input_ids": rng.integers(0, config.vocab_size, (batch_size, 32)).astype(np.int32)}
 
+    def shapes(self, config: Any, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shape of the tokens; whole windows of text have no mask."""
+        return {"input_ids": jax.ShapeDtypeStruct((batch_size, length), jnp.int32)}
+
 
 TASK = CausalLMTask()
 

@@ -122,6 +122,12 @@ class ImageClassificationTask(Task):
         images = rng.normal(size=(batch_size, size, size, config.num_channels)).astype(np.float32)
         return {"images": images, "labels": rng.integers(0, config.num_classes, batch_size).astype(np.int32)}
 
+    def shapes(self, config: Any, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of images of the size that the model reads, and of their labels."""
+        size = _side(config)
+        images = jax.ShapeDtypeStruct((batch_size, size, size, config.num_channels), jnp.float32)
+        return {"images": images, "labels": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
+
     def predict(self, folder: Path, model_class: type[PretrainedModel], options: PredictImageOptions) -> None:
         """Print the likeliest classes of an image file and save it with the heat of where the model looked.
 

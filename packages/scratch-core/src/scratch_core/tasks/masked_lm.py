@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -112,6 +113,10 @@ class MaskedLMTask(Task):
         ids = rng.integers(0, config.vocab_size, (batch_size, 24)).astype(np.int32)
         labels = np.where(np.arange(24) % 4 == 1, rng.integers(0, config.vocab_size, ids.shape), IGNORED)
         return {"input_ids": ids, "labels": labels.astype(np.int32)}
+
+    def shapes(self, config: Any, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of the texts and of what is to be found in them."""
+        return dict.fromkeys(("input_ids", "labels"), jax.ShapeDtypeStruct((batch_size, length), jnp.int32))
 
     def predict(self, folder: Path, model_class: Any, options: FillOptions) -> None:
         """Print the likeliest tokens for each blank."""

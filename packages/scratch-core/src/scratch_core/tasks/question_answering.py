@@ -20,7 +20,17 @@ from scratch_core.losses import IGNORED, encoder_outputs
 from scratch_core.registry import ModelSpec
 from scratch_core.tasks.options import RunOptions
 from scratch_core.tasks.task import Job, Rows, Task
-from scratch_core.tasks.texts import EncoderOptions, Evaluation, build, fingerprint, room, run, split, tokenizer_of
+from scratch_core.tasks.texts import (
+    EncoderOptions,
+    Evaluation,
+    build,
+    fingerprint,
+    room,
+    run,
+    split,
+    text_shapes,
+    tokenizer_of,
+)
 
 POSITIONS = ("start_positions", "end_positions")
 
@@ -92,6 +102,12 @@ class QuestionAnsweringTask(Task):
         ids = rng.integers(0, config.vocab_size, (batch_size, 24)).astype(np.int32)
         start, more = rng.integers(0, 12, (2, batch_size)).astype(np.int32)
         return {"input_ids": ids, "start_positions": start, "end_positions": start + more}
+
+    def shapes(self, config: Any, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of the texts and of what is to be found in them."""
+        return text_shapes(batch_size, length) | dict.fromkeys(
+            POSITIONS, jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+        )
 
     def predict(self, folder: Path, model_class: Any, options: AnswerOptions) -> None:
         """Print the answers, likeliest first."""

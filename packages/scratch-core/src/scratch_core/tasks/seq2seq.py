@@ -140,6 +140,11 @@ class SequenceToSequenceTask(Task):
         draw = lambda length: rng.integers(1, config.vocab_size, (batch_size, length)).astype(np.int32)  # noqa: E731
         return {"input_ids": draw(24), "labels": draw(12)}
 
+    def shapes(self, config: Any, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of sources of ``length`` and of targets of half of it, as the options' defaults are."""
+        shape = lambda tokens: jax.ShapeDtypeStruct((batch_size, tokens), jnp.int32)  # noqa: E731
+        return {"input_ids": shape(length), "attention_mask": shape(length), "labels": shape(length // 2)}
+
     def predict(self, folder: Path, model_class: Any, options: WriteOptions) -> None:
         """Print the text that the model writes."""
         model, tokenizer = model_class.from_pretrained(folder), load_tokenizer(folder)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -18,7 +20,17 @@ from scratch_core.registry import ModelSpec
 from scratch_core.tasks.masked_lm import right_labels
 from scratch_core.tasks.options import RunOptions
 from scratch_core.tasks.task import Job, Rows, Task
-from scratch_core.tasks.texts import EncoderOptions, Evaluation, build, fingerprint, room, run, split, tokenizer_of
+from scratch_core.tasks.texts import (
+    EncoderOptions,
+    Evaluation,
+    build,
+    fingerprint,
+    room,
+    run,
+    split,
+    text_shapes,
+    tokenizer_of,
+)
 from scratch_core.vision import label
 
 
@@ -87,6 +99,10 @@ class SequenceClassificationTask(Task):
         rng = np.random.default_rng(0)
         ids = rng.integers(0, config.vocab_size, (batch_size, 24)).astype(np.int32)
         return {"input_ids": ids, "labels": rng.integers(0, config.num_classes, batch_size).astype(np.int32)}
+
+    def shapes(self, config: Any, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of the texts and of what is to be found in them."""
+        return {**text_shapes(batch_size, length), "labels": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
     def predict(self, folder: Path, model_class: Any, options: ClassifyOptions) -> None:
         """Print the classes of a text, likeliest first."""

@@ -101,6 +101,13 @@ class Task(BatchHandling):
         """Return a batch of random numbers that a model of this configuration can be trained on, always the same."""
         raise NotImplementedError(f"{type(self).__name__} must define noise(config, batch_size)")
 
+    def shapes(self, config: Any, batch_size: int, length: int) -> Any:
+        """Return the shapes of a training batch with ``length`` tokens for each example, where it has tokens.
+
+        Raises ConfigError if the task has none: then `scratch plan` cannot serve it.
+        """
+        raise ConfigError(f"the task {self.name} does not say what a batch looks like, which `scratch plan` must know")
+
     def predict(self, folder: Path, model_class: type[PretrainedModel], options: Any) -> None:
         """Print what the model of a folder answers; ``options`` are of the class ``PredictOptions``."""
         raise NotImplementedError(f"{type(self).__name__} must define predict(folder, model_class, options)")

@@ -83,6 +83,12 @@ def build(
     return model, tokenizer
 
 
+def text_shapes(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of what an encoder reads."""
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return {name: jax.ShapeDtypeStruct((batch_size, length), jnp.int32) for name in names}
+
+
 def tokenizer_of(model: Any) -> WordPiece:
     """Return the model's tokenizer. Raises CheckpointError if it has none."""
     if model.tokenizer is None:

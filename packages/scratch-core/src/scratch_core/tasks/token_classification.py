@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -18,10 +20,20 @@ from scratch_core.registry import ModelSpec
 from scratch_core.tasks.masked_lm import right_labels
 from scratch_core.tasks.options import RunOptions
 from scratch_core.tasks.task import Job, Rows, Task
-from scratch_core.tasks.texts import EncoderOptions, Evaluation, build, fingerprint, room, run, split, tokenizer_of
+from scratch_core.tasks.texts import (
+    EncoderOptions,
+    Evaluation,
+    build,
+    fingerprint,
+    room,
+    run,
+    split,
+    text_shapes,
+    tokenizer_of,
+)
 from scratch_core.vision import label
 
-OUTSIDE = "O"
+OUTSIDE, BEGINS, CONTINUES = "O", "B-", "I-"
 AGGREGATIONS = ("none", "simple", "first", "average", "max")
 
 
@@ -71,12 +83,13 @@ class TokenClassificationTask(Task):
         train, test = split(texts, [each.text for each in texts])
         if not train or not test:
             raise DataError(f"{options.data}: {len(texts)} texts are too few to hold out some: give more")
-        labels = label_names(texts)
+        kinds = sorted({kind for each in texts for _, _, kind in each.spans} - {OUTSIDE})
+        labels = (OUTSIDE, *(mark + kind for kind in kinds for mark in (BEGINS, CONTINUES)))
         model, tokenizer = build(spec, self.name, options, [each.text for each in train], labels)
         test = test[: options.evaluation_examples]
         source = TaggedTexts(train, tokenizer, options.sequence_length, labels)
         origin = options.data or "code of the standard library"
-        size = f"{len(train):,} texts to train on, {len(test):,} held out; {', '.join(labels)}"
+        size = f"{len(train):,} texts to train on, {len(test):,} held out; {', '.join(kinds)}"
         return TagJob(
             model=model,
             batches=training_batches(source, options.batch_size, seed=options.seed),
@@ -94,6 +107,10 @@ class TokenClassificationTask(Task):
         rng = np.random.default_rng(0)
         ids = rng.integers(0, config.vocab_size, (batch_size, 24)).astype(np.int32)
         return {"input_ids": ids, "labels": rng.integers(0, config.num_classes, ids.shape).astype(np.int32)}
+
+    def shapes(self, config: Any, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of the texts and of what is to be found in them."""
+        return {**text_shapes(batch_size, length), "labels": jax.ShapeDtypeStruct((batch_size, length), jnp.int32)}
 
     def predict(self, folder: Path, model_class: Any, options: TagOptions) -> None:
         """Print the parts that have a class."""
@@ -132,18 +149,12 @@ class TagJob(Job):
         return "predict", str(folder), next(line.strip() for line in self.texts[0].text.splitlines() if line.strip())
 
 
-def label_names(texts: Sequence[TaggedText]) -> tuple[str, ...]:
-    """Return the classes of tokens: O, and each kind of part; two of a kind, B- and I-, where parts are marked so."""
-    kinds = {(kind, each.marked) for each in texts for _, _, kind in each.spans}
-    names = {f"{prefix}{kind}" for kind, marked in kinds for prefix in (("B-", "I-") if marked else ("",))}
-    return OUTSIDE, *sorted(names - {OUTSIDE})
-
-
 class TaggedTexts:
     """Texts with labelled parts in tokens. Item i: "input_ids", "attention_mask", "token_type_ids", "labels" [T].
 
-    The first piece of a word has the class of the part that its first character is in; the other pieces have -100. Of a
-    part of a marked text the first word has B-, the others I-.
+    ``labels`` are O, and B- and I- with the name of each class: the first word of a part has B-, its other words I-, so
+    that neighbours of one class stay two parts. The first piece of a word has the class of the part that its first
+    character is in; the other pieces have -100.
     """
 
     def __init__(self, texts: Sequence[TaggedText], tokenizer: WordPiece, length: int, labels: tuple[str, ...]):
@@ -153,10 +164,8 @@ class TaggedTexts:
             self.rows.append(tokenizer.join(pieces.ids[: length - 2]))
             kinds = np.zeros(len(each.text) + 1, np.int32)
             for first, end, kind in each.spans:
-                if each.marked:
-                    kinds[first], kinds[first + 1 : end] = labels.index(f"B-{kind}"), labels.index(f"I-{kind}")
-                else:
-                    kinds[first:end] = labels.index(kind)
+                kinds[first:end] = labels.index(CONTINUES + kind)
+                kinds[first] = labels.index(BEGINS + kind)
             targets = np.where(_starts(pieces.words), kinds[pieces.spans[:, 0]], IGNORED)[: length - 2]
             targets = np.pad(targets, (1, length - 1 - len(targets)), constant_values=IGNORED)
             self.labels.append(targets.astype(np.int32))
@@ -226,11 +235,11 @@ def _entities(logits_TC: np.ndarray, pieces: Pieces, text: str, names: list[str]
 
 def _joins(before: str, name: str) -> bool:
     """Return whether a token of class ``name`` goes on with the part of the one before it."""
-    return _kind(before) == _kind(name) and not name.startswith("B-")
+    return _kind(before) == _kind(name) and not name.startswith(BEGINS)
 
 
 def _kind(name: str) -> str:
-    return name[2:] if name.startswith(("B-", "I-")) else name
+    return name[2:] if name.startswith((BEGINS, CONTINUES)) else name
 
 
 def _starts(words: np.ndarray) -> np.ndarray:

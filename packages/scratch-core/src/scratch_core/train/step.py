@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scratch_core.train.batches import BatchHandling
 from scratch_core.weights.key_table import flatten, unstack
@@ -54,6 +55,33 @@ class TrainingStep:
             "rest": rest,
             "step": jnp.zeros((), jnp.int32),
             "skipped": jnp.zeros((), jnp.int32),  # updates in a row that were not finite
+        }
+
+    def shardings(self, model: nnx.Module, state: State, mesh: Mesh) -> State:
+        """Return where each array of ``state`` is on a mesh; both may be shapes without values.
+
+        Parameters are where the model has them. An array of the optimizer that mirrors a parameter, under its path and
+        in its shape, is split as that is. What the optimizer has placed itself stays; all else is whole on each device.
+        """
+        everywhere = NamedSharding(mesh, PartitionSpec())
+
+        def own(x: Any) -> NamedSharding:
+            return x.sharding if isinstance(x.sharding, NamedSharding) else everywhere
+
+        parameters, rest = self._split(model)
+        leaves = jax.tree_util.tree_leaves_with_path(parameters)
+        mirrored = {(path, x.shape): own(x) for path, x in leaves}
+
+        def place(path: tuple[Any, ...], x: Any) -> NamedSharding:
+            ends = (mirrored.get((path[start:], x.shape)) for start in range(len(path)))
+            return next(filter(None, ends), own(x))
+
+        return {
+            "parameters": jax.tree.map(own, parameters),
+            "optimizer": jax.tree_util.tree_map_with_path(place, state["optimizer"]),
+            "rest": jax.tree.map(own, rest),
+            "step": everywhere,
+            "skipped": everywhere,
         }
 
     def __call__(self, state: State, batch: Any) -> tuple[State, dict[str, Any]]:
