@@ -46,7 +46,9 @@ class BatchNorm(nnx.Module):
     `scratch_core.train.recompute_statistics` sets them.
     """
 
-    def __init__(self, num_channels: int, *, momentum: float | None = 0.1, epsilon: float = 1e-5, zero_init: bool = False):
+    def __init__(
+        self, num_channels: int, *, momentum: float | None = 0.1, epsilon: float = 1e-5, zero_init: bool = False
+    ):
         self.scale = nnx.Param(jnp.zeros(num_channels) if zero_init else jnp.ones(num_channels))
         self.bias = nnx.Param(jnp.zeros(num_channels))
         self.mean = nnx.BatchStat(jnp.zeros(num_channels))
