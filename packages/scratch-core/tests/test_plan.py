@@ -74,17 +74,17 @@ def test_collectives_of_a_loop():
 
 
 def test_the_command_says_what_a_step_needs_and_what_would_make_it_fit(toy, capsys):
-    arguments = ["plan", "toy", "--mesh", "fsdp=2", "--batch-size", "8", "--sequence-length", "16"]
+    arguments = ["plan", "toy", "--mesh", "fsdp=2", "--batch-size", "4", "--sequence-length", "16"]
     assert main([*arguments, "--memory", "1GB"]) == 0
     text = capsys.readouterr().out
-    assert "fsdp 2: 2 devices, 4 of the examples on each" in text
-    assert "parameters" in text
+    assert "fsdp 2: 2 devices, 2 of the examples on each" in text
     assert "fits    " in text
-    assert main([*arguments, "--memory", "150KB"]) == 0
+    assert main([*arguments, "--memory", "1KB"]) == 0
     text = capsys.readouterr().out
     assert "does not fit: " in text
-    assert "  --remat --accumulate 2 " in text
-    assert text.splitlines()[-1].startswith("  --remat --mesh fsdp=")
+    changes = ["--remat", "--remat --accumulate 2", "--remat --batch-size 2", "--remat --mesh fsdp=4"]
+    assert [line.split("  ")[1] for line in text.splitlines() if line.startswith("  --")] == changes
+    assert text.splitlines()[-1].startswith("none of them is enough")
 
 
 @pytest.mark.parametrize(

@@ -79,15 +79,18 @@ def test_rematerialised_layers_keep_their_input_and_nothing_else():
 def test_collectives_of_a_step():
     """Activations are split by their batch alone after the embedding and each layer (`parallel.constrain`).
 
-    Without that XLA makes 49 all-gathers, 41 all-reduces and 21 all-to-alls of 520 KB on each device.
+    Without that XLA made 49 all-gathers, 41 all-reduces and 21 all-to-alls, of 521 KB for each device instead of 168.
     """
     counts = {kind: count for kind, (count, _) in plan().collectives.items()}
-    print(plan().collectives)
-    assert counts == {
-        # The 7 kernels of both layers and the head, once for both passes; the columns of the embedding, the tokens that
-        # each device looks up in them, and what it finds.
-        "all-gather": 7 * 2 + 1 + 3,
-        "all-reduce": 26,
-        "all-to-all": 2,
-        "collective-permute": 1,
-    }
+    # Over fsdp, once for both passes: the 7 kernels of both layers and the head. For the embedding, whose columns are
+    # split over fsdp and whose rows over tensor: its columns, the tokens of all devices, and what was found for them.
+    assert counts.pop("all-gather") == 7 * 2 + 1 + 3
+    # Each layer: over tensor the outputs of attention and feed-forward, and in the backward pass the gradients of
+    # their inputs; over fsdp the gradients of the kernels, some in one go. Once: the maximum and the sum of the softmax
+    # over a split vocabulary, the gradients of the head's input and of the embedding, three of the loss and the norm
+    # with the gradients that are left, three of the norm in the optimizer.
+    assert counts.pop("all-reduce") == 8 * 2 + 10
+    # What was found in the embedding goes from columns to rows, and its gradient back; the tokens change places.
+    # Compilers differ in which kind they take.
+    assert sum(counts.values()) == 3
+    assert sum(size for _, size in plan().collectives.values()) < 180_000

@@ -230,8 +230,8 @@ def _show(run: Run, found: Plan, layers: str) -> None:
     print(f"mesh    {axes}: {run.devices} devices, {run.batch_size // run.parts} of the examples on each", flush=True)
     table = Table("each device", "", "", box=None, pad_edge=False)
     table.columns[1].justify = table.columns[2].justify = "right"
-    for name, count in (
-        ("parameters", found.parameters),
+    table.add_row("parameters", size(found.parameters), f"of {size(4 * count)}")
+    for name, held in (
         ("optimizer state", found.optimizer),
         ("batch and counts", found.other),
         ("temporary memory", found.temporary),
@@ -239,9 +239,9 @@ def _show(run: Run, found: Plan, layers: str) -> None:
         ("results", found.outputs),
         ("in all", found.total),
     ):
-        table.add_row(name, size(count))
+        table.add_row(name, size(held))
     least = "at least " if found.unknown else ""
-    table.add_row("FLOPs of a step", f"{least}{found.flops:.4g}")
+    table.add_row("FLOPs of products", f"{least}{found.flops:.4g}")
     for kind, (times, moved) in found.collectives.items():
         table.add_row(kind, size(moved), f"in {times:,}")
     console().print(table)
