@@ -165,6 +165,8 @@ def _plan(
         scan: Compile one layer for all, where the layers allow it.
         task: What to train the model for; the default is its first task.
     """
+    # Before JAX is imported: XLA warns of collectives that it finds dear, which the plan counts.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from scratch_core.cli.plan import PlanOptions, plan
 
     plan(
