@@ -38,6 +38,7 @@ from scratch_core.layers import (
     gelu,
     padding_mask,
     positions_from_mask,
+    tied_logits,
 )
 from scratch_core.losses import sequence_to_sequence_loss, shifted_right
 from scratch_core.pretrained import PretrainedModel
@@ -282,7 +283,7 @@ class T5(PretrainedModel):
         """Return the head's logits_BTV, float32, for the decoder's output; a tied head reads the embedding itself."""
         if self.config.scale_outputs:
             x_BTD = x_BTD * self.config.d_model**-0.5
-        logits_BTV = self.embedding.attend(x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
+        logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)
 
     def loss(self, batch: Any) -> tuple[jax.Array, jax.Array]:
