@@ -163,7 +163,7 @@ class DecoderLayer(nnx.Module):
     def __call__(self, x_BTD, positions_BT, memory, memory_mask, position_bias, cache=None):
         """Return y_BTD, and the cache with these T tokens appended (None without one).
 
-        ``memory`` is the encoder's key_BSNH and value_BSNH for this layer; ``position_bias`` is the stack's.
+        ``memory`` is the encoder's key_BNSH and value_BNHS for this layer; ``position_bias`` is the stack's.
         """
         normed_BTD = self.attention_norm(x_BTD)
         key_BSNH, value_BSNH = self.attention.read(normed_BTD)
@@ -174,7 +174,8 @@ class DecoderLayer(nnx.Module):
         bias = position_bias(positions_BT, key_positions_BS)
         attended_BTD = self.attention(normed_BTD, key_BSNH, value_BSNH, mask, bias)
         x_BTD = add(x_BTD, self.dropout(attended_BTD))  # eq. 1
-        read_BTD = self.cross_attention(self.cross_attention_norm(x_BTD), *memory, memory_mask)
+        key_BSNH, value_BSNH = memory[0].transpose(0, 2, 1, 3), memory[1].transpose(0, 3, 1, 2)
+        read_BTD = self.cross_attention(self.cross_attention_norm(x_BTD), key_BSNH, value_BSNH, memory_mask)
         x_BTD = add(x_BTD, self.dropout(read_BTD))  # eq. 2
         return add(x_BTD, self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))), cache  # eq. 3
 
@@ -207,8 +208,12 @@ class Decoder(nnx.Module):
         self.dropout = dropout(config.dropout, rngs)
 
     def memories(self, encoded_BSD: jax.Array) -> tuple[tuple[jax.Array, jax.Array], ...]:
-        """Return for each layer the key_BSNH and value_BSNH of its cross-attention, which no later token changes."""
-        return tuple(layer.cross_attention.read(encoded_BSD) for layer in self.layers)
+        """Return for each layer the key_BNSH and value_BNHS of its cross-attention, which no later token changes.
+
+        This is the order in which XLA's CPU compiler multiplies them: of any other it makes a copy for every token.
+        """
+        read = [layer.cross_attention.read(encoded_BSD) for layer in self.layers]
+        return tuple((key.transpose(0, 2, 1, 3), value.transpose(0, 2, 3, 1)) for key, value in read)
 
     def __call__(self, x_BTD, positions_BT, memories, memory_mask_BS, caches) -> tuple[jax.Array, tuple[Any, ...]]:
         """Return the normalised output x_BTD, and each layer's cache after these T tokens (None without one)."""
