@@ -66,3 +66,24 @@ def test_the_tests_that_the_page_on_gemma2_names_exist(root):
     defined = set(re.findall(r"def (test_\w+)", "".join(path.read_text(encoding="utf-8") for path in sources)))
     assert len(named) > 10
     assert named - defined == set()
+
+
+def test_describing_functions_runs_and_measures_words(root, tmp_path, capsys):
+    """A short run over a few made-up files; the pairs and the metric by hand."""
+    example = load_example(root, "describe_functions")
+    source = 'class A:\n    def get_it(self, key, default=None):\n        """Return the item.\n\n        More."""\n'
+    assert example.pairs_of(source) == [("get it ( self , key , default = none )", "Return the item.")]
+    assert example.name_of(example.pairs_of(source)[0]) == "get it"
+    assert example.spaced("readHTTPLine2(x)") == "read http line 2 ( x )"
+    assert example.pairs_of("def (") == []
+    assert example.word_f1("return the the key", "Return the key of it.") == pytest.approx(2 * 3 / 9)
+    assert example.word_f1("", "Return it") == 0
+    for number in range(20):
+        lines = [f'def get_{number}_{n}(key):\n    """Return the value {number} of {n}."""\n' for n in range(5)]
+        (tmp_path / f"{number}.py").write_text("".join(lines))
+    out = tmp_path / "out"
+    arguments = ["--steps", "2", "--batch-size", "2", "--evaluation-examples", "4", "--out", str(out)]
+    scores = example.main(arguments, sorted(tmp_path.glob("*.py")))
+    assert scores["constant"] >= 2 * 4 / 12  # the words "return the value of" of six are always right
+    assert "held-out F1 of words:" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}

@@ -41,6 +41,7 @@ def serve_torch(folder: str) -> None:
     import torch
     import transformers
 
+    transformers.logging.set_verbosity_error()
     torch.set_num_threads(os.cpu_count() or 1)
     texts = json.loads(Path(folder, "texts.json").read_text(encoding="utf-8"))
     encoder = sentence_transformers.SentenceTransformer(folder, device="cpu")

@@ -80,6 +80,27 @@ def read_values() -> Case:
     return "attention of 8 x 197 tokens, 12 heads", plain, ours, arrays(*[(8, 197, 12, 64)] * 3), 1
 
 
+def _tied_head(rows: int) -> Case:
+    """A loop that writes tokens: the head's logits choose a row of the embedding, which changes what is read next."""
+    from flax import nnx
+    from scratch_core.generation.sampling import greedy
+    from scratch_core.layers import tied_logits
+
+    def written(head, table, x):
+        embedding = nnx.Embed(1, 512, rngs=nnx.Rngs(0))
+        embedding.embedding = nnx.Param(table)
+        step = lambda _, x: 0.9 * x + 0.1 * table[greedy(head(embedding, x))]  # noqa: E731
+        return lax.fori_loop(0, 16, step, x)
+
+    operands = arrays((32_128, 512), (rows, 512))
+    plain, ours = partial(written, nnx.Embed.attend), partial(written, tied_logits)
+    return f"{rows} x 512 by an embedding of 32,128, 16 tokens", plain, ours, operands, 1
+
+
+for _rows in (1, 8):
+    CASES[f"tied-head-{_rows}"] = partial(_tied_head, _rows)
+
+
 # ----------------------------------------------------------------------------------------------- images
 
 

@@ -4,13 +4,13 @@
 
 PYTHON is an interpreter that has torch, transformers and safetensors (a CPU build is enough). Both sides load one
 random checkpoint of T5 v1.0 small. Encoding reads sources of 128 tokens. Decoding is greedy, 64 tokens behind a source
-of 128, without the time of the encoder and of the first token. Both together are one call of `generate`.
+of 128, without the encoder and the first token: their best time so far is taken off. Both together are one call of `generate`.
 """
 
 import tempfile
 from typing import Any
 
-from side_by_side import Reference, Task, arguments, print_setting, print_table, serve, take_turns, timed
+from side_by_side import Reference, Task, arguments, machine, print_setting, print_table, serve, take_turns, timed
 
 SOURCE, NEW, TRAINING = 128, 64, (8, 64)
 TASKS = {
@@ -50,9 +50,11 @@ def serve_torch(folder: str) -> None:
         with torch.inference_mode():
             model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
 
+    first: dict[int, float] = {}
+
     def decode(rows: int) -> float:
-        first = timed(lambda: write(rows, 1))
-        return timed(lambda: write(rows, NEW + 1)) - first
+        first[rows] = min(first.get(rows, 9.0), timed(lambda: write(rows, 1)))
+        return timed(lambda: write(rows, NEW + 1)) - first[rows]
 
     def train(rows: int) -> None:
         model.train()
@@ -82,6 +84,7 @@ class Ours:
         trained = T5.from_pretrained(folder)
         trained.train()
         self.trainer, self.wait = Trainer(trained, optax.adamw(0.0)), jax.block_until_ready
+        self.first: dict[int, float] = {}
         graphdef, state = nnx.split(self.model)
         encode = jax.jit(lambda state, ids: nnx.merge(graphdef, state).encode(ids))
         self.encode = lambda ids: encode(state, ids)
@@ -106,8 +109,8 @@ class Ours:
         if name == "write":
             return write(NEW)
         if name == "decode":
-            first = write(1)
-            return write(NEW + 1) - first
+            self.first[rows] = min(self.first.get(rows, 9.0), write(1))
+            return write(NEW + 1) - self.first[rows]
         batch = {"input_ids": ids, "labels": np.array(source(rows, TRAINING[1]), np.int32)}
         return timed(lambda: self.wait(self.trainer.train_step(batch)))
 
@@ -133,7 +136,12 @@ def main() -> None:
             print("T5 v1.0 small, 61 M parameters")
             print_setting(reference.hello, ours.difference(reference.hello))
             best = take_turns(TASKS, ours, reference, options.rounds)
-    print_table(best, {})
+    weights = 6 * (6 * 512**2 + 2 * 512 * 2048) + 32_128 * 512  # what decoding reads for each token, without the cache
+    bandwidth = machine()[0]
+    print(f"matrix-vector product {bandwidth:.0f} GB/s\n")
+    decoding = [name for name in TASKS if name.startswith("decode")]
+    share = {name: 4 * weights * NEW / best[name][0] / 1e9 / bandwidth for name in decoding}
+    print_table(best, {name: f"{part:.0%} of the memory bandwidth" for name, part in share.items()})
 
 
 if __name__ == "__main__":

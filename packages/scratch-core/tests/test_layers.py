@@ -27,6 +27,7 @@ from scratch_core.layers import (
     gelu,
     interleaved_to_half_split,
     positions_from_mask,
+    tied_logits,
 )
 from scratch_core.layers.linear import dot_rows
 from scratch_core.testing import jitted
@@ -278,6 +279,14 @@ def test_gelu_equals_its_formula(dtype, tolerance):
     expected = [value * 0.5 * (1 + math.erf(value / math.sqrt(2))) for value in np.asarray(x, np.float64)]
     assert gelu(x).dtype == dtype
     np.testing.assert_allclose(np.asarray(gelu(x), np.float64), expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("rows", [(), (1, 1), (3, 2), (5, 7)])
+def test_the_tied_head_is_a_product_with_the_embedding(rows, normal):
+    embedding, x = nnx.Embed(50, D, rngs=nnx.Rngs(0)), normal(*rows, D)
+    np.testing.assert_allclose(nnx.jit(tied_logits)(embedding, x), x @ embedding.embedding[...].T, atol=1e-5)
+    half = nnx.Embed(50, D, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert tied_logits(half, x).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("activation", [jax.nn.silu, jax.nn.gelu])

@@ -37,7 +37,7 @@ SPEC = ModelSpec(
         "large_cased": 333_610_308,
         "minilm_l6": 22_744_506,
     },
-    recipes={"tiny": {"steps": 600, "learning_rate": 1e-3, "batch_size": 32}},
+    recipes={"tiny": {"steps": 1200, "learning_rate": 1e-3, "batch_size": 32, "sequence_length": 64}},
 )
 
 __all__ = [

@@ -38,6 +38,7 @@ from scratch_core.layers import (
     gelu,
     padding_mask,
     positions_from_mask,
+    tied_logits,
 )
 from scratch_core.losses import sequence_to_sequence_loss, shifted_right
 from scratch_core.pretrained import PretrainedModel
@@ -162,7 +163,7 @@ class DecoderLayer(nnx.Module):
     def __call__(self, x_BTD, positions_BT, memory, memory_mask, position_bias, cache=None):
         """Return y_BTD, and the cache with these T tokens appended (None without one).
 
-        ``memory`` is the encoder's key_BSNH and value_BSNH for this layer; ``position_bias`` is the stack's.
+        ``memory`` is the encoder's key_BNSH and value_BNHS for this layer; ``position_bias`` is the stack's.
         """
         normed_BTD = self.attention_norm(x_BTD)
         key_BSNH, value_BSNH = self.attention.read(normed_BTD)
@@ -173,7 +174,8 @@ class DecoderLayer(nnx.Module):
         bias = position_bias(positions_BT, key_positions_BS)
         attended_BTD = self.attention(normed_BTD, key_BSNH, value_BSNH, mask, bias)
         x_BTD = add(x_BTD, self.dropout(attended_BTD))  # eq. 1
-        read_BTD = self.cross_attention(self.cross_attention_norm(x_BTD), *memory, memory_mask)
+        key_BSNH, value_BSNH = memory[0].transpose(0, 2, 1, 3), memory[1].transpose(0, 3, 1, 2)
+        read_BTD = self.cross_attention(self.cross_attention_norm(x_BTD), key_BSNH, value_BSNH, memory_mask)
         x_BTD = add(x_BTD, self.dropout(read_BTD))  # eq. 2
         return add(x_BTD, self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))), cache  # eq. 3
 
@@ -206,8 +208,12 @@ class Decoder(nnx.Module):
         self.dropout = dropout(config.dropout, rngs)
 
     def memories(self, encoded_BSD: jax.Array) -> tuple[tuple[jax.Array, jax.Array], ...]:
-        """Return for each layer the key_BSNH and value_BSNH of its cross-attention, which no later token changes."""
-        return tuple(layer.cross_attention.read(encoded_BSD) for layer in self.layers)
+        """Return for each layer the key_BNSH and value_BNHS of its cross-attention, which no later token changes.
+
+        This is the order in which XLA's CPU compiler multiplies them: of any other it makes a copy for every token.
+        """
+        read = [layer.cross_attention.read(encoded_BSD) for layer in self.layers]
+        return tuple((key.transpose(0, 2, 1, 3), value.transpose(0, 2, 3, 1)) for key, value in read)
 
     def __call__(self, x_BTD, positions_BT, memories, memory_mask_BS, caches) -> tuple[jax.Array, tuple[Any, ...]]:
         """Return the normalised output x_BTD, and each layer's cache after these T tokens (None without one)."""
@@ -282,7 +288,7 @@ class T5(PretrainedModel):
         """Return the head's logits_BTV, float32, for the decoder's output; a tied head reads the embedding itself."""
         if self.config.scale_outputs:
             x_BTD = x_BTD * self.config.d_model**-0.5
-        logits_BTV = self.embedding.attend(x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
+        logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)
 
     def loss(self, batch: Any) -> tuple[jax.Array, jax.Array]:

@@ -29,6 +29,7 @@ from scratch_core.layers.rope import (
     read_rope,
     rope_to_hf,
 )
+from scratch_core.layers.tied_head import tied_logits
 
 __all__ = [
     "MLP",
@@ -70,6 +71,7 @@ __all__ = [
     "run_blocks",
     "scan_layers",
     "switch_routing",
+    "tied_logits",
     "top_k_routing",
     "unscan_layers",
 ]
