@@ -4,6 +4,12 @@ $$ \hat x = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}\, \gamma + \beta \tag{1} 
 $$ \bar\mu \leftarrow (1 - m)\, \bar\mu + m\, \mu, \qquad
    \bar\sigma^2 \leftarrow (1 - m)\, \bar\sigma^2 + m\, \tfrac{n}{n - 1}\, \sigma^2 \tag{2} $$
 
+Without a momentum m, the running ones are those of all values of the $k$ batches before and of this one, from 0:
+
+$$ \bar\sigma^2 \leftarrow
+   \frac{(kn - 1)\, \bar\sigma^2 + n \sigma^2 + \tfrac{kn}{k + 1} (\mu - \bar\mu)^2}{(k + 1) n - 1}, \qquad
+   \bar\mu \leftarrow \bar\mu + \frac{\mu - \bar\mu}{k + 1} \tag{3} $$
+
 In training $\mu, \sigma^2$ are those of the batch, over the $n$ values of a channel. Evaluation uses the running
 $\bar\mu, \bar\sigma^2$, so that an image does not depend on its neighbours.
 
@@ -36,10 +42,14 @@ def _variance_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...
 class BatchNorm(nnx.Module):
     """Eq. 1 and 2 over all axes but the last, statistics in float32; the result has the input's dtype.
 
-    Momentum m is the weight of the new batch, as in PyTorch (in flax it is that of the old average).
+    Momentum m is the weight of the new batch, as in PyTorch (in flax it is that of the old average). With None, all
+    batches weigh the same (eq. 3): of one size, from statistics and a count of 0, as
+    `scratch_core.train.recompute_statistics` sets them.
     """
 
-    def __init__(self, num_channels: int, *, momentum: float = 0.1, epsilon: float = 1e-5, zero_init: bool = False):
+    def __init__(
+        self, num_channels: int, *, momentum: float | None = 0.1, epsilon: float = 1e-5, zero_init: bool = False
+    ):
         self.scale = nnx.Param(jnp.zeros(num_channels) if zero_init else jnp.ones(num_channels))
         self.bias = nnx.Param(jnp.zeros(num_channels))
         self.mean = nnx.BatchStat(jnp.zeros(num_channels))
@@ -69,8 +79,19 @@ class BatchNorm(nnx.Module):
         x_BYXC = x_BYXC.astype(jnp.float32)
         mean_C = jnp.mean(x_BYXC, axis=(0, 1, 2))
         var_C = variance(x_BYXC, mean_C)
-        m, dtype = self.momentum, self.mean.dtype
-        self.mean[...] = ((1 - m) * self.mean[...] + m * lax.stop_gradient(mean_C)).astype(dtype)  # eq. 2
-        self.var[...] = ((1 - m) * self.var[...] + m * n / (n - 1) * lax.stop_gradient(var_C)).astype(dtype)
-        self.count[...] = self.count[...] + 1
+        self._move(lax.stop_gradient(mean_C), lax.stop_gradient(var_C), n)
         return mean_C, var_C
+
+    def _move(self, mean_C: jax.Array, var_C: jax.Array, n: int) -> None:
+        """Move the running statistics by those of a batch of n values per channel."""
+        m, old_mean_C, old_var_C = self.momentum, self.mean[...], self.var[...]
+        if m is None:  # eq. 3
+            k = self.count[...].astype(jnp.float32)
+            m = 1 / (k + 1)
+            squares_C = (k * n - 1) * old_var_C + n * var_C + k * n * m * jnp.square(mean_C - old_mean_C)
+            new_var_C = squares_C / ((k + 1) * n - 1)
+        else:
+            new_var_C = (1 - m) * old_var_C + m * n / (n - 1) * var_C  # eq. 2
+        self.mean[...] = ((1 - m) * old_mean_C + m * mean_C).astype(self.mean.dtype)
+        self.var[...] = new_var_C.astype(self.var.dtype)
+        self.count[...] = self.count[...] + 1

@@ -1,9 +1,9 @@
 """The folder of a run: what makes it resumable, and what keeps one run from overwriting another.
 
 runs/llama-tiny/
-  run.json           model, task, options, horizon of the schedule, data: what --resume reads
+  run.json           model, task, options, horizon of the schedule, data, versions: what --resume and --config read
   run.lock           which process works here, while it does
-  metrics.jsonl      a line per logged step
+  metrics.jsonl      a line per logged step, with the held-out numbers where it was evaluated
   checkpoints/       Orbax: parameters, optimizer, RNG, step
   config.json model.safetensors ...    the trained model, in the Hugging Face layout
   start/             the same of what --start named
@@ -11,24 +11,31 @@ runs/llama-tiny/
 
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import json
 import os
+import platform
 import shlex
-from importlib.metadata import version
+import textwrap
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import jax
+
 from scratch_core.config import read_json
 from scratch_core.errors import CheckpointError, ConfigError, DataError
 from scratch_core.folders import FolderLock
+from scratch_core.registry import MODELS
 from scratch_core.tasks.options import RunOptions, flag
+from scratch_core.tasks.task import TASKS
 
 RECORD = "run.json"
-FIELDS = ("model", "task", "options", "horizon", "data", "fingerprint", "scratch_core", "cores", "start")
-NOT_RECORDED = ("out", "resume", "coordinator", "processes", "process_id")
-FREE = ("steps", "mesh", "coordinator", "processes", "process_id")
+FIELDS = ("model", "task", "options", "horizon", "data", "fingerprint", "versions", "device", "cores", "start")
+NOT_RECORDED = ("out", "resume", "config", "coordinator", "processes", "process_id")
+FREE = ("steps", "mesh", "patience", "coordinator", "processes", "process_id")
 """Options that a resumed run may change: they do not change what is computed."""
 
 Options = TypeVar("Options", bound=RunOptions)
@@ -80,10 +87,22 @@ def new_record(folder: Path, model: str, options: RunOptions, data: str, fingerp
         "horizon": options.steps,
         "data": data,
         "fingerprint": fingerprint,
-        "scratch_core": version("scratch-core"),
+        "versions": versions(model, options),
+        "device": jax.devices()[0].device_kind,
         "cores": cores(),
         "start": digests(folder / "start"),
     }
+
+
+def versions(model: str, options: RunOptions) -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide what a run computes."""
+    from scratch_core.train.optimizers import OPTIMIZERS  # 2 s of import, which a wrong argument need not wait for
+
+    chosen = {MODELS: model, TASKS: options.task, OPTIMIZERS: options.optimizer}
+    dists = [point.dist for group, name in chosen.items() for point in entry_points(group=group, name=name or "")]
+    libraries = {name: version(name) for name in ("scratch-core", "jax", "jaxlib", "flax", "optax", "numpy")}
+    packages = {dist.name: dist.version for dist in dists if dist is not None}
+    return {"python": platform.python_version()} | libraries | packages
 
 
 def cores() -> int:
@@ -142,7 +161,7 @@ def stored_options(folder: Path, record: dict[str, Any], form: type[Options]) ->
         for name, value in record["options"].items():
             if not _fits(value, types[name]):
                 raise TypeError(f"{name}={value!r}")
-        if record["scratch_core"] == version("scratch-core") and (missing := _missing(record, form)):
+        if record["versions"]["scratch-core"] == version("scratch-core") and (missing := _missing(record, form)):
             raise TypeError(f"it has no {missing[0]}")
         if type(record["horizon"]) is not int or record["horizon"] < 1:
             raise TypeError(f"horizon={record['horizon']!r}")
@@ -151,15 +170,64 @@ def stored_options(folder: Path, record: dict[str, Any], form: type[Options]) ->
         raise _damaged(folder, error) from error
 
 
-def changes(record: dict[str, Any], form: type[RunOptions]) -> list[str]:
+def changes(record: dict[str, Any], own: RunOptions) -> list[str]:
     """Return a line for each reason why a resumed run may not give the very bits that it would have given."""
-    lines = []
-    if (then := record["scratch_core"]) != (now := version("scratch-core")):
-        new = "".join(f"; {flag(name)} is new and takes its default" for name in _missing(record, form))
-        lines.append(f"the run began with scratch-core {then}, this is {now}: results may differ{new}")
+    new = "".join(f"; {flag(name)} is new and takes its default" for name in _missing(record, type(own)))
+    lines = [
+        f"the run began with {name} {then}, this is {now}: results may differ{new if name == 'scratch-core' else ''}"
+        for name, now in versions(record["model"], own).items()
+        if (then := record["versions"].get(name, "of no version")) != now
+    ]
+    if (then := record["device"]) != (now := jax.devices()[0].device_kind):
+        lines.append(f"the run began on {then}, this is {now}: sums are rounded otherwise")
     if (then := record["cores"]) != (now := cores()):
         lines.append(f"the run began on {then} cores, now there are {now}: sums are rounded otherwise")
     return lines
+
+
+def read_config(path: str, model: str) -> dict[str, Any]:
+    """Return the options in the file that ``--config`` names. Raises ConfigError if it is none for this model."""
+    if not Path(path).is_file():
+        raise ConfigError(f"--config {path}: there is no such file: name the {RECORD} of a run")
+    record = read_json(Path(path))
+    given = record.get("options")
+    if not isinstance(given, dict):
+        raise ConfigError(f'--config {path}: "options" must be an object, found {given!r}: name the {RECORD} of a run')
+    if record.get("model", model) != model:
+        raise ConfigError(
+            f"--config {path} is of {record['model']}, not of {model}: write `scratch train {record['model']} ...`, "
+            f'or change its "model"'
+        )
+    for name in ("task", "preset", "start"):
+        if not isinstance(given.get(name), str | None):
+            raise ConfigError(f"{path}: {name}={given[name]!r} must be a text: correct it")
+    return given
+
+
+def with_options(default: Options, given: dict[str, Any], path: str) -> Options:
+    """Return ``default`` with the options of a file. Raises ConfigError for one that does not exist or does not fit."""
+    types = {name: form for name, form in get_type_hints(type(default)).items() if name not in ("resume", "config")}
+    names = [field.name for field in dataclasses.fields(default) if field.name in types]
+    for name, value in given.items():
+        if name not in names:
+            (near,) = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+            raise ConfigError(f"{path}: {name} is no option of {default.task}; the nearest is {near}: correct it")
+        if not _fits(value, types[name]):
+            form = getattr(types[name], "__name__", str(types[name]).removeprefix("typing."))
+            raise ConfigError(f"{path}: {name}={value!r} must be {form}: correct it")
+    return dataclasses.replace(default, **given)
+
+
+def shown(options: RunOptions) -> list[str]:
+    """Return the options in lines, as they would be written on the command line."""
+    words = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, bool):
+            words.append(flag(field.name if value else f"no_{field.name}"))
+        elif value is not None and field.name not in NOT_RECORDED:
+            words.append(f"{flag(field.name)}={_quoted(str(value))}")
+    return textwrap.wrap(" ".join(words), 104, break_long_words=False, break_on_hyphens=False)
 
 
 def check_start(folder: Path, record: dict[str, Any]) -> None:
@@ -197,6 +265,8 @@ def _damaged(folder: Path, reason: object) -> CheckpointError:
 
 
 def _fits(value: Any, form: Any) -> bool:
+    if isinstance(value, bool):  # which is an int as well
+        return form is bool
     if get_origin(form) is Literal:
         return value in get_args(form)
     if get_origin(form) in (Union, UnionType):
@@ -211,7 +281,7 @@ def check_unchanged(folder: Path, own: RunOptions, options: RunOptions) -> None:
         if before != now and field.name not in FREE:
             raise ConfigError(
                 f"{flag(field.name)} {now} cannot be changed: the run {folder} has {before}; "
-                "with --resume only --steps and --mesh may be changed"
+                "with --resume only --steps, --patience and --mesh may be changed"
             )
 
 

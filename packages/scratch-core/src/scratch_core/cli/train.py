@@ -1,12 +1,13 @@
 """`scratch train NAME`: the one run loop, for every task.
 
 The model and ``--task`` choose the task, which gives the options. Their defaults are the recipe of the preset; with
-``--start``, the task's defaults for fine-tuning; with ``--resume``, the options of the run.
+``--start``, the task's defaults for fine-tuning; with ``--config``, the options of another run; with ``--resume``,
+the options of the run itself.
 """
 
 import dataclasses
 import signal
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from scratch_core.train.interrupt import Interrupt
 from scratch_core.weights.saving import SAVING
 
 if TYPE_CHECKING:
-    from scratch_core.train import Optimizer
+    from scratch_core.train import Evaluation, Optimizer, Trainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,11 +39,30 @@ class Choice:
     """The arguments that decide which options there are, and what their defaults are; the others are read later."""
 
     task: str | None = None
-    preset: str = "tiny"
+    preset: str | None = None
     start: str | None = None
     resume: str | None = None
+    config: str | None = None
     steps: str | None = None  # these two: only whether they are given
     learning_rate: str | None = None
+
+    def or_those_of(self, given: dict[str, Any]) -> "Choice":
+        """Return the choice with what is not on the command line taken from the options of a file."""
+        own = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return Choice(**({name: given[name] for name in dataclasses.asdict(self) if name in given} | own))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """All that a run needs but its folder; ``horizon`` is the number of steps of the learning rate's schedule."""
+
+    spec: ModelSpec
+    task: Task
+    options: RunOptions
+    horizon: int
+    optimizer: "Optimizer"
+    job: Job
+    evaluation: "Evaluation"
 
 
 def run(name: str, arguments: Sequence[str], interrupt: Interrupt) -> int:
@@ -51,17 +71,21 @@ def run(name: str, arguments: Sequence[str], interrupt: Interrupt) -> int:
     arguments = _with_resume(name, list(arguments))
     choice = parse_some(Choice, arguments)
     if choice.resume is not None:
+        if choice.config is not None:
+            raise ConfigError("--config starts a new run, and --resume continues one: leave one of them out")
         return _resume(spec, choice.resume, arguments, interrupt)
+    given = {} if choice.config is None else runs.read_config(choice.config, name)
+    choice = choice.or_those_of(given)
     task = find_task(_task_name(spec, choice.task))
     default = _defaults(spec, task, choice, asks_for_help=bool({"-h", "--help"} & set(arguments)))
+    default = runs.with_options(default, given, str(choice.config))
     options = parse(task.Options, f"scratch train {name}", arguments, default).absolute()
     options.check()
     distributed.start(options.coordinator, options.processes, options.process_id)
     if first := distributed.is_first():
         runs.check_out(options.out)
-    optimizer = _ready(spec, options)
-    job = task.prepare(spec, options)
-    _check_batch(job, options)
+    prepared = _prepare(spec, task, options, options.steps)
+    job = prepared.job
     interrupt.check()
     folder, lock = Path(options.out or ""), None
     if first:
@@ -73,7 +97,7 @@ def run(name: str, arguments: Sequence[str], interrupt: Interrupt) -> int:
                 job.save(own / "start")
         if first:
             runs.write_record(folder, runs.new_record(folder, name, options, job.description, job.fingerprint))
-        return _train(spec, task, options, job, optimizer, folder, interrupt, horizon=options.steps)
+        return _train(prepared, folder, interrupt)
     finally:
         if lock is not None:
             lock.release()
@@ -89,24 +113,54 @@ def _resume(spec: ModelSpec, run: str, arguments: Sequence[str], interrupt: Inte
     distributed.start(options.coordinator, options.processes, options.process_id)
     lock = FolderLock(folder) if (first := distributed.is_first()) else None
     try:
-        for line in runs.changes(record, task.Options):
+        for line in runs.changes(record, default):
             print(f"warning: {line}", flush=True)
         if first:
             remove_abandoned(folder, SAVING, all_of_them=True)
         runs.check_start(folder, record)
         runs.check_checkpoints(folder)
-        optimizer = _ready(spec, options)
-        job = task.prepare(spec, options)
-        runs.check_data(folder, record, job.description, job.fingerprint)
-        _check_batch(job, options)
+        prepared = _prepare(spec, task, options, record["horizon"])
+        runs.check_data(folder, record, prepared.job.description, prepared.job.fingerprint)
         interrupt.check()
-        record["options"] |= {"steps": options.steps, "mesh": options.mesh}
+        record["options"] |= {name: getattr(options, name) for name in runs.FREE if name not in runs.NOT_RECORDED}
         if first:
             runs.write_record(folder, record)
-        return _train(spec, task, options, job, optimizer, folder, interrupt, horizon=record["horizon"])
+        return _train(prepared, folder, interrupt)
     finally:
         if lock is not None:
             lock.release()
+
+
+def _prepare(spec: ModelSpec, task: Task, options: RunOptions, horizon: int) -> Prepared:
+    optimizer = _ready(spec, options)
+    job = task.prepare(spec, options)
+    _check_batch(job, options)
+    evaluation = _evaluation(job, options, horizon)
+    return Prepared(
+        spec=spec, task=task, options=options, horizon=horizon, optimizer=optimizer, job=job, evaluation=evaluation
+    )
+
+
+def _evaluation(job: Job, options: RunOptions, horizon: int) -> "Evaluation":
+    """Return what is measured on the way. Raises ConfigError if that is nothing, but the options need it.
+
+    A forward pass takes a third of a step, so that evaluations after every 7 steps for each batch of the held-out data
+    take a twentieth of the time.
+    """
+    from scratch_core.train import Evaluation
+
+    every = options.evaluate_every
+    if every is None:
+        size = len(job.held_out) if isinstance(job.held_out, Sized) else horizon
+        every = max(horizon // 10, 7 * size)
+        every = every if every < horizon else 0
+    for name in ("patience", "keep_best"):
+        if getattr(options, name) and not every:
+            raise ConfigError(
+                f"{flag(name)} {getattr(options, name)} needs evaluations before the last of {horizon} steps, and the "
+                "held-out data is too large for one by default: give --evaluate-every N"
+            )
+    return Evaluation(job.held_out, job.metrics, every, options.patience)
 
 
 def _ready(spec: ModelSpec, options: RunOptions) -> "Optimizer":
@@ -144,69 +198,37 @@ def _defaults(spec: ModelSpec, task: Task, choice: Choice, *, asks_for_help: boo
 
     Raises ConfigError if neither the arguments nor the recipe give the number of steps or the learning rate.
     """
-    recipe = spec.recipe(choice.preset) if choice.start is None else task.fine_tuning
+    preset = choice.preset or task.Options.preset
+    recipe = spec.recipe(preset) if choice.start is None else task.fine_tuning
     names = {field.name for field in dataclasses.fields(task.Options)}
     if unknown := sorted(recipe.keys() - names):
-        raise ConfigError(f"the recipe of {spec.name} {choice.preset} names no option of {task.name}: {unknown[0]}")
+        raise ConfigError(f"the recipe of {spec.name} {preset} names no option of {task.name}: {unknown[0]}")
     given = {"steps": choice.steps, "learning_rate": choice.learning_rate}
     missing = [flag(option) for option, value in given.items() if value is None and option not in recipe]
     if missing and not asks_for_help:
-        origin = (
-            f"the preset {choice.preset} of {spec.name}" if choice.start is None else f"fine-tuning for {task.name}"
-        )
+        origin = f"the preset {preset} of {spec.name}" if choice.start is None else f"fine-tuning for {task.name}"
         them = "them" if len(missing) > 1 else "it"
         raise ConfigError(f"{origin} has no default for {' and '.join(missing)}: give {them} on the command line")
     values: dict[str, Any] = {"task": task.name, "steps": tyro.MISSING, "learning_rate": tyro.MISSING, **recipe}
     return task.Options(**values)
 
 
-def _train(
-    spec: ModelSpec,
-    task: Task,
-    options: RunOptions,
-    job: Job,
-    optimizer: "Optimizer",
-    folder: Path,
-    interrupt: Interrupt,
-    *,
-    horizon: int,
-) -> int:
-    """Train, evaluate, save; ``horizon`` is the number of steps of the learning rate's schedule."""
-    from scratch_core.train import Trainer
+def _train(run: Prepared, folder: Path, interrupt: Interrupt) -> int:
+    """Train, evaluate, save."""
     from scratch_core.train.curves import plot_runs
-    from scratch_core.train.loggers import open_loggers
-    from scratch_core.train.optimizers import SCHEDULES
-    from scratch_core.train.precision import compute_in
 
-    resume_command = runs.command("train", spec.name, "--resume", str(folder))
+    options, job = run.options, run.job
+    resume_command = runs.command("train", run.spec.name, "--resume", str(folder))
     interrupt.last_words = f"to resume: {resume_command}"
     distributed.wait_for_all("the run's folder is there")
     alone = jax.process_count() == 1  # with several processes, only what all of them compute together is shown
     with distributed.one_voice(), on_interrupt_print(f"to resume: {resume_command}"):
+        print("config  " + "\n        ".join(runs.shown(options)), flush=True)
         print(f"data    {job.description}", flush=True)
         count = sum(x.size for x in jax.tree.leaves(nnx.state(job.model, nnx.Param)))
         origin = options.preset if options.start is None else f"from {options.start}"
-        print(f"model   {spec.name} {origin}, {count:,} parameters", flush=True)
-        schedule = SCHEDULES[options.schedule or optimizer.schedule](options.learning_rate, horizon)
-        if options.dtype != "float32":
-            compute_in(job.model, getattr(jnp, options.dtype))
-        trainer = Trainer(
-            job.model,
-            optimizer.build(schedule, weight_decay=options.weight_decay, decayed=job.model.decayed),
-            job.loss,
-            handling=task,
-            trainable=job.trainable,
-            accumulate=options.accumulate,
-            mesh=options.device_mesh(),
-            folder=folder,
-            save_every=options.save_every,
-            keep=options.keep,
-            learning_rate=schedule,
-            evaluation_parameters=optimizer.evaluation_parameters,
-            norms=options.norms,
-            profile=options.profile,
-            loggers=open_loggers(options.log, folder) if distributed.is_first() else (),
-        )
+        print(f"model   {run.spec.name} {origin}, {count:,} parameters", flush=True)
+        trainer = _trainer(run, folder)
         try:
             for line in trainer.restore():
                 print(f"warning: {line}", flush=True)
@@ -217,9 +239,21 @@ def _train(
                     print("no checkpoint was saved yet: the run starts again at step 0", flush=True)
                 if alone:
                     job.show_before()
-            print(f"run     {folder}: {options.steps} steps of {job.update}", flush=True)
+            every = f"after every {run.evaluation.every} steps" if run.evaluation.every else "at the end"
+            print(f"run     {folder}: {options.steps} steps of {job.update}, evaluated {every}", flush=True)
             interrupt.check()
-            outcome = trainer.fit(job.batches, options.steps, interrupt)
+            outcome = trainer.fit(job.batches, options.steps, interrupt, evaluation=run.evaluation)
+            results = outcome.held_out
+            if outcome.hopeless:
+                print(
+                    f"stopped early after step {outcome.step}: {outcome.best.since} evaluations without a lower "
+                    f"held-out loss than {outcome.best.loss:.4f} after step {outcome.best.step}"
+                )
+            if options.keep_best and not outcome.interrupted:
+                for line in trainer.load_best():
+                    print(f"warning: {line}", flush=True)
+                results = results if trainer.step == outcome.step else None
+                print(f"best    step {trainer.step} has the lowest held-out loss: its model is saved", flush=True)
             with distributed.written_by_first(folder) as own:
                 job.save(own)
             if outcome.interrupted:
@@ -228,7 +262,8 @@ def _train(
                 )
                 print(f"to resume: {resume_command}")
                 return 128 + signal.Signals[outcome.interrupted].value
-            results = trainer.evaluate(job.held_out, job.metrics)
+            if results is None:
+                results = trainer.evaluate(job.held_out, job.metrics)
         finally:
             trainer.close()
         if distributed.is_first():
@@ -237,6 +272,36 @@ def _train(
         print(f"saved in {folder}")
         print(f"next: {runs.command(*job.next_command(folder))}")
     return 0
+
+
+def _trainer(run: Prepared, folder: Path) -> "Trainer":
+    from scratch_core.train import Trainer
+    from scratch_core.train.loggers import open_loggers
+    from scratch_core.train.optimizers import SCHEDULES
+    from scratch_core.train.precision import compute_in
+
+    options, job, optimizer = run.options, run.job, run.optimizer
+    schedule = SCHEDULES[options.schedule or optimizer.schedule](options.learning_rate, run.horizon)
+    if options.dtype != "float32":
+        compute_in(job.model, getattr(jnp, options.dtype))
+    return Trainer(
+        job.model,
+        optimizer.build(schedule, weight_decay=options.weight_decay, decayed=job.model.decayed),
+        job.loss,
+        handling=run.task,
+        trainable=job.trainable,
+        accumulate=options.accumulate,
+        mesh=options.device_mesh(),
+        folder=folder,
+        save_every=options.save_every,
+        keep=options.keep,
+        keep_best=options.keep_best,
+        learning_rate=schedule,
+        evaluation_parameters=optimizer.evaluation_parameters,
+        norms=options.norms,
+        profile=options.profile,
+        loggers=open_loggers(options.log, folder) if distributed.is_first() else (),
+    )
 
 
 def _check_batch(job: Job, options: RunOptions) -> None:

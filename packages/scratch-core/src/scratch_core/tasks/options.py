@@ -51,6 +51,15 @@ class RunOptions:
     """Steps between checkpoints."""
     keep: int = 3
     """How many of the newest checkpoints to keep."""
+    evaluate_every: int | None = None
+    """Steps between evaluations on the held-out data; 0: only one at the end. The default is a tenth of the steps,
+    or so many that evaluations take about a twentieth of the time."""
+    patience: int = 0
+    """Stop after this many evaluations in a row without a lower held-out loss; 0: never. A resumed run may have
+    another one."""
+    keep_best: int = 0
+    """Save after each evaluation, and keep this many checkpoints of lowest held-out loss beside the newest; the run
+    then ends with the model of the best."""
     start: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Start from this checkpoint instead of from random parameters; --preset is not used then."""
     norms: bool = False
@@ -73,7 +82,9 @@ class RunOptions:
     """Where the run goes: a new folder. The default is a new one under runs/."""
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Resume this run with its own options; without a value, the newest run of this model under runs/.
-    Only --steps and --mesh may be changed."""
+    Only --steps, --patience and --mesh may be changed."""
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """Start a new run with the options in this file, the run.json of another run; those given here take precedence."""
 
     @property
     def checkpoint(self) -> str | None:
@@ -102,6 +113,12 @@ class RunOptions:
         for name in ("steps", "batch_size", "accumulate", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{flag(name)} {getattr(self, name)} must be at least 1")
+        for name in ("evaluate_every", "patience", "keep_best"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"{flag(name)} {getattr(self, name)} must be at least 0")
+        for name in ("patience", "keep_best"):
+            if getattr(self, name) and self.evaluate_every == 0:
+                raise ConfigError(f"{flag(name)} {getattr(self, name)} needs --evaluate-every N with N above 0")
         if not 0 < self.learning_rate < float("inf"):
             raise ConfigError(f"--learning-rate {self.learning_rate} must be above 0 and finite")
         if not 0 <= self.weight_decay < float("inf"):

@@ -89,7 +89,7 @@ class Checkpoints:
             response = self._orbax.save_checkpointables_async(
                 step,
                 {"state": arrays},
-                metrics=None if score is None or math.isnan(score) else {"score": float(score)},
+                metrics=None if score is None or not math.isfinite(score) else {"score": float(score)},
                 custom_metadata={"arrays": about, "sha256": _sha256(about)},
                 overwrite=step in self.steps(),
             )
@@ -120,13 +120,13 @@ class Checkpoints:
     def restore(self, like: Any, *, best: bool = False) -> Restored | None:
         """Return the newest intact step in the structure, dtypes and shardings of ``like``; None if there is no step.
 
-        With ``best`` the intact one of lowest score; those saved without a score come last. Raises CheckpointError if
-        there are steps, but each is damaged or of another structure.
+        With ``best`` the intact one of lowest score, the first of equal ones; those saved without a score come last,
+        the newest first. Raises CheckpointError if there are steps, but each is damaged or of another structure.
         """
         self.wait()
         unusable = list(self._set_aside)
-        steps = self._orbax.checkpoints[::-1]
-        for step in [found.step for found in (sorted(steps, key=_score) if best else steps)]:
+        order = _by_score if best else _by_age
+        for step in [found.step for found in sorted(self._orbax.checkpoints, key=order)]:
             try:
                 return Restored(step, self._read(step, like), unusable)
             except _Unusable as error:
@@ -200,13 +200,22 @@ class _Preserve:
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         newest = sorted(found.step for found in checkpoints)[-self._newest :]
-        scored = sorted((found for found in checkpoints if _score(found) < math.inf), key=_score)
+        scored = sorted((found for found in checkpoints if _score(found) < math.inf), key=_by_score)
         kept = {*newest, *(found.step for found in scored[: self._best])}
         return [found.step in kept for found in checkpoints]
 
 
 def _score(checkpoint: Any) -> float:
     return (checkpoint.metrics or {}).get("score", math.inf)
+
+
+def _by_age(checkpoint: Any) -> int:
+    return -checkpoint.step
+
+
+def _by_score(checkpoint: Any) -> tuple[float, int]:
+    score = _score(checkpoint)
+    return score, checkpoint.step if score < math.inf else -checkpoint.step
 
 
 class _Always:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scratch_core.errors import ConfigError
+from scratch_core.train.evaluation import HELD_OUT
 from scratch_core.train.metrics import MetricsLog
 
 COLOURS = ("#1f6fb2", "#d1495b", "#3a8f5c", "#8a5bb5", "#c98a1b", "#4a5a6a")
@@ -17,10 +18,13 @@ WIDTH, HEIGHT, LEFT, TOP, GAP = 640, 240, 64, 34, 46
 def draw_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return the SVG of {name of a run: lines of its metrics.jsonl}: a panel for each measured quantity, by step.
 
-    Numbers that are not finite are left out. Raises ConfigError if there is nothing to draw.
+    These are the training loss, the held-out loss and metrics, and the norm of the gradient. Numbers that are not
+    finite are left out. Raises ConfigError if there is nothing to draw.
     """
     panels = []
-    for key, title in PANELS.items():
+    keys = {key for records in runs.values() for record in records for key in record if key.startswith(HELD_OUT)}
+    metrics = {key: f"held-out {key.removeprefix(HELD_OUT)}" for key in sorted(keys - PANELS.keys())}
+    for key, title in (PANELS | metrics).items():
         lines = {
             name: [(r["step"], r[key]) for r in records if key in r and r[key] is not None and math.isfinite(r[key])]
             for name, records in runs.items()
@@ -75,8 +79,11 @@ def _panel(title: str, lines: Mapping[str, list[tuple[int, float]]], names: list
     for x in xs:
         parts.append(f'<text x="{place(x, ys[0])[0]:.1f}" y="{bottom + 16}" text-anchor="middle">{x:g}</text>')
     for name, line in lines.items():
-        where = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
         colour = COLOURS[names.index(name) % len(COLOURS)]
+        if len(line) == 1:  # a line would not show it
+            x, y = place(*line[0])
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
+        where = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
         parts.append(f'<polyline points="{where}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
     return parts
 

@@ -49,6 +49,15 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def from_first(numbers: np.ndarray) -> np.ndarray:
+    """Return the ``numbers`` (float64) of process 0, bit for bit, in every process."""
+    if jax.process_count() == 1:
+        return numbers
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(numbers.view(np.uint8))).view(np.float64)
+
+
 def any_signal(received: str | None) -> str | None:
     """Return the name of a signal that any process has ``received``, the same one in all; None if none has."""
     if jax.process_count() == 1:

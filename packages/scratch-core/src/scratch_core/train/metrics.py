@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Generator
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -80,6 +81,14 @@ class Throughput:
         else:
             self._count += count
 
+    @contextlib.contextmanager
+    def paused(self) -> Generator[None]:
+        """Leave the time that is spent within out of the rate."""
+        start = time.monotonic()
+        yield
+        if self._since is not None:
+            self._since += time.monotonic() - start
+
     def rate(self) -> float | None:
         """Return units per second since the last call; None if nothing was counted."""
         now = time.monotonic()
@@ -152,11 +161,11 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            text = "loss {task.fields[loss]}  {task.fields[rate]}"
+            text = "loss {task.fields[loss]}  held-out {task.fields[held_out]}  {task.fields[rate]}"
             columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn(text), TimeRemainingColumn())
             self._bar = Bar(*columns, console=Console(file=self.stream), expand=True)
             self._bar.start()
-            self._task = self._bar.add_task("", total=self.total, completed=self.start, loss="-", rate="")
+            self._task = self._bar.add_task("", total=self.total, completed=self.start, loss="-", held_out="-", rate="")
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -171,13 +180,15 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
 
-    def report(self, step: int, loss: float, rate: float | None) -> None:
-        """Show the numbers of a logged step."""
+    def report(self, step: int, loss: float, rate: float | None, held_out: float | None = None) -> None:
+        """Show the numbers of a logged step; the bar keeps the ``held_out`` loss until there is another."""
         speed = "" if rate is None else f"{rate:,.0f} {self.unit}/s"
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=speed)
+            measured = {} if held_out is None else {"held_out": f"{held_out:.4f}"}
+            self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=speed, **measured)
             return
-        parts = [f"step {step}/{self.total}", f"loss {loss:.4f}", speed, self._left(step)]
+        measured = "" if held_out is None else f"held-out loss {held_out:.4f}"
+        parts = [f"step {step}/{self.total}", f"loss {loss:.4f}", measured, speed, self._left(step)]
         with contextlib.suppress(OSError):  # nobody reads it any more: that is no reason to stop
             print("  ".join(part for part in parts if part), file=self.stream, flush=True)
 

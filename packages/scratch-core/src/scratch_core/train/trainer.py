@@ -8,7 +8,7 @@ with the same versions and the same number of cores. Another number of cores sum
 import io
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,16 @@ from scratch_core.parallel import process_part, shard_model
 from scratch_core.train.batches import BatchHandling
 from scratch_core.train.checkpoints import Checkpoints
 from scratch_core.train.distributed import any_signal, is_first, lost_process
+from scratch_core.train.evaluation import Best, Evaluation
 from scratch_core.train.interrupt import Interrupt
 from scratch_core.train.loggers import Logger
-from scratch_core.train.metrics import MetricsLog, Profile, Progress, Throughput, matrix_product_rate
+from scratch_core.train.metrics import MetricsLog, Profile, Progress, matrix_product_rate
+from scratch_core.train.report import Report
+from scratch_core.train.statistics import recompute_statistics
 from scratch_core.train.step import LossFunction, TrainingStep, model_loss
+
+STATISTICS_BATCHES = 16
+"""Over how many batches, the first of the training data, running statistics are computed again."""
 
 
 def trained_parameters(optimizer_state: Any, parameters: Any) -> Any:
@@ -36,11 +42,18 @@ def trained_parameters(optimizer_state: Any, parameters: Any) -> Any:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How `Trainer.fit` ended: at which step, with which last loss, and by which signal (None: all steps are done)."""
+    """How `Trainer.fit` ended: at which step, with which last loss, and by which signal (None: by none).
+
+    ``held_out`` is what was measured after the last step, None if nothing was. ``best`` is the lowest held-out loss of
+    the run so far, of step 0 if there is none. ``hopeless`` says that the patience ran out.
+    """
 
     step: int
     loss: float
     interrupted: str | None
+    held_out: dict[str, float] | None = None
+    best: Best = field(default_factory=Best)
+    hopeless: bool = False
 
 
 class Trainer:
@@ -51,13 +64,14 @@ class Trainer:
     carried along. ``accumulate`` splits each batch into this many micro-batches. With a ``mesh`` the model is sharded
     by the table in parallel.py and batches over its data axes; with several processes each gives its part of a batch
     (`parallel.process_part`), and process 0 alone logs. With a ``folder``, metrics.jsonl and checkpoints/ are
-    written there, a checkpoint every ``save_every`` steps and at the end; the newest ``keep`` are kept, and the
-    ``keep_best`` of lowest score among those that `save` gave a score. ``learning_rate``
-    (a schedule) is only for the log. After ``max_skipped`` updates in a row that were not finite, fit raises.
-    ``evaluation_parameters(optimizer_state, parameters)`` gives the parameters that are evaluated and that the model
-    gets at the end, for optimizers that keep a second set. ``norms`` logs the norms of gradients and parameters of each
-    part of the model, ``profile`` writes a profiler's trace of three steps into the folder, ``loggers`` get what
-    metrics.jsonl gets.
+    written there, a checkpoint every ``save_every`` steps and at the end; the newest ``keep`` are kept. ``keep_best``
+    also saves after every evaluation of `fit`, and keeps this many of lowest held-out loss; `load_best` reads the best.
+    ``learning_rate`` (a schedule) is only for the log. After ``max_skipped`` updates in a row that were not finite,
+    fit raises. ``evaluation_parameters(optimizer_state, parameters)`` gives the parameters that are evaluated and that
+    the model gets at the end, for optimizers that keep a second set; running statistics, which belong to the trained
+    ones, are then computed again over the first batches of the training data. ``norms`` logs the norms of gradients
+    and parameters of each part of the model, ``profile`` writes a profiler's trace of three steps into the folder,
+    ``loggers`` get what metrics.jsonl gets.
 
     While steps are taken, the model's arrays are donated to them. Afterwards, also after an exception, the model holds
     the trained ones, in evaluation mode. Raises ConfigError for a number that makes no sense.
@@ -89,11 +103,13 @@ class Trainer:
         for name, value in (numbers | {"max_skipped": max_skipped}).items():
             if value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
+        if keep_best < 0:
+            raise ConfigError(f"keep_best={keep_best} must be at least 0")
         self.model, self.loss_fn = model, loss_fn or model_loss
         self.handling, self.evaluation_parameters = handling or BatchHandling(), evaluation_parameters
         self.mesh, self.learning_rate = mesh, learning_rate
         self.save_every, self.log_every, self.max_skipped = save_every, log_every, max_skipped
-        self.profile, self.loggers = profile, loggers
+        self.profile, self.loggers, self.keep_best, self._trainable = profile, loggers, keep_best, trainable
         self.folder = None if folder is None else Path(folder)
         own = self.folder if jax.process_index() == 0 else None
         # Process 0 alone writes; a second run in this folder would clear what this one is saving.
@@ -110,6 +126,9 @@ class Trainer:
         )
         model.eval()
         self._evaluating = nnx.graphdef(model)
+        self._first_batches: Callable[[], Iterable[Any]] | None = None  # of the training data, once that is known
+        self._keeps_statistics = bool(jax.tree.leaves(nnx.state(model, nnx.BatchStat)))
+        self._statistics: nnx.State | None = None  # running statistics at the evaluation parameters of this step
         self.state = self._on_mesh(step.initial_state(model))
         shardings = None if mesh is None else (jax.tree.map(lambda x: x.sharding, self.state), None)
         self._step = jax.jit(step, donate_argnums=0, out_shardings=shardings)
@@ -120,64 +139,91 @@ class Trainer:
         """The number of steps taken so far."""
         return int(self.state["step"])
 
-    def fit(self, dataset: Any, steps: int, interrupt: Interrupt | None = None) -> Outcome:
+    def fit(
+        self, dataset: Any, steps: int, interrupt: Interrupt | None = None, *, evaluation: Evaluation | None = None
+    ) -> Outcome:
         """Train on ``dataset[k]`` for k from the present step up to ``steps`` (a total, not an addition).
 
-        The first SIGINT, SIGTERM or SIGHUP ends it after the step under way, with a checkpoint; ``interrupt`` is for a
-        caller that has noted signals since before. Raises TrainingError when the loss is not finite ``max_skipped``
-        times in a row; these updates were skipped, so the model is still sound.
+        ``evaluation`` says what to measure on the way and at the end; it goes to metrics.jsonl, and can end the run
+        early. The first SIGINT, SIGTERM or SIGHUP ends it with a checkpoint, after the step under way and, if one is
+        due then, its evaluation; ``interrupt`` is for a caller that has noted signals since before. Raises
+        TrainingError when the loss is not finite ``max_skipped`` times in a row; these updates were skipped, so the
+        model is still sound.
         """
-        step, loss, waiting, throughput = self.step, float("nan"), None, Throughput()
-        if self._flops is not None:
-            dtypes = (getattr(module, "dtype", None) for _, module in nnx.iter_modules(self.model))
-            devices = 1 if self.mesh is None else self.mesh.size
-            self._peak = devices * matrix_product_rate(next(filter(None, dtypes), jnp.float32))
-        first, received = is_first(), None
+        first, step, loss, waiting, received, held_out = is_first(), self.step, float("nan"), None, None, None
+        best = Best() if evaluation is None else Best.logged(self.metrics.read())
+        hopeless = evaluation is not None and evaluation.is_hopeless(best)
+        utilisation = self._utilisation()
         with (
             lost_process(),
             nullcontext(interrupt) if interrupt is not None else Interrupt() as interrupt,
             Progress(steps, step, unit=self.handling.unit, stream=None if first else io.StringIO()) as progress,
             Profile(self.folder / "profile" if self.folder and self.profile and first else None) as profile,
-            closing(self.steps(dataset, steps)) as taken,
+            closing(self.steps(dataset, step if hopeless else steps)) as taken,
         ):
+            report = Report(
+                (self.metrics, *self.loggers),
+                progress,
+                steps,
+                every=self.log_every,
+                unit=self.handling.unit,
+                learning_rate=self.learning_rate,
+                utilisation=utilisation,
+            )
             for step, metrics in taken:
                 profile.advance()
                 if waiting is not None:  # read a step late, so that the device never waits for Python
-                    loss = self._report(*waiting, steps, throughput, progress)
-                waiting = (step, metrics)
+                    loss = self._read(report, *waiting)
+                waiting, held_out = (step, metrics), None
                 received = any_signal(interrupt.received)
                 ending = step == steps or received is not None
-                if ending or step % self.save_every == 0:
-                    loss, waiting = self._report(*waiting, steps, throughput, progress), None
-                    self.save()
-                if ending:
+                evaluating = evaluation is not None and evaluation.is_due(step, steps)
+                saving = step % self.save_every == 0 or (evaluating and self.keep_best > 0)
+                if evaluation is not None and evaluating:
+                    with report.evaluating(metrics):
+                        held_out = self.evaluate(evaluation.dataset, evaluation.metrics)
+                    best.add(step, held_out["loss"])
+                    hopeless = evaluation.is_hopeless(best)
+                if ending or evaluating or saving:
+                    loss, waiting = self._read(report, *waiting, held_out), None
+                if ending or saving or hopeless:
+                    self.save(None if held_out is None else held_out["loss"])
+                if ending or hopeless:
                     break
-        if self.checkpoints is not None:
-            self.checkpoints.wait()
-        return Outcome(step, loss, received if step < steps else None)
+        with lost_process():
+            self.update_model()
+            if self.checkpoints is not None:
+                self.checkpoints.wait()
+        return Outcome(step, loss, received if step < steps else None, held_out, best, hopeless)
 
     def steps(self, dataset: Any, until: int) -> Generator[tuple[int, dict[str, Any]], None, None]:
         """Take the steps up to ``until`` one by one, and yield the number of each with its metrics.
 
         For a loop of your own: ``for step, metrics in trainer.steps(dataset, 1000): ...``, with `save` and `evaluate`
         where you want them. The metrics are those of `train_step`, still on the device, and "count", the units in the
-        batch. The model gets the trained arrays when the loop ends, also by break or by an exception.
+        batch. The model gets the trained arrays when the loop ends, also by break or by an exception; after those two
+        its running statistics are as trained, until `update_model`.
         """
         step, (_, parts) = self.step, process_part(self.mesh)
+        self._first_batches = lambda: (dataset[k] for k in range(min(STATISTICS_BATCHES, until)))
         try:
             while step < until:
                 batch = dataset[step]
                 metrics = self.train_step(batch)
                 step += 1
                 yield step, metrics | {"count": self.handling.count(batch) * parts}
-        finally:
-            self._update_model()
+        except BaseException:  # which may be of the data: do not ask it for more
+            self._put_into_model(self.state["rest"])
+            raise
+        self.update_model()
 
     def train_step(self, batch: Any) -> dict[str, jax.Array]:
         """Take one step on ``batch`` and return "loss", "gradient_norm" and "skipped", still on the device.
 
-        The step donates the arrays of the model, which stays unusable: `steps` and `fit` update it at their end.
+        The step donates the arrays of the model, which stays unusable: `steps` and `fit` update it at their end, and
+        `update_model` whenever it is called.
         """
+        self._statistics = None
         self.state, metrics = self._step(self.state, self._placed(batch))
         return metrics
 
@@ -186,15 +232,15 @@ class Trainer:
 
         A metric has the form of a loss: (model, batch) -> (sum, weight). Each mean is sum / weight over the whole
         dataset, so the sizes of the batches do not matter. With several processes each is given all of ``dataset``, and
-        reads its part of each batch. Raises DataError if nothing was counted.
+        reads its part of each batch. Raises DataError if nothing was counted, and otherwise as `update_model`.
         """
         functions = {"loss": self.loss_fn, **(metrics or {})}
         totals = {name: [0.0, 0.0] for name in functions}
-        parameters = self._parameters_to_evaluate()
+        parameters, rest = self._parameters_to_evaluate(), self._rest_to_evaluate()
         part = process_part(self.mesh)
         for batch in dataset:
             placed = self._placed(self.handling.part(batch, *part))
-            result = self._evaluate(tuple(functions.items()), parameters, self.state["rest"], placed)
+            result = self._evaluate(tuple(functions.items()), parameters, rest, placed)
             for name, (total, weight) in jax.device_get(result).items():
                 totals[name][0] += float(total)
                 totals[name][1] += float(weight)
@@ -202,23 +248,36 @@ class Trainer:
             raise DataError(f"nothing to evaluate: the dataset holds no target for {', '.join(empty)}")
         return {name: total / weight for name, (total, weight) in totals.items()}
 
+    def update_model(self) -> None:
+        """Put the parameters that are evaluated into the model, with running statistics that belong to them.
+
+        `fit` and `steps` do so at their end. Raises ConfigError if the statistics would have to be computed again, and
+        neither has seen the training data yet.
+        """
+        self._put_into_model(self._rest_to_evaluate())
+
     def save(self, score: float | None = None) -> None:
         """Start to write a checkpoint of the present step; ``score`` is for ``keep_best``. Nothing without a folder."""
         if self.checkpoints is not None:
             self.checkpoints.save(self.step, self.state, score)
 
-    def restore(self, *, best: bool = False) -> list[str]:
+    def restore(self) -> list[str]:
         """Go to the newest intact checkpoint, if there is one; return a line for each damaged one that was skipped.
 
-        With ``best`` it is that of lowest score. Metrics of later steps are dropped. Raises CheckpointError if none is
-        intact, or if it is of another model.
+        Metrics of later steps are dropped. Raises CheckpointError if none is intact, or if it is of another model.
         """
-        found = None if self.checkpoints is None else self.checkpoints.restore(self.state, best=best)
-        if found is not None:
-            self.state = found.state
-            self._update_model()
+        damaged = self._go_to(best=False)
         self.metrics.truncate_after(self.step)
-        return [] if found is None else found.damaged
+        return damaged
+
+    def load_best(self) -> list[str]:
+        """Go to the intact checkpoint of lowest score, and put it into the model; otherwise as `restore`.
+
+        For the end of a run: the newest checkpoint and the metrics stay, so that the run can still be resumed.
+        """
+        damaged = self._go_to(best=True)
+        self.update_model()
+        return damaged
 
     def close(self) -> None:
         """Wait for the save under way, end Orbax's threads, and let other processes use the folder."""
@@ -230,31 +289,20 @@ class Trainer:
                 self._lock.release()
                 self._lock = None
 
+    def _go_to(self, *, best: bool) -> list[str]:
+        found = None if self.checkpoints is None else self.checkpoints.restore(self.state, best=best)
+        if found is None:
+            return []
+        self.state, self._statistics = found.state, None
+        self._put_into_model(self.state["rest"])
+        return found.damaged
+
     def _evaluation_step(self, functions: Any, parameters: Any, rest: Any, batch: Any) -> dict[str, Any]:
         model = nnx.merge(self._evaluating, nnx.State(parameters), nnx.State(rest))
         return {name: function(model, batch) for name, function in functions}
 
-    def _report(self, step: int, metrics: Any, steps: int, throughput: Throughput, progress: Progress) -> float:
-        loss, norm, skipped = (
-            x.item() for x in jax.device_get([metrics[k] for k in ("loss", "gradient_norm", "skipped")])
-        )
-        throughput.add(metrics["count"])
-        progress.advance(step)
-        if step == 1 or step == steps or step % self.log_every == 0 or skipped:
-            rate = throughput.rate()
-            record = {"step": step, "loss": loss, "gradient_norm": norm, "skipped": skipped}
-            if self.learning_rate is not None:
-                record["learning_rate"] = float(self.learning_rate(step - 1))
-            if rate is not None:
-                record[f"{self.handling.unit}_per_second"] = round(rate, 1)
-                if self._flops is not None:
-                    record["model_flops_utilisation"] = float(f"{self._flops * rate / self._peak:.3g}")
-            for name in ("gradient_norms", "parameter_norms"):
-                if name in metrics:
-                    record[name] = {group: value.item() for group, value in jax.device_get(metrics[name]).items()}
-            for log in (self.metrics, *self.loggers):
-                log.append(record)
-            progress.report(step, loss, rate)
+    def _read(self, report: Report, step: int, metrics: Any, held_out: Mapping[str, float] | None = None) -> float:
+        loss, skipped = report.add(step, metrics, held_out)
         if skipped >= self.max_skipped:
             raise TrainingError(
                 f"the loss or its gradient was not finite in {skipped} steps in a row, up to step {step}: "
@@ -262,12 +310,37 @@ class Trainer:
             )
         return loss
 
+    def _utilisation(self) -> float | None:
+        """Return which share of the devices' rate of matrix products one unit per second takes."""
+        if self._flops is None:
+            return None
+        dtypes = (getattr(module, "dtype", None) for _, module in nnx.iter_modules(self.model))
+        devices = 1 if self.mesh is None else self.mesh.size
+        return self._flops / (devices * matrix_product_rate(next(filter(None, dtypes), jnp.float32)))
+
     def _parameters_to_evaluate(self) -> Any:
         return self.evaluation_parameters(self.state["optimizer"], self.state["parameters"])
 
-    def _update_model(self) -> None:
+    def _rest_to_evaluate(self) -> Any:
+        """Return what belongs to the parameters that are evaluated: they may need running statistics of their own."""
+        rest, parameters = self.state["rest"], self._parameters_to_evaluate()
+        if not self._keeps_statistics or parameters is self.state["parameters"] or self.step == 0:
+            return rest
+        model = nnx.merge(self._evaluating, nnx.State(parameters), nnx.State(rest))
+        if self._statistics is None:
+            if self._first_batches is None:
+                raise ConfigError(
+                    "the running statistics of this model are those of the trained parameters, not of the evaluated "
+                    f"ones, and no training data is known to compute them from: call fit(dataset, {self.step}) first"
+                )
+            recompute_statistics(model, map(self._placed, self._first_batches()), self.loss_fn)
+            self._statistics = nnx.state(model, nnx.BatchStat)
+        nnx.update(model, self._statistics)
+        return nnx.to_pure_dict(nnx.split(model, self._trainable, ...)[2])
+
+    def _put_into_model(self, rest: Any) -> None:
         """Put the trained arrays into the model, in evaluation mode: steps donate the ones it had."""
-        nnx.update(self.model, nnx.State(self._parameters_to_evaluate()), nnx.State(self.state["rest"]))
+        nnx.update(self.model, nnx.State(self._parameters_to_evaluate()), nnx.State(rest))
         self.model.eval()
 
     def _placed(self, batch: Any) -> Any:
