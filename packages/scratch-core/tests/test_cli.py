@@ -425,7 +425,7 @@ def test_arguments_that_cannot_be_parsed_are_one_line_too(toy, fails):
         (["predict"], "FOLDER"),
         (["train", "--steps", "3", "toy"], "--steps comes too early: write `scratch train NAME ...`"),
         (["fly"], "fly"),
-        ([], "{models, train, generate, convert, inspect, predict, plot, doctor}"),
+        ([], "{models, train, generate, convert, inspect, predict, plot, plan, doctor}"),
     ):
         assert message in fails(*arguments), arguments
 
