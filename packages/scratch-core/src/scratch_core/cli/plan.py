@@ -20,6 +20,7 @@ from scratch_core.registry import ModelSpec
 from scratch_core.tasks import Task, find_task
 from scratch_core.tasks.options import flag
 from scratch_core.train import find_optimizer
+from scratch_core.train.optimizers import SCHEDULES
 from scratch_core.train.plan import Plan, plan_step
 
 SPARE = 4
@@ -178,7 +179,7 @@ def _plan(run: Run) -> tuple[Plan, str]:
     optimizer = find_optimizer(options.optimizer, options.average)
     found = plan_step(
         build,
-        optimizer.build(1e-3, weight_decay=0.1, decayed=model_class.decayed),
+        optimizer.build(SCHEDULES[optimizer.schedule](1e-3, 1000), weight_decay=0.1, decayed=model_class.decayed),
         run.task.shapes(config, run.batch_size, run.sequence_length),
         make_mesh(devices=jax.devices("cpu"), **run.axes),
         handling=run.task,
