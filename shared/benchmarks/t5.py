@@ -4,7 +4,8 @@
 
 PYTHON is an interpreter that has torch, transformers and safetensors (a CPU build is enough). Both sides load one
 random checkpoint of T5 v1.0 small. Encoding reads sources of 128 tokens. Decoding is greedy, 64 tokens behind a source
-of 128, without the encoder and the first token: their best time so far is taken off. Both together are one call of `generate`.
+of 128, without the encoder and the first token, whose best time so far is taken off. Both together are one call of
+`generate`.
 """
 
 import tempfile

@@ -102,6 +102,16 @@ def test_adapters_learn_alone_and_merge(model_class, task):
     np.testing.assert_allclose(jitted(merged, "hidden")(batch["input_ids"]), adapted, atol=1e-5)
 
 
+def test_a_new_models_places_are_as_far_apart_everywhere():
+    """The product of two places depends on their distance alone, and each has the size that is asked for."""
+    places = BertForMaskedLM(SMALL, rngs=nnx.Rngs(0)).positions.embedding[...]
+    products = places @ places.T / SMALL.d_model
+    for distance in (0, 1, 7):
+        along = np.diag(products, distance)
+        np.testing.assert_allclose(along, along[0], atol=1e-5)
+    assert np.diag(products) == pytest.approx((2 * SMALL.initial_scale) ** 2, rel=1e-4)
+
+
 def test_scanned_layers_compute_the_same():
     model = BertForMaskedLM(dataclasses.replace(SMALL, num_layers=2), rngs=nnx.Rngs(0))
     model.eval()

@@ -174,8 +174,8 @@ class DecoderLayer(nnx.Module):
         bias = position_bias(positions_BT, key_positions_BS)
         attended_BTD = self.attention(normed_BTD, key_BSNH, value_BSNH, mask, bias)
         x_BTD = add(x_BTD, self.dropout(attended_BTD))  # eq. 1
-        key_BSNH, value_BSNH = memory[0].transpose(0, 2, 1, 3), memory[1].transpose(0, 3, 1, 2)
-        read_BTD = self.cross_attention(self.cross_attention_norm(x_BTD), key_BSNH, value_BSNH, memory_mask)
+        memory_key, memory_value = memory[0].transpose(0, 2, 1, 3), memory[1].transpose(0, 3, 1, 2)
+        read_BTD = self.cross_attention(self.cross_attention_norm(x_BTD), memory_key, memory_value, memory_mask)
         x_BTD = add(x_BTD, self.dropout(read_BTD))  # eq. 2
         return add(x_BTD, self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))), cache  # eq. 3
 
