@@ -119,6 +119,14 @@ def same_losses(logged, run, whole, steps):
     np.testing.assert_allclose([x["loss"] for x in found], [x["loss"] for x in expected], atol=1e-5)
 
 
+def ends_clearly(result, message):
+    """The process ended with code 2 and, in the end, with this message, without a traceback of Python's."""
+    code, output = result
+    assert code == 2, output
+    assert output.splitlines()[-1].startswith(f"scratch: error: {message}"), output
+    assert "Traceback" not in output
+
+
 def test_one_of_two_is_killed_and_one_alone_goes_on(server, whole, logged):
     run, go = server.folder / "two", server.folder / "go-two"
     first, second = (server.start(*OPTIONS, "--out", "two", *who, hold=5, go=str(go)) for who in two(port()))
@@ -127,13 +135,8 @@ def test_one_of_two_is_killed_and_one_alone_goes_on(server, whole, logged):
     ((code, _),) = server.ended(second)
     go.touch()
     assert code == -signal.SIGKILL
-    since = time.monotonic()
-    ((code, output),) = server.ended(first)
-    print(time.monotonic() - since)
-    assert code == 2, output
-    last = output.splitlines()[-1]
-    assert last.startswith("scratch: error: process 0 of 2 lost another one"), output
-    assert "Traceback" not in output
+    (left,) = server.ended(first)
+    ends_clearly(left, "process 0 of 2 lost another one")
     ((code, output),) = server.ended(server.start("--resume", "two", "--mesh", "fsdp=1"))
     assert code == 0, output
     assert "resumed at step 4 of 8" in output
@@ -166,3 +169,43 @@ def test_two_resume_what_one_began_and_stop_together(server, whole, logged):
     assert "step" not in silent
     assert (run / "checkpoints" / "7").is_dir()
     same_losses(logged, run, whole, 7)
+
+
+def test_the_others_end_when_process_0_is_killed(server):
+    run, go = server.folder / "headless", server.folder / "go-headless"
+    options = [*OPTIONS, "--out", "headless"]
+    first, second = (server.start(*options, *who, hold=1, go=str(go)) for who in two(port()))
+    wait_for(lambda: (run / "run.json").exists() or server.code(first) is not None)
+    server.signal(first, signal.SIGKILL)
+    go.touch()
+    (code, _), left = server.ended(first, second)
+    assert code == -signal.SIGKILL
+    ends_clearly(left, "")
+
+
+def test_processes_that_never_meet_say_so(server):
+    alone = server.start(*OPTIONS, "--out", "alone", *two(port())[0], meeting_seconds=1)
+    lost = server.start(*OPTIONS, "--out", "lost", *two(port())[1], meeting_seconds=1)
+    auto = server.start(*OPTIONS, "--out", "auto", "--coordinator", "auto", meeting_seconds=1)
+    one, other, third = server.ended(alone, lost, auto)
+    for result in (one, other):
+        ends_clearly(result, "--coordinator localhost:")
+        assert "the processes cannot meet (waited 1 s): give each the same --coordinator" in result[1]
+    ends_clearly(third, "--coordinator auto: the processes cannot meet (")
+    assert not any((server.folder / name).exists() for name in ("alone", "lost", "auto"))
+
+
+def test_addresses_and_numbers_that_are_wrong(install, monkeypatch, fails):
+    monkeypatch.syspath_prepend(str(install("scratch_toy", POINTS)))
+
+    def refused(coordinator, process_id):
+        who = ("--coordinator", coordinator, "--processes", "2", "--process-id", process_id)
+        return fails("train", "toy", "--out", "none", "--mesh", "fsdp=2", *who)
+
+    assert "--process-id 2 must be in 0 .. N - 1 with --processes N, here 2" in refused("localhost:1234", "2")
+    assert "--coordinator localhost must be HOST:PORT" in refused("localhost", "0")
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        at = other.getsockname()[1]
+        assert f"process 0 cannot listen at port {at} (Address already in use)" in refused(f"localhost:{at}", "0")
