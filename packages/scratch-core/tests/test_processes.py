@@ -28,7 +28,7 @@ class Server:
     """Starts `scratch` in a folder, in forks of one process, and ends them all with itself."""
 
     def __init__(self, folder, packages):
-        self.folder, self.started = folder, []
+        self.folder, self.started, self.codes = folder, [], {}
         settings = {"PYTHONPATH": str(packages), "JAX_PLATFORMS": "cpu"}
         settings |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         settings |= {"JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
@@ -58,25 +58,20 @@ class Server:
 
     def ended(self, *numbers):
         """Wait for processes; return the exit code of each and what it printed."""
-        codes = {}
-        wait_for(lambda: codes.update({n: self.code(n) for n in numbers if codes.get(n) is None}) or all_set(codes))
-        return [(codes[n], (self.folder / f"{n}.txt").read_text(errors="replace")) for n in numbers]
+        wait_for(lambda: all(self.code(number) is not None for number in numbers))
+        return [(self.codes[n], (self.folder / f"{n}.txt").read_text(errors="replace")) for n in numbers]
 
     def code(self, number):
-        code = self.ask(process=self.started[number])
-        if code is not None:
-            self.started[number] = None
-        return code
+        if self.codes.get(number) is None:
+            self.codes[number] = self.ask(process=self.started[number])
+        return self.codes[number]
 
     def close(self):
-        for process in filter(None, self.started):
-            os.kill(process, signal.SIGKILL)
+        for number, process in enumerate(self.started):
+            if self.code(number) is None:
+                os.kill(process, signal.SIGKILL)
         self.process.stdin.close()
         self.process.wait(timeout=PATIENCE)
-
-
-def all_set(codes):
-    return None not in codes.values()
 
 
 def wait_for(done):
