@@ -66,6 +66,11 @@ class Server:
             self.codes[number] = self.ask(process=self.started[number])
         return self.codes[number]
 
+    def until(self, happened, *numbers):
+        """Wait until something has happened; none of the processes may end before."""
+        wait_for(lambda: happened() or any(self.code(number) is not None for number in numbers))
+        assert happened(), self.ended(*numbers)
+
     def close(self):
         for number, process in enumerate(self.started):
             if self.code(number) is None:
@@ -125,7 +130,7 @@ def ends_clearly(result, message):
 def test_one_of_two_is_killed_and_one_alone_goes_on(server, whole, logged):
     run, go = server.folder / "two", server.folder / "go-two"
     first, second = (server.start(*OPTIONS, "--out", "two", *who, hold=5, go=str(go)) for who in two(port()))
-    wait_for(lambda: (run / "checkpoints" / "4").is_dir() or server.code(first) is not None)
+    server.until((run / "checkpoints" / "4").is_dir, first, second)
     server.signal(second, signal.SIGKILL)
     ((code, _),) = server.ended(second)
     go.touch()
@@ -154,7 +159,7 @@ def test_two_resume_what_one_began_and_stop_together(server, whole, logged):
         )
         for number in ("0", "1")
     )
-    wait_for(lambda: len(logged(run)) == 5 or server.code(first) is not None)
+    server.until(lambda: len(logged(run)) == 5, first, second)
     server.signal(second, signal.SIGTERM)
     go.touch()
     (code, output), (other, silent) = server.ended(first, second)
@@ -169,8 +174,8 @@ def test_two_resume_what_one_began_and_stop_together(server, whole, logged):
 def test_the_others_end_when_process_0_is_killed(server):
     run, go = server.folder / "headless", server.folder / "go-headless"
     options = [*OPTIONS, "--out", "headless"]
-    first, second = (server.start(*options, *who, hold=1, go=str(go)) for who in two(port()))
-    wait_for(lambda: (run / "run.json").exists() or server.code(first) is not None)
+    first, second = (server.start(*options, *who, hold=2, go=str(go)) for who in two(port()))
+    server.until((run / "metrics.jsonl").exists, first, second)
     server.signal(first, signal.SIGKILL)
     go.touch()
     (code, _), left = server.ended(first, second)
