@@ -204,8 +204,9 @@ def lost_process() -> Generator[None]:
     """Within it, what JAX raises when another process has gone becomes a TrainingError that says what to do."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # Gloo, which joins processes on CPUs, raises a ValueError where a connection ends.
+        if jax.process_count() == 1 or (isinstance(error, ValueError) and "Gloo" not in str(error)):
             raise
         global _lost
         _lost = True
