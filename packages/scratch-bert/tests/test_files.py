@@ -30,7 +30,7 @@ FILES = {
     "sequence_classification": ("rows.csv", "text,label\n" + "".join(f"{t},{t.split()[1]}\n" for t in TEXTS)),
     "token_classification": ("train.conll", "".join(map(conll, TEXTS))),
     "question_answering": ("train.json", squad(TEXTS)),
-    "masked_lm": ("rows.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)),
+    "masked_lm": ("rows.jsonl", "".join(json.dumps({"text": f"{text} " * 4}) + "\n" for text in TEXTS)),
 }
 ROWS = {
     "sequence_classification": ({"text": "the red dog", "id": 7}, "text"),

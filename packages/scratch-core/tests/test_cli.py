@@ -16,9 +16,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
 from scratch_core.cli import main
 from scratch_core.registry import find
+from scratch_core.train import Trainer
 
 SMALL = ["--steps", "12", "--batch-size", "4", "--sequence-length", "16", "--evaluation-tokens", "200"]
 LOGGED = sorted({1, *range(10, 61, 10), *range(14, 61, 14)})  # of 60 steps; the held-out data has two batches
@@ -145,6 +147,82 @@ def test_resume_keeps_the_options_of_the_run_and_its_schedule(run, trained, fail
     assert after[-1]["learning_rate"] == pytest.approx(0.02)
     assert main(["train", "toy", "--resume", "run"]) == 0
     assert "64 steps of 4 x 16 tokens" in capsys.readouterr().out
+
+
+def test_a_run_keeps_the_best_model_and_its_curves_show_the_held_out_loss(
+    toy, text, fails, logged, capsys, monkeypatch
+):
+    evaluate = Trainer.evaluate
+
+    def rising(self, *arguments):
+        return evaluate(self, *arguments) | {"loss": {3: 1.0, 6: 2.0, 9: 3.0}.get(self.step, 4.0)}
+
+    monkeypatch.setattr(Trainer, "evaluate", rising)
+    train = ["train", "toy", "--data", text, *SMALL, "--evaluate-every", "3"]
+    assert main([*train, "--patience", "2", "--keep-best", "1", "--keep", "1", "--out", "best"]) == 0
+    out = capsys.readouterr().out
+    assert "12 steps of 4 x 16 tokens, evaluated after every 3 steps" in out
+    assert "stopped early after step 9: 2 evaluations without a lower held-out loss than 1.0000 after step 3\n" in out
+    assert "best    step 3 has the lowest held-out loss: its model is saved" in out
+    assert [line["step"] for line in logged("best") if "held_out_loss" in line] == [3, 6, 9]
+    assert sorted(path.name for path in Path("best/checkpoints").iterdir() if path.name.isdigit()) == ["3", "9"]
+    shown = float(re.search(r"this model +([0-9.]+)", out)[1])  # of the model that is saved, in bits per byte
+    assert shown == pytest.approx(1 / np.log(2), rel=0.02)
+    best = ocp.load_checkpointables(Path("best/checkpoints/3").absolute())["state"]["parameters"]["head"]["kernel"]
+    np.testing.assert_array_equal(load_file("best/model.safetensors")["head.weight"], np.asarray(best).T)
+    assert "held-out loss</text>" in Path("best/curves.svg").read_text()
+
+    saved = Path("best/model.safetensors").read_bytes()
+    assert main(["train", "toy", "--resume", "best"]) == 0
+    out = capsys.readouterr().out
+    assert "resumed at step 9 of 12" in out
+    assert "stopped early after step 9" in out
+    assert Path("best/model.safetensors").read_bytes() == saved
+    assert main(["train", "toy", "--resume", "best", "--patience", "0"]) == 0  # it may go on: from the newest step
+    assert [line["step"] for line in logged("best")] == [1, 3, 6, 9, 10, 12]
+    assert "--keep-best 1 needs --evaluate-every N with N above 0" in fails(*train, "--keep-best", "1",
+                                                                             "--evaluate-every", "0")  # fmt: skip
+    assert "the held-out data is too large for one by default: give --evaluate-every N" in fails(
+        "train", "toy", "--data", text, *SMALL, "--patience", "1"
+    )
+
+
+def test_a_run_begins_with_the_options_of_another(run, toy, text, fails, logged, capsys):
+    train = ["train", "toy", "--data", text, *SMALL, "--learning-rate", "0.1", "--seed", "3", "--no-norms"]
+    assert main([*train, "--out", "first"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"config +--task=causal_lm --preset=tiny --steps=12 --batch-size=4 --learning-rate=0.1", out)
+    assert "--seed=3" in out
+    assert "--no-norms" in out
+    assert main(["train", "toy", "--config", "first/run.json", "--out", "second"]) == 0
+    first, second = (json.loads(Path(name, "run.json").read_text()) for name in ("first", "second"))
+    assert first == second
+    assert {"python", "scratch-core", "scratch-toy", "jax", "jaxlib", "flax", "optax", "numpy"} <= set(
+        first["versions"]
+    )
+    assert first["device"] == jax.devices()[0].device_kind
+    assert Path("first/model.safetensors").read_bytes() == Path("second/model.safetensors").read_bytes()
+    assert main(["train", "toy", "--config", "first/run.json", "--steps", "2", "--start", "run", "--out", "third"]) == 0
+    third = json.loads(Path("third/run.json").read_text())
+    assert third["options"] == first["options"] | {"steps": 2, "start": str(run.absolute())}
+    with pytest.raises(SystemExit):
+        main(["train", "toy", "--config", "first/run.json", "--help"])
+    assert "(default: 12)" in capsys.readouterr().out
+
+    def refused(message, **fields):
+        Path("mine.json").write_text(json.dumps({"options": first["options"]} | fields))
+        assert message in fails("train", "toy", "--config", "mine.json", "--out", "fourth")
+
+    options = first["options"]
+    refused("mine.json: batchsize is no option of causal_lm; the nearest is batch_size", options={"batchsize": 3})
+    refused("mine.json: steps='12' must be int", options=options | {"steps": "12"})
+    refused("mine.json: evaluate_every=True must be int | None", options=options | {"evaluate_every": True})
+    refused("mine.json: preset=['tiny'] must be a text", options=options | {"preset": ["tiny"]})
+    refused("--config mine.json is of llama, not of toy: write `scratch train llama ...`", model="llama")
+    refused('--config mine.json: "options" must be an object, found [1]', options=[1])
+    refused("--steps 0 must be at least 1", options=options | {"steps": 0})
+    assert "--config nowhere.json: there is no such file" in fails("train", "toy", "--config", "nowhere.json")
+    assert "leave one of them out" in fails("train", "toy", "--config", "first/run.json", "--resume", "first")
 
 
 def test_a_run_of_other_data_is_refused(toy, text, fails):
@@ -347,7 +425,7 @@ def test_arguments_that_cannot_be_parsed_are_one_line_too(toy, fails):
         (["predict"], "FOLDER"),
         (["train", "--steps", "3", "toy"], "--steps comes too early: write `scratch train NAME ...`"),
         (["fly"], "fly"),
-        ([], "{models, train, generate, convert, inspect, predict, plot, doctor}"),
+        ([], "{models, train, generate, convert, inspect, predict, plot, plan, doctor}"),
     ):
         assert message in fails(*arguments), arguments
 

@@ -47,6 +47,18 @@ def test_the_command_gives_the_same_losses_on_every_mesh(workplace, logged, monk
         np.testing.assert_allclose(losses[name], losses["1x1"], atol=1e-5, err_msg=name)
 
 
+def test_a_run_goes_on_from_mesh_to_mesh(workplace, logged, monkeypatch):
+    monkeypatch.setattr("scratch_core.tasks.causal_lm.SAMPLE_TOKENS", 0)
+    monkeypatch.setitem(Trainer.__init__.__kwdefaults__, "log_every", 1)
+    train("--data", "text.txt", "--out", "whole", *FEW, "--steps", "6", "--schedule", "constant")
+    train("--data", "text.txt", "--out", "moved", *FEW, "--steps", "2", "--schedule", "constant", "--mesh", "fsdp=8")
+    train("--resume", "moved", "--steps", "4", "--mesh", "fsdp=4,tensor=2")
+    train("--resume", "moved", "--steps", "6", "--mesh", "fsdp=1")
+    whole, moved = ([line["loss"] for line in logged(run)] for run in ("whole", "moved"))
+    assert len(moved) == 6
+    np.testing.assert_allclose(moved, whole, atol=1e-5)
+
+
 def test_each_variable_is_made_where_it_stays(workplace):
     module = importlib.import_module(TOY)
     mesh = make_mesh(fsdp=4, tensor=2)

@@ -1,8 +1,11 @@
 """Schedules, averages, precision, norms, traces, loggers and curves of a run."""
 
+import io
 import itertools
 import json
+import re
 import sys
+import time
 import types
 import xml.etree.ElementTree as ET
 
@@ -17,6 +20,7 @@ from scratch_core.layers import Linear
 from scratch_core.train import Trainer
 from scratch_core.train.curves import draw_curves
 from scratch_core.train.loggers import open_loggers
+from scratch_core.train.metrics import Progress
 from scratch_core.train.optimizers import SCHEDULES, AdamW, Averaged, Optimizer, warmup_stable_decay
 from scratch_core.train.precision import compute_in
 
@@ -132,6 +136,39 @@ def test_tensorboard_gets_every_number_and_a_logger_that_is_not_installed_says_s
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingExtraError, match="--log wandb needs the extra 'wandb'"):
         open_loggers("wandb", tmp_path)
+
+
+def test_the_progress_shows_the_losses_the_rate_and_the_time_left():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream in (io.StringIO(), Terminal()):
+        with Progress(8, unit="tokens", stream=stream) as progress:
+            progress.advance(1)
+            progress.report(1, 3.25, None)
+            time.sleep(0.01)
+            progress.advance(2)
+            progress.report(2, 2.25, 1500.0, held_out=2.75)
+            progress.advance(3)
+            progress.report(3, 1.25, 1500.0)
+        text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+        if stream.isatty():
+            last = text.splitlines()[-1]
+            assert re.search(r"3/8 loss 1\.2500  held-out 2\.7500  1,500 tokens/s [-0-9:]+", last), last
+        else:
+            assert re.search(r"step 2/8  loss 2\.2500  held-out loss 2\.7500  1,500 tokens/s  0:00 left\n", text)
+            assert re.search(r"step 3/8  loss 1\.2500  1,500 tokens/s", text)
+
+
+def test_curves_show_the_held_out_numbers_also_where_there_is_one():
+    records = [{"step": 1, "loss": 3.0}, {"step": 5, "loss": 2.0, "held_out_loss": 2.5, "held_out_accuracy": 0.5}]
+    root = ET.fromstring(draw_curves({"a": records, "b": [*records, {"step": 9, "held_out_loss": 2.0}]}))
+    svg = "{http://www.w3.org/2000/svg}"
+    assert {"held-out loss", "held-out accuracy"} <= {node.text for node in root.iter(svg + "text")}
+    lines = [len(node.get("points", "").split()) for node in root.iter(svg + "polyline")]
+    assert lines == [2, 2, 1, 2, 1, 1]
+    assert len(list(root.iter(svg + "circle"))) == 3
 
 
 def test_curves_show_every_run_and_leave_out_what_is_not_finite():

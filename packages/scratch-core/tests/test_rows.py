@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from scratch_core.data import ByteTokenizer, Reading, Windows, load_text, open_documents, training_batches
 from scratch_core.data.annotated import Question, TaggedText, open_labelled, open_questions, open_tagged
+from scratch_core.data.image_sets import load_images
 from scratch_core.data.pairs import Pair, Pieces, SpanCorruption, open_pairs
 from scratch_core.data.pipelines import TextEvaluation
 from scratch_core.data.rows import parse_columns, read_rows
 from scratch_core.errors import ConfigError, DataError, MissingExtraError
+from scratch_core.vision.images import ImageProcessor
 
 CONLL = "-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\nGerman JJ B-MISC\n\nPeter NNP B-PER\nBlackburn NNP I-PER\n"
 SQUAD = {
@@ -52,8 +54,8 @@ def test_conll_gives_whole_parts_with_their_marks(tmp_path):
     path = tmp_path / "train.conll"
     path.write_text(CONLL)
     assert open_tagged(str(path)) == [
-        TaggedText("EU rejects German", [(0, 2, "ORG"), (11, 17, "MISC")], True),
-        TaggedText("Peter Blackburn", [(0, 15, "PER")], True),
+        TaggedText("EU rejects German", [(0, 2, "ORG"), (11, 17, "MISC")]),
+        TaggedText("Peter Blackburn", [(0, 15, "PER")]),
     ]
     rows = [{"tokens": ["a", "b", "c"], "ner_tags": ["I-X", "B-X", "O"]}, {"tokens": ["a", "b"], "tags": ["X", "X"]}]
     (tmp_path / "tags.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -259,3 +261,33 @@ def test_gaps_are_drawn_anew_in_each_epoch_and_are_the_same_for_a_step():
     rows = [{tuple(row) for row in epoch.tolist()} for epoch in epochs]
     assert len(set.union(*rows)) > 12  # 4 windows, 6 epochs: without new gaps 4
     assert not np.array_equal(batches(1)[0]["input_ids"], epochs[0])
+
+
+def test_a_broken_image_and_a_label_out_of_range_are_named_or_skipped(tmp_path, monkeypatch):
+    Image = pytest.importorskip("PIL.Image", reason="an extra")
+    processor = ImageProcessor((4, 4), mean=(0.5,), std=(0.5,))
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            Image.fromarray(np.full((4, 4), 40 * number, np.uint8)).save(tmp_path / "photos" / name / f"{number}.png")
+    (tmp_path / "photos" / "dog" / "3.png").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match=r"dog/3.png.*--on-error skip"):
+        load_images(tmp_path / "photos", processor)
+    for limit in (1 << 30, 1):  # kept in memory, and opened late
+        monkeypatch.setattr("scratch_core.data.image_sets.IN_MEMORY", limit)
+        split = load_images(tmp_path / "photos", processor, Reading("skip"))
+        assert (len(split.train), len(split.test)) == (9, 2)
+        assert split.train.labels.tolist() == [0] * 5 + [1] * 4
+        np.testing.assert_allclose(split.train[8]["images"], 200 / 127.5 - 1, atol=1e-6)
+        assert "11 images of 2 classes" in split.description
+        assert "1 bad rows skipped (first: " in split.description
+
+    (tmp_path / "mnist").mkdir()
+    for part, labels in (("train", [1, 10, 3]), ("t10k", [2])):
+        count = len(labels).to_bytes(4, "big")
+        pixels = b"\0\0\x08\x03" + count + (2).to_bytes(4, "big") * 2 + bytes(4 * len(labels))
+        (tmp_path / "mnist" / f"{part}-images-idx3-ubyte").write_bytes(pixels)
+        (tmp_path / "mnist" / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + count + bytes(labels))
+    with pytest.raises(DataError, match=r"training image 1: label 10 is beyond the 10 classes, 0 to 9"):
+        load_images(tmp_path / "mnist", processor)
+    assert load_images(tmp_path / "mnist", processor, Reading("skip")).train.labels.tolist() == [1, 3]

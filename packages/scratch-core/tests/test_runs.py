@@ -338,7 +338,9 @@ def test_the_best_steps_are_kept_beside_the_newest(tmp_path):
     checkpoints.close()
 
 
-@pytest.mark.parametrize("name", ["model", "task", "options", "horizon", "data", "fingerprint", "cores", "start"])
+@pytest.mark.parametrize(
+    "name", ["model", "task", "options", "horizon", "data", "fingerprint", "versions", "device", "cores", "start"]
+)
 def test_a_record_without_a_field_is_refused(place, fails, name):
     record = json.loads(Path("run/run.json").read_text())
     del record[name]
@@ -352,12 +354,15 @@ def test_a_record_of_another_version_or_machine_is_said(place, fails, capsys):
     del record["options"]["save_every"]
     Path("run/run.json").write_text(json.dumps(record))
     assert "it has no save_every" in fails("train", "toy", "--resume", "run")
-    record |= {"scratch_core": "0.0.1", "cores": 1000}
+    record["versions"] |= {"scratch-core": "0.0.1", "jax": "0.0.2"}
+    record |= {"device": "abacus", "cores": 1000}
     Path("run/run.json").write_text(json.dumps(record))
     assert main(["train", "toy", "--resume", "run"]) == 0
     out = capsys.readouterr().out
     assert "warning: the run began with scratch-core 0.0.1, this is " in out
     assert "--save-every is new and takes its default" in out
+    assert f"warning: the run began with jax 0.0.2, this is {jax.__version__}: results may differ\n" in out
+    assert "warning: the run began on abacus, this is cpu: sums are rounded otherwise" in out
     assert f"warning: the run began on 1000 cores, now there are {runs.cores()}: sums are rounded otherwise" in out
 
 

@@ -16,9 +16,22 @@ import pytest
 from flax import nnx
 from scratch_core.data import TextEvaluation, Windows, training_batches
 from scratch_core.errors import CheckpointError, ConfigError, DataError, TrainingError
+from scratch_core.layers import LoRAParam
 from scratch_core.losses import causal_lm_loss
-from scratch_core.train import Checkpoints, MetricsLog, Trainer, adamw, find_optimizer, warmup_cosine
+from scratch_core.train import (
+    Best,
+    Checkpoints,
+    Evaluation,
+    MetricsLog,
+    Trainer,
+    adamw,
+    add_lora,
+    find_optimizer,
+    recompute_statistics,
+    warmup_cosine,
+)
 from scratch_core.train.checkpoints import digest
+from scratch_core.train.optimizers import SCHEDULES, AdamW, Averaged
 
 
 class Toy(nnx.Module):
@@ -459,6 +472,174 @@ def test_schedule_and_decay():
 def test_numbers_below_one_are_refused(option):
     with pytest.raises(ConfigError, match=f"{option}=0 must be at least 1"):
         Trainer(toy(), optax.sgd(0.1), causal_lm_loss, **{option: 0})
+
+
+def average(decay=0.7):
+    optimizer = Averaged(AdamW(), decay)
+    return optimizer.build(2e-2, weight_decay=0.0, decayed=()), optimizer.evaluation_parameters
+
+
+def test_evaluation_on_the_way_is_logged_and_changes_no_bit_of_the_training(tmp_path):
+    held_out, models = TextEvaluation(tokens(700)[500:], 4, 16), [toy(dropout=0.2, normalise=True) for _ in range(2)]
+    one = lambda model, batch: (jnp.float32(1.0), jnp.float32(1.0))  # noqa: E731
+    for model, evaluation in zip(models, (None, Evaluation(held_out, {"one": one}, every=3)), strict=True):
+        optimizer, evaluated = average()
+        options = {"folder": tmp_path, "log_every": 4} if evaluation else {}
+        trainer = Trainer(model, optimizer, causal_lm_loss, evaluation_parameters=evaluated, **options)
+        outcome = trainer.fit(batches(), 8, evaluation=evaluation)
+        losses = trainer.evaluate(held_out)["loss"]
+    same(*map(parameters, models))
+    same(*(np.asarray(model.norm.var[...]) for model in models))
+    lines = trainer.metrics.read()
+    trainer.close()
+    assert [line["step"] for line in lines] == [1, 3, 4, 6, 8]
+    assert [line["step"] for line in lines if "held_out_loss" in line] == [3, 6, 8]
+    assert outcome.held_out == {"loss": losses, "one": 1.0}
+    assert (lines[-1]["held_out_loss"], lines[-1]["held_out_one"]) == (losses, 1.0)
+    # The loss is that of the final model: the optimizer's average, with running statistics of its own.
+    sums = [causal_lm_loss(models[1], batch) for batch in held_out]
+    assert losses == pytest.approx(float(sum(s for s, _ in sums) / sum(w for _, w in sums)), abs=1e-5)
+
+
+def fit_table(folder, table, *, until=None, **options):
+    """Train a bias that falls by 0.1 in each of 12 steps, up to a SIGINT in step ``until``.
+
+    It is evaluated after every 2 steps, and the held-out loss after step k is ``table[k]``.
+    """
+
+    def loss(model, batch):
+        if "table" in batch:
+            return batch["table"][jnp.round(-10 * model.bias[0]).astype(int)], jnp.float32(1)
+        return model.bias.sum(), jnp.float32(1)
+
+    class Data:
+        def __getitem__(self, k):
+            if k + 1 == until:
+                os.kill(os.getpid(), signal.SIGINT)
+            return {"x": np.zeros(1)}
+
+    model = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+    trainer = Trainer(model, optax.sgd(0.1), loss, folder=folder, save_every=5, keep=1, **options)
+    trainer.restore()
+    return trainer, trainer.fit(Data(), 12, evaluation=Evaluation([{"table": np.array(table)}], every=2, patience=2))
+
+
+def test_a_run_stops_when_its_patience_ends_and_keeps_the_best_also_when_it_was_interrupted(tmp_path):
+    table = np.array([9, 9, 5, 9, 3, 9, 4, 9, 3, 9, 1, 9, 1], np.float32)  # 3 after step 4, and nothing lower by 8
+    logs = []
+    for name, until in (("whole", None), ("fifth", 5), ("seventh", 7)):
+        if until is not None:
+            trainer, outcome = fit_table(tmp_path / name, table, until=until, keep_best=1)
+            assert (outcome.step, outcome.interrupted, outcome.hopeless) == (until, "SIGINT", False)
+            trainer.close()
+        trainer, outcome = fit_table(tmp_path / name, table, keep_best=1)
+        assert (outcome.step, outcome.hopeless, outcome.best) == (8, True, Best(3.0, 4, 2))
+        assert trainer.checkpoints.steps() == [4, 8]
+        assert trainer.load_best() == []
+        assert trainer.step == 4
+        np.testing.assert_allclose(trainer.model.bias[...], -0.4, atol=1e-6)
+        logs.append([(line["step"], line.get("held_out_loss")) for line in trainer.metrics.read()])
+        trainer.close()
+    assert logs == [[(1, None), (2, 5.0), (4, 3.0), (6, 4.0), (8, 3.0)]] * 3
+    trainer, outcome = fit_table(tmp_path / "whole", table)  # once more: no hope, and no step
+    assert (outcome.step, outcome.hopeless, outcome.held_out) == (8, True, None)
+    trainer.close()
+
+
+def test_a_loss_that_is_not_a_number_is_no_improvement():
+    best = Best()
+    for step, loss in ((1, float("nan")), (2, 2.0), (3, float("nan")), (4, 2.0)):
+        best.add(step, loss)
+    assert best == Best(2.0, 2, 2)
+    records = [{"step": 1, "held_out_loss": 3.0}, {"step": 2}, {"step": 4, "held_out_loss": float("nan")}]
+    assert Best.logged(records) == Best(3.0, 1, 1)
+    with pytest.raises(ConfigError, match="patience=-1 must be at least 0"):
+        Evaluation([], patience=-1)
+
+
+def test_statistics_over_batches_are_those_of_one_pass_over_all(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 32, (6, 4, 16)).astype(np.int32)
+    model, together = toy(normalise=True, dropout=0.3), toy(normalise=True)
+    key = np.asarray(jax.random.key_data(model.dropout.rngs.key[...]))
+    recompute_statistics(model, ({"input_ids": batch} for batch in ids), causal_lm_loss)
+    together.norm.momentum = 0.0
+    together.train()
+    together(ids.reshape(24, 16))
+    np.testing.assert_allclose(model.norm.mean[...], together.norm.mean[...], atol=1e-6)
+    np.testing.assert_allclose(model.norm.var[...], together.norm.var[...], rtol=1e-5)
+    assert model.norm.momentum == 0.99
+    assert model.norm.use_running_average
+    assert model.dropout.deterministic
+    np.testing.assert_array_equal(key, jax.random.key_data(model.dropout.rngs.key[...]))
+
+    with pytest.raises(DataError, match=r"batch 1 of the statistics has the shapes .*\(3, 16\).*give batches of one"):
+        recompute_statistics(model, [{"input_ids": ids[0]}, {"input_ids": ids[1, :3]}], causal_lm_loss)
+    with pytest.raises(DataError, match="need at least one batch"):
+        recompute_statistics(model, [], causal_lm_loss)
+    recompute_statistics(toy(), iter(lambda: pytest.fail("no statistics: no batch is read"), None), causal_lm_loss)
+
+    class Other(nnx.Module):
+        def __init__(self):
+            self.total = nnx.BatchStat(jnp.zeros(()))
+
+    with pytest.raises(ConfigError, match="Other keeps running statistics, but has no mean"):
+        recompute_statistics(Other(), [])
+
+
+def test_averaged_parameters_are_evaluated_with_statistics_of_their_own(tmp_path):
+    data, (optimizer, evaluated) = batches(), average()
+    options = {"folder": tmp_path, "evaluation_parameters": evaluated}
+    model = toy(normalise=True)
+    trainer = Trainer(model, optimizer, causal_lm_loss, **options)
+    trainer.fit(data, 20)
+    trained = trainer.state["rest"]["norm"]
+    expected = toy(normalise=True)
+    nnx.update(expected, nnx.state(model, nnx.Param))
+    recompute_statistics(expected, (data[k] for k in range(16)), causal_lm_loss)
+    np.testing.assert_array_equal(model.norm.var[...], expected.norm.var[...])
+    assert np.abs(np.asarray(trained["var"] - model.norm.var[...])).max() > 1e-3
+    assert trainer.evaluate([data[0]])["loss"] == pytest.approx(
+        float(np.divide(*causal_lm_loss(expected, data[0]))), abs=1e-5
+    )
+    trainer.close()
+    resumed = Trainer(toy(normalise=True), optimizer, causal_lm_loss, **options)
+    resumed.restore()
+    with pytest.raises(ConfigError, match=r"no training data is known to compute them from: call fit\(dataset, 20\)"):
+        resumed.evaluate([data[0]])
+    resumed.fit(data, 20)
+    np.testing.assert_array_equal(resumed.model.norm.var[...], expected.norm.var[...])
+    resumed.close()
+
+    plain = toy(normalise=True)  # trained and evaluated parameters are the same: so are the statistics
+    trainer = Trainer(plain, adamw(2e-2), causal_lm_loss)
+    trainer.fit(data, 3)
+    np.testing.assert_array_equal(plain.norm.var[...], trainer.state["rest"]["norm"]["var"])
+
+
+@pytest.mark.parametrize("kind", ["average", "schedule", "lora", "accumulation"])
+def test_what_a_run_carries_along_resumes_bit_for_bit(tmp_path, kind):
+    """Beside dropout, running statistics and AdamW's moments, which `run` above has; schedule-free: scratch-optim."""
+    ends = []
+    for folder, legs in (("whole", (9,)), ("parts", (4, 9))):
+        for until in legs:
+            model, options = toy(dropout=0.2), {}
+            optimizer = adamw(SCHEDULES["wsd"](1e-2, 9) if kind == "schedule" else 1e-2)
+            if kind == "average":
+                optimizer, options["evaluation_parameters"] = average()
+            elif kind == "accumulation":
+                options["accumulate"] = 2
+            elif kind == "lora":
+                add_lora(model, "layers.*", "head", rank=2, rngs=nnx.Rngs(1))
+                options["trainable"] = LoRAParam
+            trainer = Trainer(model, optimizer, causal_lm_loss, folder=tmp_path / folder, keep=1, **options)
+            trainer.restore()
+            outcome = trainer.fit(batches(), until)
+            trainer.close()
+            assert trainer.checkpoints.steps() == [until]
+        is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+        everything = trainer.state, nnx.to_pure_dict(nnx.state(model, nnx.Param)), jnp.float32(outcome.loss)
+        ends.append(jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), everything))  # noqa: B023
+    same(*ends)
 
 
 # ------------------------------------------------------------------------------------------------- memory

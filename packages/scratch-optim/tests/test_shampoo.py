@@ -1,5 +1,6 @@
 """Roots, blocks and Distributed Shampoo: against definitions in float64, and on 8 simulated devices."""
 
+import re
 from functools import partial
 
 import jax
@@ -7,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import Mesh
 from scratch_core.errors import ConfigError
+from scratch_core.parallel import make_mesh
+from scratch_core.train import Trainer
 from scratch_optim import (
     distributed_shampoo,
     inverse_root_by_eigenvalues,
@@ -80,7 +84,7 @@ def test_stacks_are_the_leaves_again(random):
         np.testing.assert_array_equal(again, x)
 
 
-PARAMETERS = {"a": (6, 8), "b": (5,), "c": (2, 2, 4), "d": ()}
+PARAMETERS = {"a": (6, 8), "b": (5,), "c": (3, 2, 2)}
 SCALES = {name: np.logspace(0, 2, max(1, int(np.prod(shape)))).reshape(shape) for name, shape in PARAMETERS.items()}
 
 
@@ -134,18 +138,20 @@ def test_newton_and_eigenvalues_give_the_same_training():
 
 
 def test_until_the_start_it_is_the_grafted_method():
-    ours, *_ = train(distributed_shampoo(0.05, graft="adam", b1=0.9, b2=0.999, graft_epsilon=0.0, start=100))
+    settings = {"graft": "adam", "b1": 0.9, "b2": 0.999, "graft_epsilon": 0.0, "root": "eigenvalues"}
+    ours, *_ = train(distributed_shampoo(0.05, start=100, **settings))
     momentum_of_steps = optax.chain(
         optax.scale_by_adam(b1=0.0, b2=0.999, eps=0.0), optax.ema(0.9), optax.scale_by_learning_rate(0.05)
     )
     assert_same(ours, train(momentum_of_steps)[0], 1e-5)
-    assert np.abs(ours["a"] - train(distributed_shampoo(0.05, graft="adam", start=2))[0]["a"]).max() > 1e-3
+    assert np.abs(ours["a"] - train(distributed_shampoo(0.05, start=2, **settings))[0]["a"]).max() > 1e-3
 
 
 @pytest.mark.parametrize("graft", ["sgd", "adagrad", "rmsprop", "adam"])
 def test_a_step_has_the_length_of_the_grafted_method(graft):
     gradients = [jnp.array([[1.0, 2.0], [3.0, -4.0]]), jnp.array([[0.5, 1.0], [-1.0, 2.0]])]
-    optimizer = distributed_shampoo(1.0, b1=0.0, b2=0.9, graft=graft, start=1, every=1, graft_epsilon=0.0)
+    settings = {"b1": 0.0, "b2": 0.9, "start": 1, "every": 1, "graft_epsilon": 0.0, "root": "eigenvalues"}
+    optimizer = distributed_shampoo(1.0, graft=graft, **settings)
     state, squares = optimizer.init(gradients[0]), 0.0
     for t, g in enumerate(gradients, start=1):
         updates, state = optimizer.update(g, state)
@@ -190,15 +196,41 @@ def test_eight_devices_take_the_trajectory_of_one_with_an_eighth_of_the_work():
     np.testing.assert_allclose(matrices[: len(alone)], alone, rtol=1e-3, atol=1e-3)
 
     big = {"a": jnp.ones((64, 64))}  # 64 blocks of 8 x 8
-
-    def work(optimizer):
+    work = {}
+    for devices, m in ((1, None), (8, mesh)):
+        optimizer = distributed_shampoo(0.05, block_size=8, start=2, mesh=m)
         state = optimizer.init(big)
-        compiled = jax.jit(optimizer.update).lower(big, state, big).compile()
-        return compiled.cost_analysis()["flops"]
+        program = jax.jit(optimizer.update).lower(big, state, big).compile().as_text()
+        # How many blocks a product of statistics or of eq. 2 has, and how often the loop over the roots runs.
+        products = {int(n) for n in re.findall(r"f32\[(\d+),8,8\]\S* dot\(", program)}
+        loops = {int(n) for n in re.findall(r"known_trip_count\D*(\d+)", program)}
+        work[devices] = products, loops
+    print(work)
+    assert (work[1][0], work[8][0]) == ({64}, {8})
+    assert 64 in work[1][1] - work[8][1]
+    assert 8 in work[8][1] - work[1][1]
 
-    alone, each = (work(distributed_shampoo(0.05, block_size=8, start=2, mesh=m)) for m in (None, mesh))
-    print(f"{alone:.0f} FLOPs on one device, {each:.0f} on each of 8")
-    assert each < alone / 4
+
+def test_a_sharded_state_is_saved_and_restored(tmp_path):
+    mesh = make_mesh(data=4, fsdp=2)
+    batch = {"x": np.ones((8, 8), np.float32)}
+
+    def create():
+        optimizer = distributed_shampoo(0.05, block_size=4, start=2, every=2, root="eigenvalues", mesh=mesh)
+        model = nnx.Linear(8, 16, use_bias=False, rngs=nnx.Rngs(0))
+        loss = lambda model, batch: ((model(batch["x"]) ** 2).sum(), jnp.float32(8))  # noqa: E731
+        return Trainer(model, optimizer, loss, mesh=mesh, folder=tmp_path)
+
+    trainer = create()
+    trainer.fit([batch] * 3, 3)
+    trainer.close()
+    restored = create()
+    restored.restore()
+    for name, state in trainer.state["optimizer"].stacks.items():
+        for x, again in zip(jax.tree.leaves(state), jax.tree.leaves(restored.state["optimizer"].stacks[name])):
+            np.testing.assert_array_equal(again, x)
+            assert again.sharding == x.sharding
+            assert {shard.data.shape[0] for shard in again.addressable_shards} == {x.shape[0] // 8}
 
 
 @pytest.mark.parametrize("method", [shampoo, distributed_shampoo])
@@ -223,6 +255,12 @@ def test_bfloat16_parameters_weight_decay_and_masks(method):
         (lambda: distributed_shampoo(0.1, graft="adam", b2=1.0), "graft='adam' needs b2 below 1, not b2=1.0"),
         (lambda: distributed_shampoo(0.1, root="qr"), "root='qr' must be one of: newton, eigenvalues"),
         (lambda: distributed_shampoo(0.1, b1=1.0), "b1=1.0 must be at least 0 and below 1"),
+        (lambda: distributed_shampoo(0.1, mesh="8x1"), "mesh='8x1' must be a jax.sharding.Mesh"),
+        (lambda: distributed_shampoo(0.1, block_size=True), "block_size=True must be an integer"),
+        (
+            lambda: optax.inject_hyperparams(distributed_shampoo)(0.1).init(jnp.ones(2)),
+            r"name it in static_args=\('block_size'",
+        ),
         (lambda: distributed_shampoo(-0.1), "learning_rate=-0.1 must be above 0"),
         (lambda: distributed_shampoo(0.1).init({"n": jnp.ones(2, jnp.int32)}), "the parameter n has dtype int32"),
         (lambda: shampoo(0.1, epsilon=0.0), "epsilon=0.0 must be above 0"),

@@ -14,6 +14,7 @@ from scratch_core.fine_tuning import freeze
 from scratch_core.registry import find_class
 from scratch_core.testing import ImageClassificationContract, jitted, noise
 from scratch_core.testing.vision import check_images_are_independent
+from scratch_core.train import recompute_statistics
 from scratch_resnet import SPEC, ResNet, ResNetConfig
 from scratch_resnet.batch_norm import BatchNorm, variance
 from scratch_resnet.convolution import Convolution, convolve, max_pool
@@ -261,3 +262,35 @@ def test_grad_cam_points_at_what_moves_the_logit():
     alpha = kernel[:, [1, 2]].T / 64  # the head is a mean over 8 x 8 positions, then linear
     expected = np.maximum(np.einsum("bc,byxc->byx", alpha, hidden), 0)
     np.testing.assert_allclose(heat, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_statistics_computed_again_are_those_of_one_pass_over_all_images():
+    """A frozen norm, the parameters and the count of batches stay; the first norm sees the same images either way."""
+    images = np.random.default_rng(0).normal(size=(3, 4, 6, 6, 2)).astype(np.float32)
+
+    class Two(nnx.Module):
+        def __init__(self):
+            self.first, self.second, self.frozen = BatchNorm(2), BatchNorm(2), BatchNorm(2)
+            self.frozen.frozen = True
+
+        def __call__(self, x):
+            return self.frozen(self.second(jnp.tanh(self.first(x))))
+
+    def loss(model, batch):
+        return model(batch).sum(), jnp.float32(1)
+
+    model, together = Two(), Two()
+    model.first.mean[...] = jnp.full(2, jnp.nan)  # what stood there before does not matter
+    model.first.count[...] = jnp.int32(7)
+    recompute_statistics(model, images, loss)
+    together.first.momentum = 1.0
+    together(images.reshape(12, 6, 6, 2))
+    np.testing.assert_allclose(model.first.mean[...], together.first.mean[...], atol=1e-7)
+    np.testing.assert_allclose(model.first.var[...], together.first.var[...], rtol=1e-6)
+    assert model.first.count[...] == 7
+    assert model.first.momentum == model.second.momentum == 0.1
+    np.testing.assert_array_equal(model.frozen.var[...], 1)
+    # The second norm is given batches that were normalised one by one, as in training.
+    seen = np.concatenate([np.tanh((x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5)) for x in images])
+    np.testing.assert_allclose(model.second.mean[...], seen.mean((0, 1, 2)), atol=1e-6)
+    np.testing.assert_allclose(model.second.var[...], seen.var((0, 1, 2), ddof=1), rtol=1e-5)

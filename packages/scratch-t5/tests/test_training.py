@@ -24,10 +24,9 @@ def test_it_learns_pairs_and_predict_writes_the_target(capsys, tmp_path):
     assert "held-out exact match 6 of 6; always the most frequent target: " in out
     assert cli.main(["predict", "run", "ahy"]) == 0
     assert capsys.readouterr().out == "y\n"
-    (tmp_path / "in.jsonl").write_text('{"text": "ahy", "id": 1}\n{"text": "bkx"}\n')
+    (tmp_path / "in.jsonl").write_text('{"text": "ahy", "id": 1}\n')
     assert cli.main(["predict", "run", "in.jsonl", "--out", "out.jsonl"]) == 0
-    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert written == [{"text": "ahy", "id": 1, "prediction": "y"}, {"text": "bkx", "prediction": "x"}]
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == {"text": "ahy", "id": 1, "prediction": "y"}
     capsys.readouterr()
     assert cli.main(["train", "t5", "--resume", "run", "--steps", "62"]) == 0
     assert "resumed at step 60 of 62" in capsys.readouterr().out

@@ -122,7 +122,8 @@ def _descend(
 
     left_D = cross_D - gram_DD @ start_D
     gap, value = duality_gap(start_D, left_D, cross_D, target, l1, l2, positive)
-    there = (l1 > 0) & (gap <= jnp.minimum(jnp.maximum(tol, tiny) * target, 1e-6 * value))
+    close = 1e-6 * value
+    there = (l1 > 0) & (gap <= jnp.minimum(jnp.maximum(tol, tiny) * target, close)) & (close >= tiny * target)
     begin = start_D, left_D, gap, there, jnp.zeros((), jnp.int32)
     coef_D, _, gap, _, count = jax.lax.while_loop(lambda s: ~s[3] & (s[4] < max_iter), sweep, begin)
     return Descent(coef_D, gap, count)
@@ -160,7 +161,7 @@ def descend(
 
     It stops when gap <= tol * target (target is $\|y\|^2$) and either the gap is below 1e-6 of the objective or the
     last sweep moved no coefficient by more than tol times the largest; before any sweep if the gap of the start is
-    that small. Differentiable by eq. 5; vmap over any array.
+    that small, and not lost in rounding. Differentiable by eq. 5; vmap over any array.
     """
     dtype = cross_D.dtype
     target, l1, l2, tol = (jnp.asarray(v, dtype) for v in (target, l1, l2, tol))

@@ -56,9 +56,10 @@ def next_token_labels(batch: Mapping[str, jax.Array]) -> jax.Array:
     return targets if attention_mask is None else jnp.where(attention_mask == 1, targets, IGNORED)
 
 
-def causal_lm_inputs(batch: Mapping[str, jax.Array]) -> tuple[jax.Array | None, ...]:
-    """Return what a decoder reads of a batch: input_ids, attention_mask and document_ids, None where there is none."""
-    return batch["input_ids"], batch.get("attention_mask"), batch.get("document_ids")
+def causal_lm_inputs(batch: Mapping[str, jax.Array]) -> tuple[Any, ...]:
+    """Return what a decoder is called with: input_ids, attention_mask (or None), and document_ids if there are any."""
+    documents = (batch["document_ids"],) if "document_ids" in batch else ()
+    return batch["input_ids"], batch.get("attention_mask"), *documents
 
 
 def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:

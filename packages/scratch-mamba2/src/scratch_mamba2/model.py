@@ -72,11 +72,11 @@ class CausalConv(nnx.Module):
         K = self.kernel.shape[0]
         T, kernel = padded.shape[1] - K + 1, self.kernel[...].astype(padded.dtype)
         y_BTC = padded[:, K - 1 :] * kernel[K - 1]
-        documents = None if document_BT is None else jnp.pad(document_BT, ((0, 0), (K - 1, 0)), mode="edge")
         for k in range(K - 1):
             term_BTC = padded[:, k : k + T] * kernel[k]
-            if documents is not None:
-                term_BTC = jnp.where((documents[:, k : k + T] == document_BT)[..., None], term_BTC, 0)
+            if document_BT is not None:
+                document_of_input_BT = jnp.pad(document_BT, ((0, 0), (K - 1, 0)), mode="edge")[:, k : k + T]
+                term_BTC = jnp.where((document_of_input_BT == document_BT)[..., None], term_BTC, 0)
             y_BTC += term_BTC
         return y_BTC if self.bias is None else y_BTC + self.bias[...].astype(padded.dtype)
 

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scratch_core.errors import ConfigError
 from scratch_core.train.optimizers import Optimizer, decay_mask
@@ -105,7 +106,7 @@ def distributed_shampoo(
         check_range(name, value, 0.0, float("inf"))
     if graft not in GRAFTS:
         raise ConfigError(f"graft={graft!r} must be one of: {', '.join(GRAFTS)}")
-    if not isinstance(b2, jax.core.Tracer) and b2 == 1 and graft in ("rmsprop", "adam"):
+    if not isinstance(b2, Tracer) and b2 == 1 and graft in ("rmsprop", "adam"):
         raise ConfigError(f"graft={graft!r} needs b2 below 1, not b2={b2}: its second moment is a running mean")
     if root not in ROOTS:
         raise ConfigError(f"root={root!r} must be one of: {', '.join(ROOTS)}")

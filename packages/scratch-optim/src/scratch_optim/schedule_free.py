@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from scratch_core.errors import ConfigError
 from scratch_core.train.optimizers import Optimizer, decay_mask
 
@@ -208,7 +209,7 @@ def _state_dtype(x: jax.Array) -> Any:
 
 
 def _checked_beta(name: str, value: Any) -> Any:
-    if not isinstance(value, jax.core.Tracer) and not (isinstance(value, numbers.Real | jax.Array) and 0 < value < 1):
+    if not isinstance(value, Tracer) and not (isinstance(value, numbers.Real | jax.Array) and 0 < value < 1):
         raise ConfigError(
             f"{name}={value} must be above 0 and below 1: "
             "at 0, x cannot be found from y and z, and at 1, y does not depend on z"

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from scratch_core.errors import ConfigError
 
 
@@ -21,7 +22,7 @@ def check_range(name: str, value: Any, low: float, high: float, *, low_included:
 
     A traced number, which optax.inject_hyperparams gives, is taken as it is.
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     if isinstance(value, bool) or not isinstance(value, numbers.Real | np.ndarray | jax.Array):
         raise ConfigError(f"{name}={value!r} must be a number, not of type {type(value).__name__}")
@@ -44,7 +45,7 @@ def check_count(name: str, value: Any, least: int) -> None:
 
 def check_b2(value: Any) -> None:
     """Raise ConfigError unless 0 < value <= 1."""
-    if isinstance(value, numbers.Real | jax.Array) and not isinstance(value, jax.core.Tracer) and not 0 < value <= 1:
+    if isinstance(value, numbers.Real | jax.Array) and not isinstance(value, Tracer) and not 0 < value <= 1:
         raise ConfigError(f"b2={value} must be above 0 and at most 1: 1 sums the statistics, less averages them")
     check_range("b2", value, 0.0, 2.0)  # its type
 

@@ -6,8 +6,9 @@ $$ \bar\mu \leftarrow (1 - m)\, \bar\mu + m\, \mu, \qquad
 
 Without a momentum m, the running ones are those of all values of the $k$ batches before and of this one, from 0:
 
-$$ \bar\sigma^2 \leftarrow \frac{(kn - 1)\, \bar\sigma^2 + n \sigma^2 + \tfrac{kn}{k + 1} (\mu - \bar\mu)^2}{(k + 1) n - 1},
-   \qquad \bar\mu \leftarrow \bar\mu + \frac{\mu - \bar\mu}{k + 1} \tag{3} $$
+$$ \bar\sigma^2 \leftarrow
+   \frac{(kn - 1)\, \bar\sigma^2 + n \sigma^2 + \tfrac{kn}{k + 1} (\mu - \bar\mu)^2}{(k + 1) n - 1}, \qquad
+   \bar\mu \leftarrow \bar\mu + \frac{\mu - \bar\mu}{k + 1} \tag{3} $$
 
 In training $\mu, \sigma^2$ are those of the batch, over the $n$ values of a channel. Evaluation uses the running
 $\bar\mu, \bar\sigma^2$, so that an image does not depend on its neighbours.
@@ -46,7 +47,9 @@ class BatchNorm(nnx.Module):
     `scratch_core.train.recompute_statistics` sets them.
     """
 
-    def __init__(self, num_channels: int, *, momentum: float | None = 0.1, epsilon: float = 1e-5, zero_init: bool = False):
+    def __init__(
+        self, num_channels: int, *, momentum: float | None = 0.1, epsilon: float = 1e-5, zero_init: bool = False
+    ):
         self.scale = nnx.Param(jnp.zeros(num_channels) if zero_init else jnp.ones(num_channels))
         self.bias = nnx.Param(jnp.zeros(num_channels))
         self.mean = nnx.BatchStat(jnp.zeros(num_channels))

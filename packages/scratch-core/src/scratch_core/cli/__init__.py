@@ -165,6 +165,8 @@ def _plan(
         scan: Compile one layer for all, where the layers allow it.
         task: What to train the model for; the default is its first task.
     """
+    # Before JAX is imported: XLA warns of collectives that it finds dear, which the plan counts.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from scratch_core.cli.plan import PlanOptions, plan
 
     plan(
@@ -275,12 +277,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         stopped = getattr(error, "signal", None)
         print(f"scratch: {'error: ' if stopped is None else ''}{place}{text}", file=sys.stderr)
-        return 2 if stopped is None else 128 + stopped
+        return _failed(2 if stopped is None else 128 + stopped)
     except KeyboardInterrupt:
         if debug:
             raise
         print("\nscratch: interrupted", file=sys.stderr)
-        return 130
+        return _failed(130)
+
+
+def _failed(code: int) -> int:
+    """Return ``code``; in one of several processes of a run, leave with it, so that the others end too."""
+    if (distributed := sys.modules.get("scratch_core.train.distributed")) is not None:
+        distributed.leave(code)
+    return code
 
 
 def command() -> None:

@@ -20,6 +20,7 @@ from scratch_core.registry import ModelSpec
 from scratch_core.tasks import Task, find_task
 from scratch_core.tasks.options import flag
 from scratch_core.train import find_optimizer
+from scratch_core.train.optimizers import SCHEDULES
 from scratch_core.train.plan import Plan, plan_step
 
 SPARE = 4
@@ -178,7 +179,7 @@ def _plan(run: Run) -> tuple[Plan, str]:
     optimizer = find_optimizer(options.optimizer, options.average)
     found = plan_step(
         build,
-        optimizer.build(1e-3, weight_decay=0.1, decayed=model_class.decayed),
+        optimizer.build(SCHEDULES[optimizer.schedule](1e-3, 1000), weight_decay=0.1, decayed=model_class.decayed),
         run.task.shapes(config, run.batch_size, run.sequence_length),
         make_mesh(devices=jax.devices("cpu"), **run.axes),
         handling=run.task,
@@ -225,13 +226,16 @@ def _show(run: Run, found: Plan, layers: str) -> None:
     options = run.options
     count = run.spec.presets[options.preset]
     print(f"model   {run.spec.name} {options.preset}, {count:,} parameters; its layers are {layers}")
-    print(f"step    {options.optimizer}, {options.dtype}, {run.batch_size} examples in {run.accumulate} part(s)")
+    shapes = run.task.shapes(run.spec.config(options.preset), run.batch_size, run.sequence_length)
+    name, shape = next((name, " x ".join(map(str, x.shape))) for name, x in shapes.items())
+    parts = f" in {run.accumulate} parts" if run.accumulate > 1 else ""
+    print(f"step    {name} {shape}{parts}, {options.dtype}, {options.optimizer}")
     axes = " x ".join(f"{name} {number}" for name, number in run.axes.items())
     print(f"mesh    {axes}: {run.devices} devices, {run.batch_size // run.parts} of the examples on each", flush=True)
     table = Table("each device", "", "", box=None, pad_edge=False)
     table.columns[1].justify = table.columns[2].justify = "right"
-    for name, count in (
-        ("parameters", found.parameters),
+    table.add_row("parameters", size(found.parameters), f"of {size(4 * count)}")
+    for line, held in (
         ("optimizer state", found.optimizer),
         ("batch and counts", found.other),
         ("temporary memory", found.temporary),
@@ -239,9 +243,9 @@ def _show(run: Run, found: Plan, layers: str) -> None:
         ("results", found.outputs),
         ("in all", found.total),
     ):
-        table.add_row(name, size(count))
+        table.add_row(line, size(held))
     least = "at least " if found.unknown else ""
-    table.add_row("FLOPs of a step", f"{least}{found.flops:.4g}")
+    table.add_row("FLOPs of products", f"{least}{found.flops:.4g}")
     for kind, (times, moved) in found.collectives.items():
         table.add_row(kind, size(moved), f"in {times:,}")
     console().print(table)

@@ -81,7 +81,7 @@ def run(name: str, arguments: Sequence[str], interrupt: Interrupt) -> int:
     default = runs.with_options(default, given, str(choice.config))
     options = parse(task.Options, f"scratch train {name}", arguments, default).absolute()
     options.check()
-    distributed.start(options.coordinator, options.processes, options.process_id)
+    distributed.start(options.coordinator, options.processes, options.process_id, interrupt.check)
     if first := distributed.is_first():
         runs.check_out(options.out)
     prepared = _prepare(spec, task, options, options.steps)
@@ -110,7 +110,7 @@ def _resume(spec: ModelSpec, run: str, arguments: Sequence[str], interrupt: Inte
     options = parse(task.Options, f"scratch train {spec.name}", arguments, default).absolute()
     options.check()
     runs.check_unchanged(folder, default, options)
-    distributed.start(options.coordinator, options.processes, options.process_id)
+    distributed.start(options.coordinator, options.processes, options.process_id, interrupt.check)
     lock = FolderLock(folder) if (first := distributed.is_first()) else None
     try:
         for line in runs.changes(record, default):
@@ -220,9 +220,10 @@ def _train(run: Prepared, folder: Path, interrupt: Interrupt) -> int:
     options, job = run.options, run.job
     resume_command = runs.command("train", run.spec.name, "--resume", str(folder))
     interrupt.last_words = f"to resume: {resume_command}"
-    distributed.wait_for_all("the run's folder is there")
+    with distributed.lost_process():
+        distributed.wait_for_all("the run's folder is there")
     alone = jax.process_count() == 1  # with several processes, only what all of them compute together is shown
-    with distributed.one_voice(), on_interrupt_print(f"to resume: {resume_command}"):
+    with distributed.lost_process(), distributed.one_voice(), on_interrupt_print(f"to resume: {resume_command}"):
         print("config  " + "\n        ".join(runs.shown(options)), flush=True)
         print(f"data    {job.description}", flush=True)
         count = sum(x.size for x in jax.tree.leaves(nnx.state(job.model, nnx.Param)))

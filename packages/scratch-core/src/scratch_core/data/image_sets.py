@@ -90,9 +90,9 @@ def load_images(folder: str | Path | None, processor: ImageProcessor, reading: R
     MNIST: ``train-images-idx3-ubyte`` and its three companions, also with ``.gz``. CIFAR-10: the binary version,
     ``data_batch_1.bin`` ... Otherwise a folder for each class, with images in it or below it: ``train/CLASS`` beside
     ``test``, ``val`` or ``validation``; or ``CLASS`` alone, of which every fifth image is held out. Images become
-    grey or coloured, as the processor's mean has one number or three. Raises DataError for missing, damaged or empty data,
-    naming file and row (an image's number in a file of many), unless ``reading`` skips broken images and labels that
-    are out of range; ConfigError if the processor gives images of different sizes.
+    grey or coloured, as the processor's mean has one number or three. Raises DataError for missing, damaged or empty
+    data, naming file and row (an image's number in a file of many), unless ``reading`` skips broken images and labels
+    that are out of range; ConfigError if the processor gives images of different sizes.
     """
     reading = reading or Reading()
     if processor.size is None:

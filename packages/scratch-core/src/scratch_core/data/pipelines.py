@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Windows:
     """Windows of T tokens, each overlapping the one before by a token: each token is predicted once per epoch.
 
-    Item i is {"input_ids": int32 [T]}; a rest shorter than T is left out. ``starts`` (int [documents], increasing; None:
-    all tokens are one document) says where documents begin: then an item has "document_ids" int32 [T] too, and no
+    Item i is {"input_ids": int32 [T]}; a rest shorter than T is left out. ``starts`` (int [documents], increasing;
+    None: all tokens are one document) says where documents begin: then an item has "document_ids" int32 [T] too, and no
     document reads another. One that a window cuts goes on in the next as a new one. Raises DataError if there are fewer
     than T tokens, or a window may hold more documents than a model can tell apart; ConfigError if T < 2.
     """
@@ -68,7 +68,8 @@ def training_batches(
     """Return the endless, shuffled batches of ``source`` (anything with len and ``source[i]``): ``batches[k]``.
 
     Each epoch has an order of its own, drawn from ``seed``; a batch may hold the end of one epoch and the start of
-    the next. ``change(example, rng)`` changes examples at random, each anew in each epoch. Raises ConfigError if ``process_count`` does not divide ``batch_size``, DataError for an empty source.
+    the next. ``change(example, rng)`` changes examples at random, each anew in each epoch. Raises ConfigError if
+    ``process_count`` does not divide ``batch_size``, DataError for an empty source.
     """
     if batch_size < 1 or batch_size % process_count:
         raise ConfigError(f"batch_size={batch_size} must be positive and a multiple of {process_count} processes")

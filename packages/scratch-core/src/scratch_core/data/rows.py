@@ -179,7 +179,7 @@ def _is_saved(path: Path) -> bool:
 
 def _of_datasets(source: str) -> Iterator[Row]:
     try:
-        import datasets
+        import datasets  # ty: ignore[import-not-found]
     except ImportError:
         raise MissingExtraError("datasets", source) from None
     path = Path(source)

@@ -143,7 +143,8 @@ def _in_memory(found: Documents, tokenizer: Tokenizer, fraction: float, reading:
         train, validation = train[: (cut := _cut(len(train), fraction))], train[cut:]
         return TokenSplit(train, validation, f"{found.label}: {_about(found, fraction, reading, len(validation), cut)}")
     description = f"{found.label}: {_about(found, fraction, reading)}"
-    return TokenSplit(train, validation, description, *(np.array(each, np.int64) for each in starts))
+    train_starts, validation_starts = (np.array(each, np.int64) for each in starts)
+    return TokenSplit(train, validation, description, train_starts, validation_starts)
 
 
 def _write(folder: Path, found: Documents, tokenizer: Tokenizer, fraction: float, reading: Reading) -> None:
@@ -152,11 +153,15 @@ def _write(folder: Path, found: Documents, tokenizer: Tokenizer, fraction: float
         starts = _tokenise(found, tokenizer, fraction, reading, sinks)
     for part, each in zip(PARTS, starts, strict=True):
         save_tokens(np.array(each, np.int64), folder / f"{part}_starts.npy")
-    single, total = len(found.sizes) == 1, sinks[0].count
-    cut = _cut(total, fraction) if single else None
-    about = _about(found, fraction, reading, total - cut, cut) if cut is not None else _about(found, fraction, reading)
-    parts = [(0, 0, cut), (0, cut, total)] if single else [(0, 0, total), (1, 0, sinks[1].count)]
-    digests = [_digest_of_file(folder / f"{PARTS[file]}.npy", *place, sinks[0].dtype) for file, *place in parts]
+    total, held_out = (sink.count for sink in sinks)
+    if len(found.sizes) == 1:
+        cut = _cut(total, fraction)
+        about, places = _about(found, fraction, reading, total - cut, cut), [(0, 0, cut), (0, cut, total)]
+    else:
+        cut = None
+        about, places = _about(found, fraction, reading), [(0, 0, total), (1, 0, held_out)]
+    files = [folder / f"{part}.npy" for part in PARTS]
+    digests = [_digest_of_file(files[file], first, end, sinks[0].dtype) for file, first, end in places]
     note = {"about": about, "cut": cut, "digests": digests}
     partial = folder / f"about.json.{os.getpid()}"
     partial.write_text(json.dumps(note))
@@ -170,8 +175,8 @@ def _open(folder: Path, label: str) -> TokenSplit:
     description, digests = f"{label}: {note['about']}", tuple(note["digests"])
     if note["cut"] is not None:
         return TokenSplit(train[: note["cut"]], train[note["cut"] :], description, digests=digests)
-    starts = (np.array(open_tokens(folder / f"{part}_starts.npy")) for part in PARTS)
-    return TokenSplit(train, validation, description, *starts, digests=digests)
+    train_starts, validation_starts = (np.array(open_tokens(folder / f"{part}_starts.npy")) for part in PARTS)
+    return TokenSplit(train, validation, description, train_starts, validation_starts, digests)
 
 
 def _tokenise(

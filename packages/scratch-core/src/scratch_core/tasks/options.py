@@ -74,8 +74,7 @@ class RunOptions:
     """Split the work over devices, such as "fsdp=4,tensor=2"; the axes are data, fsdp, expert and tensor.
     A resumed run may have another one."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    """For several processes: where process 0 listens, or "auto" for what SLURM or Kubernetes set.
-    No test runs more than one process yet."""
+    """For several processes: where process 0 listens, or "auto" for what SLURM or Kubernetes set."""
     processes: int | None = None
     """How many processes there are, with --coordinator HOST:PORT."""
     process_id: int | None = None

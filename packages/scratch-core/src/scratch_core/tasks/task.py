@@ -106,7 +106,10 @@ class Task(BatchHandling):
 
         Raises ConfigError if the task has none: then `scratch plan` cannot serve it.
         """
-        raise ConfigError(f"the task {self.name} does not say what a batch looks like, which `scratch plan` must know")
+        raise ConfigError(
+            f"the batches of {self.name} have no shape that is known beforehand, so that no step can be planned: plan "
+            "a model of another task"
+        )
 
     def predict(self, folder: Path, model_class: type[PretrainedModel], options: Any) -> None:
         """Print what the model of a folder answers; ``options`` are of the class ``PredictOptions``."""

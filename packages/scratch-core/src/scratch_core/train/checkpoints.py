@@ -200,7 +200,7 @@ class _Preserve:
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         newest = sorted(found.step for found in checkpoints)[-self._newest :]
-        scored = sorted((found for found in checkpoints if _score(found) < math.inf), key=_score)
+        scored = sorted((found for found in checkpoints if _score(found) < math.inf), key=_by_score)
         kept = {*newest, *(found.step for found in scored[: self._best])}
         return [found.step in kept for found in checkpoints]
 

@@ -2,38 +2,145 @@
 
 Every process runs the same program on its own devices. Process 0 alone writes metrics, prints, and saves the model; all
 of them write checkpoints together.
+
+When one of them ends, however it ends, the others end too, with exit code 2: at once where the system closes its
+connections, as after a kill; within 100 s, JAX's time without a heartbeat, where a machine or its network is gone.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
+import socket
+import sys
 import tempfile
-from collections.abc import Generator
+import threading
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from scratch_core.errors import ConfigError, TrainingError
 
+MEETING_SECONDS = 300.0
+"""How long `start` waits for the other processes."""
+PREPARING_SECONDS = 3600.0
+"""How long `wait_for_all` waits: reading a large text may take one process longer than another."""
+RESTART = "look at what the others print, and start all of them again, with --resume if the run has begun"
 
-def start(coordinator: str | None, processes: int | None = None, process_id: int | None = None) -> None:
+_kept: list[Any] = []  # the handler of SIGABRT, which C calls
+_started = _lost = False
+
+
+def start(
+    coordinator: str | None,
+    processes: int | None = None,
+    process_id: int | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Join the other processes: ``coordinator`` is HOST:PORT of process 0, "auto" what SLURM or Kubernetes set.
 
-    Does nothing if it is None. Must run before JAX computes anything. Raises ConfigError if the processes cannot meet.
+    Does nothing if it is None. Must run before JAX computes anything. While it waits, up to MEETING_SECONDS, it calls
+    ``check``, which may raise. Raises ConfigError if the processes cannot meet.
     """
+    global _started
     if coordinator is None:
         return
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from Interrupt
-    address = None if coordinator == "auto" else coordinator
-    try:
-        jax.distributed.initialize(address, processes, process_id)
-    except (RuntimeError, ValueError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise ConfigError(
-            f"--coordinator {coordinator}: the processes cannot meet ({reason}): give --coordinator HOST:PORT, "
-            "--processes N and --process-id I, the same address to each and every id from 0 to N - 1 once"
-        ) from error
+    if coordinator != "auto":
+        _check_address(coordinator, processes, process_id)
+    _started = True
+    _end_when_aborted()
+    sys.excepthook = _then_leave(sys.excepthook)
+    errors: list[Exception] = []
+
+    def meet() -> None:
+        try:  # JAX's own timeout aborts the process, so it must be longer than ours
+            address = None if coordinator == "auto" else coordinator
+            jax.distributed.initialize(address, processes, process_id, initialization_timeout=int(2 * MEETING_SECONDS))
+        except Exception as error:
+            errors.append(error)
+
+    meeting = threading.Thread(target=meet, daemon=True)
+    meeting.start()
+    ends = time.monotonic() + MEETING_SECONDS
+    while meeting.is_alive() and time.monotonic() < ends:
+        meeting.join(0.1)
+        check()
+    if meeting.is_alive() or errors:
+        reason = (str(errors[0]).splitlines() or [""])[0][:200] if errors else f"waited {MEETING_SECONDS:.0f} s"
+        remedy = (
+            "start them with srun, or in a Kubernetes job with jax[k8s] installed, or give --coordinator HOST:PORT"
+            if coordinator == "auto"
+            else "give each the same --coordinator HOST:PORT, where process 0 runs, the same --processes N, and every "
+            "--process-id from 0 to N - 1 once"
+        )
+        raise ConfigError(f"--coordinator {coordinator}: the processes cannot meet ({reason}): {remedy}") from (
+            errors[0] if errors else None
+        )
+
+
+def _check_address(coordinator: str, processes: int | None, process_id: int | None) -> None:
+    """Raise ConfigError for what JAX would answer with an abort or with an error that does not say what is wrong."""
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(f"--coordinator {coordinator} must be HOST:PORT with a port in 1 .. 65535")
+    if processes is None or process_id is None or not 0 <= process_id < processes:
+        raise ConfigError(f"--process-id {process_id} must be in 0 .. N - 1 with --processes N, here {processes}")
+    if process_id == 0:
+        with socket.socket() as probe:  # JAX would share the port with another run that listens there
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", int(port)))
+            except OSError as error:
+                raise ConfigError(
+                    f"--coordinator {coordinator}: process 0 cannot listen at port {port} ({error.strerror}): give "
+                    "another port to all processes"
+                ) from error
+
+
+def _end_when_aborted() -> None:
+    """Say what to do and exit with 2 when JAX aborts: that is all it does when process 0 has gone, or one came twice.
+
+    Python's own handlers never run then, so C calls this one.
+    """
+    if os.name != "posix":
+        return
+
+    def end(number: int) -> None:
+        os.write(2, f"\nscratch: error: another process has gone, or came twice: {RESTART}\n".encode())
+        os._exit(2)
+
+    _kept.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(end))
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _kept[-1])
+
+
+def _then_leave(hook: Any) -> Any:
+    def leaving_hook(*error: Any) -> None:
+        hook(*error)
+        leave(1)
+
+    return leaving_hook
+
+
+def leave(code: int) -> None:
+    """End this process at once if it is one of several that has failed, so that the others notice.
+
+    Otherwise it would wait at its exit for the others, and they in their next step for it.
+    """
+    if _started:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
+def has_lost_process() -> bool:
+    """Return whether another process has gone: what is to be done together cannot be waited for then."""
+    return _lost
 
 
 def is_first() -> bool:
@@ -42,11 +149,14 @@ def is_first() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-    """Return when every process has come to this point; ``what`` names it."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    """Return when every process has come to this point, within PREPARING_SECONDS; ``what`` names it, used once.
 
-        multihost_utils.sync_global_devices(what)
+    The first collective operation must follow at once: Gloo, which serves CPUs, waits for the others for 30 s alone.
+    """
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        multihost.get_barrier_sync_fn()(key=what, timeout_ms=int(1000 * PREPARING_SECONDS))
 
 
 def from_first(numbers: np.ndarray) -> np.ndarray:
@@ -97,8 +207,9 @@ def lost_process() -> Generator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
+        global _lost
+        _lost = True
         reason = (str(error).splitlines() or [""])[0][:200]
         raise TrainingError(
-            f"process {jax.process_index()} of {jax.process_count()} lost another one ({reason}): look at what the "
-            "others print, and start all of them again with --resume"
+            f"process {jax.process_index()} of {jax.process_count()} lost another one ({reason}): {RESTART}"
         ) from error

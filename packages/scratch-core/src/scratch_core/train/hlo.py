@@ -72,15 +72,12 @@ class Cost:
 
     def plus(self, other: "Cost", times: int = 1) -> "Cost":
         """Return the cost of this and, ``times`` times, of the other."""
-        kinds = {
-            kind: tuple(a + times * b for a, b in zip(self._of(kind), other._of(kind), strict=True))
-            for kind in COLLECTIVES
-            if kind in self.collectives or kind in other.collectives
-        }
+        kinds = {}
+        for kind in COLLECTIVES:
+            (count, size), (more, larger) = (cost.collectives.get(kind, (0, 0)) for cost in (self, other))
+            if count + more:
+                kinds[kind] = count + times * more, size + times * larger
         return Cost(self.flops + times * other.flops, kinds, self.unknown + other.unknown)
-
-    def _of(self, kind: str) -> tuple[int, int]:
-        return self.collectives.get(kind, (0, 0))
 
 
 class Program:
@@ -115,7 +112,7 @@ class Program:
             return Cost(_dot_flops(instruction, one) if opcode == "dot" else _convolution_flops(instruction, one, two))
         if opcode == "while":
             trips = instruction.trips
-            return Cost(0, {}, int(trips is None)).plus(self.cost(instruction.body), trips or 1)
+            return Cost(0, {}, int(trips is None)).plus(self.cost(instruction.body), 1 if trips is None else trips)
         if opcode == "conditional":
             branches = [self.cost(name) for name in instruction.called()]
             return max(branches, key=lambda cost: (cost.flops, sum(size for _, size in cost.collectives.values())))

@@ -77,7 +77,7 @@ def plan_step(
 def read_plan(compiled: jax.stages.Compiled, state: Mapping[str, Any]) -> Plan:
     """Return the plan of a compiled training step, whose first argument is like ``state``, arrays or their shapes."""
     memory: Any = compiled.memory_analysis()
-    program = Program(compiled.as_text())
+    program = Program(compiled.as_text() or "")
     cost = program.cost()
     parameters, optimizer = (_device_bytes(state[name]) for name in ("parameters", "optimizer"))
     return Plan(

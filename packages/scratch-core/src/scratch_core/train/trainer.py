@@ -22,7 +22,7 @@ from scratch_core.folders import FolderLock
 from scratch_core.parallel import process_part, shard_model
 from scratch_core.train.batches import BatchHandling
 from scratch_core.train.checkpoints import Checkpoints
-from scratch_core.train.distributed import any_signal, is_first, lost_process
+from scratch_core.train.distributed import any_signal, has_lost_process, is_first, lost_process
 from scratch_core.train.evaluation import Best, Evaluation
 from scratch_core.train.interrupt import Interrupt
 from scratch_core.train.loggers import Logger
@@ -284,7 +284,7 @@ class Trainer:
     def close(self) -> None:
         """Wait for the save under way, end Orbax's threads, and let other processes use the folder."""
         try:
-            if self.checkpoints is not None:
+            if self.checkpoints is not None and not has_lost_process():
                 self.checkpoints.close()
         finally:
             if self._lock is not None:

@@ -1,0 +1,211 @@
+"""`scratch train --coordinator`: several real processes are one run, and end together."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SERVER = Path(__file__).with_name("scratch_in_forks.py")
+POINTS = """[scratch.models]
+toy = scratch_toy:SPEC
+"""
+OPTIONS = "--data text.txt --steps 8 --batch-size 8 --sequence-length 12 --evaluation-tokens 90 --learning-rate 1e-2"
+OPTIONS = [*OPTIONS.split(), "--schedule", "constant", "--save-every", "2", "--keep", "9", "--mesh", "fsdp=2"]
+PATIENCE = 120.0  # seconds, for what takes one or two
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+class Server:
+    """Starts `scratch` in a folder, in forks of one process, and ends them all with itself."""
+
+    def __init__(self, folder, packages):
+        self.folder, self.started = folder, []
+        settings = {"PYTHONPATH": str(packages), "JAX_PLATFORMS": "cpu"}
+        settings |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        settings |= {"JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(SERVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env=os.environ | settings,
+        )
+
+    def ask(self, **request):
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, *arguments, **settings):
+        """Return the number of the process, which prints to the file NUMBER.txt of its start."""
+        number = len(self.started)
+        output = str(self.folder / f"{number}.txt")
+        self.started.append(self.ask(arguments=["train", "toy", *arguments], output=output, **settings))
+        return number
+
+    def signal(self, number, name):
+        os.kill(self.started[number], name)
+
+    def ended(self, *numbers):
+        """Wait for processes; return the exit code of each and what it printed."""
+        codes = {}
+        wait_for(lambda: codes.update({n: self.code(n) for n in numbers if codes.get(n) is None}) or all_set(codes))
+        return [(codes[n], (self.folder / f"{n}.txt").read_text(errors="replace")) for n in numbers]
+
+    def code(self, number):
+        code = self.ask(process=self.started[number])
+        if code is not None:
+            self.started[number] = None
+        return code
+
+    def close(self):
+        for process in filter(None, self.started):
+            os.kill(process, signal.SIGKILL)
+        self.process.stdin.close()
+        self.process.wait(timeout=PATIENCE)
+
+
+def all_set(codes):
+    return None not in codes.values()
+
+
+def wait_for(done):
+    ends = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < ends, "too late"
+        time.sleep(0.02)
+
+
+def port():
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def two(at):
+    return [("--coordinator", f"localhost:{at}", "--processes", "2", "--process-id", i) for i in ("0", "1")]
+
+
+@pytest.fixture(scope="module")
+def server(install, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "text.txt").write_text("one two three four five six seven eight nine ten eleven twelve " * 30)
+    server = Server(folder, install("scratch_toy", POINTS))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def whole(server):
+    """The folder of an uninterrupted run of one process."""
+    ((code, output),) = server.ended(server.start(*OPTIONS, "--out", "whole", devices=2))
+    assert code == 0, output
+    return server.folder / "whole"
+
+
+def same_losses(logged, run, whole, steps):
+    found, expected = logged(run), logged(whole)[:steps]
+    assert [line["step"] for line in found] == list(range(1, steps + 1))
+    np.testing.assert_allclose([x["loss"] for x in found], [x["loss"] for x in expected], atol=1e-5)
+
+
+def ends_clearly(result, message):
+    """The process ended with code 2 and, in the end, with this message, without a traceback of Python's."""
+    code, output = result
+    assert code == 2, output
+    assert output.splitlines()[-1].startswith(f"scratch: error: {message}"), output
+    assert "Traceback" not in output
+
+
+def test_one_of_two_is_killed_and_one_alone_goes_on(server, whole, logged):
+    run, go = server.folder / "two", server.folder / "go-two"
+    first, second = (server.start(*OPTIONS, "--out", "two", *who, hold=5, go=str(go)) for who in two(port()))
+    wait_for(lambda: (run / "checkpoints" / "4").is_dir() or server.code(first) is not None)
+    server.signal(second, signal.SIGKILL)
+    ((code, _),) = server.ended(second)
+    go.touch()
+    assert code == -signal.SIGKILL
+    (left,) = server.ended(first)
+    ends_clearly(left, "process 0 of 2 lost another one")
+    ((code, output),) = server.ended(server.start("--resume", "two", "--mesh", "fsdp=1"))
+    assert code == 0, output
+    assert "resumed at step 4 of 8" in output
+    same_losses(logged, run, whole, 8)
+
+
+def test_two_resume_what_one_began_and_stop_together(server, whole, logged):
+    run, go = server.folder / "grown", server.folder / "go-grown"
+    shutil.copytree(whole, run)
+    for step in ("6", "8"):
+        shutil.rmtree(run / "checkpoints" / step)
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
+    slurm["JAX_COORDINATOR_PORT"] = str(port())
+    first, second = (
+        server.start(
+            *("--resume", "grown", "--coordinator", "auto"),
+            environment=slurm | {"SLURM_PROCID": number},
+            hold=2,
+            go=str(go),
+        )
+        for number in ("0", "1")
+    )
+    wait_for(lambda: len(logged(run)) == 5 or server.code(first) is not None)
+    server.signal(second, signal.SIGTERM)
+    go.touch()
+    (code, output), (other, silent) = server.ended(first, second)
+    assert (code, other) == (128 + signal.SIGTERM,) * 2, output + silent
+    assert "resumed at step 4 of 8" in output
+    assert "stopped by SIGTERM after step 7 of 8" in output
+    assert "step" not in silent
+    assert (run / "checkpoints" / "7").is_dir()
+    same_losses(logged, run, whole, 7)
+
+
+def test_the_others_end_when_process_0_is_killed(server):
+    run, go = server.folder / "headless", server.folder / "go-headless"
+    options = [*OPTIONS, "--out", "headless"]
+    first, second = (server.start(*options, *who, hold=1, go=str(go)) for who in two(port()))
+    wait_for(lambda: (run / "run.json").exists() or server.code(first) is not None)
+    server.signal(first, signal.SIGKILL)
+    go.touch()
+    (code, _), left = server.ended(first, second)
+    assert code == -signal.SIGKILL
+    ends_clearly(left, "")
+
+
+def test_processes_that_never_meet_say_so(server):
+    alone = server.start(*OPTIONS, "--out", "alone", *two(port())[0], meeting_seconds=1)
+    lost = server.start(*OPTIONS, "--out", "lost", *two(port())[1], meeting_seconds=1)
+    auto = server.start(*OPTIONS, "--out", "auto", "--coordinator", "auto", meeting_seconds=1)
+    one, other, third = server.ended(alone, lost, auto)
+    for result in (one, other):
+        ends_clearly(result, "--coordinator localhost:")
+        assert "the processes cannot meet (waited 1 s): give each the same --coordinator" in result[1]
+    ends_clearly(third, "--coordinator auto: the processes cannot meet (")
+    assert not any((server.folder / name).exists() for name in ("alone", "lost", "auto"))
+
+
+def test_addresses_and_numbers_that_are_wrong(install, monkeypatch, fails):
+    monkeypatch.syspath_prepend(str(install("scratch_toy", POINTS)))
+
+    def refused(coordinator, process_id):
+        who = ("--coordinator", coordinator, "--processes", "2", "--process-id", process_id)
+        return fails("train", "toy", "--out", "none", "--mesh", "fsdp=2", *who)
+
+    assert "--process-id 2 must be in 0 .. N - 1 with --processes N, here 2" in refused("localhost:1234", "2")
+    assert "--coordinator localhost must be HOST:PORT" in refused("localhost", "0")
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        at = other.getsockname()[1]
+        assert f"process 0 cannot listen at port {at} (Address already in use)" in refused(f"localhost:{at}", "0")
