@@ -103,7 +103,8 @@ def seq2seq(model):
     out = model(ids, attention_mask=mask, labels=labels)
     io = {"input_ids": ids, "attention_mask": mask, "labels": labels, "logits": out.logits, "loss": out.loss}
     model.generation_config.eos_token_id = None
-    io["tokens"] = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+    # Without a cache: that of transformers 5.23 has as many layers as the encoder, even if the decoder has more.
+    io["tokens"] = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, use_cache=False)
     return io
 
 

@@ -59,6 +59,13 @@ class WordPiece:
         missing = [token for token in names.values() if fast.token_to_id(token) is None]
         if missing:
             raise DataError(f"the vocabulary of {origin} lacks {', '.join(missing)}, which BERT needs")
+        if fast.post_processor is None:  # for other programs that read the saved file; `join` does it here
+            cls, sep = names["cls"], names["sep"]
+            fast.post_processor = _library(origin).processors.TemplateProcessing(
+                single=f"{cls} $A {sep}",
+                pair=f"{cls} $A {sep} $B:1 {sep}:1",
+                special_tokens=[(token, fast.token_to_id(token)) for token in (cls, sep)],
+            )
         self._fast, self.names = fast, names
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(fast.token_to_id, names.values())
         self.eos_id = self.sep_id
