@@ -144,7 +144,7 @@ class MistralConfig:
         """Return Mistral NeMo 12B: 32 heads of 128 features read a residual stream of 5120.
 
         Source: its config.json, as https://huggingface.co/spow12/MK_Nemo_12B repeats it, but for the limit of
-        positions: there 1,024,000, as in the first files; here 131,072, as in later ones and in the announcement (128k).
+        positions: there 1,024,000, as in the first files; here 131,072, as in later ones and the announcement (128k).
         """
         return cls(
             131_072, 5120, 40, num_heads=32, num_kv_heads=8, head_dim=128, d_ff=14_336, max_positions=131_072
