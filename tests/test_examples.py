@@ -1,5 +1,6 @@
 """Protects the examples: they run, and the tests that a page names exist."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -11,6 +12,7 @@ from scratch_core.data.tokenizers import ByteTokenizer
 from scratch_core.errors import DataError
 from scratch_core.testing import read_tensors
 from scratch_gemma import Gemma2, Gemma2Config
+from scratch_t5 import T5Config
 
 
 def load_example(root, name):
@@ -68,9 +70,11 @@ def test_the_tests_that_the_page_on_gemma2_names_exist(root):
     assert named - defined == set()
 
 
-def test_describing_functions_runs_and_measures_words(root, tmp_path, capsys):
+def test_describing_functions_runs_and_measures_words(root, tmp_path, capsys, monkeypatch):
     """A short run over a few made-up files; the pairs and the metric by hand."""
     example = load_example(root, "describe_functions")
+    small = dataclasses.replace(T5Config.tiny(), d_model=16, num_layers=1, num_decoder_layers=1)
+    monkeypatch.setattr(T5Config, "tiny", lambda: small)
     source = 'class A:\n    def get_it(self, key, default=None):\n        """Return the item.\n\n        More."""\n'
     assert example.pairs_of(source) == [("get it ( self , key , default = none )", "Return the item.")]
     assert example.name_of(example.pairs_of(source)[0]) == "get it"
@@ -82,7 +86,18 @@ def test_describing_functions_runs_and_measures_words(root, tmp_path, capsys):
         lines = [f'def get_{number}_{n}(key):\n    """Return the value {number} of {n}."""\n' for n in range(5)]
         (tmp_path / f"{number}.py").write_text("".join(lines))
     out = tmp_path / "out"
-    arguments = ["--steps", "2", "--batch-size", "2", "--evaluation-examples", "4", "--out", str(out)]
+    arguments = [
+        "--steps",
+        "2",
+        "--copy-steps",
+        "1",
+        "--batch-size",
+        "2",
+        "--evaluation-examples",
+        "4",
+        "--out",
+        str(out),
+    ]
     scores = example.main(arguments, sorted(tmp_path.glob("*.py")))
     assert scores["constant"] >= 2 * 4 / 12  # the words "return the value of" of six are always right
     assert "held-out F1 of words:" in capsys.readouterr().out

@@ -4,7 +4,8 @@
     uv run --all-packages python shared/examples/describe_functions.py --checkpoint flan-t5-small --steps 2000
 
 Pairs come from Python's standard library: no download. Without a checkpoint, a vocabulary of 1,024 word pieces is
-learned from the training pairs and a tiny T5 starts from random weights. Whole files are held out, and every signature
+learned from the training pairs and a tiny T5 starts from random weights; it first learns to write the name of the
+function, which is in the signature, and so to copy. Whole files are held out, and every signature
 is asked once.
 
 A signature is written as words, ``get_it(self, key)`` as "get it ( self , key )", and all is lower case, so that a word
@@ -104,7 +105,6 @@ def new_model(tokenizer: HuggingFaceTokenizer) -> T5:
     """Return a tiny T5 with random weights for this tokenizer."""
     config = dataclasses.replace(
         T5Config.tiny(),
-        dropout=0.1,
         vocab_size=tokenizer.vocab_size,
         decoder_start_token_id=tokenizer.pad_id,
         eos_token_id=tokenizer.eos_id,
@@ -112,6 +112,13 @@ def new_model(tokenizer: HuggingFaceTokenizer) -> T5:
         bos_token_id=None,
     )
     return T5(config, rngs=nnx.Rngs(0))
+
+
+def fit(model: T5, pairs: Sequence[Pair], tokenizer: Any, steps: int, rate: float, batch_size: int) -> float:
+    """Train on pairs and return the last loss."""
+    optimizer = adamw(warmup_cosine(rate, steps), decayed=model.decayed, weight_decay=0.1)
+    batches = training_batches(Pairs(pairs, tokenizer, SOURCE, TARGET), batch_size, seed=0)
+    return Trainer(model, optimizer).fit(batches, steps).loss
 
 
 def words(text: str) -> list[str]:
@@ -149,7 +156,10 @@ def main(arguments: Sequence[str] | None = None, paths: Sequence[Path] | None = 
         "--checkpoint", type=Path, help="a folder with a T5 and its tokenizer; the default is a new one"
     )
     parser.add_argument("--out", type=Path, help="where to save the tuned model; the default is a temporary folder")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument(
+        "--copy-steps", type=int, default=600, help="of a new model, which first learns to write the name"
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, help="the default is 3e-4, and 3e-3 for a new model")
     parser.add_argument("--evaluation-examples", type=int, default=300)
@@ -163,13 +173,14 @@ def main(arguments: Sequence[str] | None = None, paths: Sequence[Path] | None = 
         if options.checkpoint is None:
             tokenizer: Any = learn_tokenizer(train, Path(temporary))
             model, rate = new_model(tokenizer), options.learning_rate or 3e-3
+            names = [pair._replace(target=name_of(pair)) for pair in train]
+            loss = fit(model, names, tokenizer, options.copy_steps, rate, options.batch_size)
+            print(f"{options.copy_steps} steps of writing the name: loss {loss:.3f}")
         else:
             tokenizer = load_tokenizer(options.checkpoint)
             model, rate = T5.from_pretrained(options.checkpoint), options.learning_rate or 3e-4
-        optimizer = adamw(warmup_cosine(rate, options.steps), decayed=model.decayed, weight_decay=0.1)
-        source = Pairs(train, tokenizer, SOURCE, TARGET)
-        outcome = Trainer(model, optimizer).fit(training_batches(source, options.batch_size, seed=0), options.steps)
-        print(f"{options.steps} steps of {options.batch_size} pairs, loss {outcome.loss:.3f}")
+        loss = fit(model, train, tokenizer, options.steps, rate, options.batch_size)
+        print(f"{options.steps} steps of describing: loss {loss:.3f}")
 
         texts = write(model, tokenizer, [pair.source for pair in held_out], TARGET)
         constant = best_constant(train)

@@ -1,16 +1,24 @@
 """`scratch train t5` and `scratch predict`, from the shell to the files: pairs, and texts with gaps."""
 
+import dataclasses
 import json
 
 import pytest
+from flax import nnx
 from scratch_core import cli
+from scratch_core.data.tokenizers import ByteTokenizer
+from scratch_t5 import T5, T5Config
 
-SMALL = ["--batch-size", "8", "--source-length", "16", "--target-length", "4"]
+SMALL = ["--start", "model", "--batch-size", "8", "--source-length", "16", "--target-length", "4"]
 
 
 @pytest.fixture(autouse=True)
 def _folder(tmp_path, monkeypatch):
+    """Work in a folder with a small random model, ``model``, from which the runs start."""
     monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(T5Config.tiny(), num_layers=1, num_decoder_layers=1)
+    T5(config, rngs=nnx.Rngs(0)).save_pretrained("model")
+    ByteTokenizer().save("model")
 
 
 def test_it_learns_pairs_and_predict_writes_the_target(capsys, tmp_path):
@@ -42,11 +50,5 @@ def test_it_fills_gaps(capsys, tmp_path):
 
 
 def test_a_source_without_a_token_is_an_error(capsys):
-    from flax import nnx
-    from scratch_core.data.tokenizers import ByteTokenizer
-    from scratch_t5 import T5, T5Config
-
-    T5(T5Config.tiny(), rngs=nnx.Rngs(0)).save_pretrained("model")
-    ByteTokenizer().save("model")
     assert cli.main(["predict", "model", ""]) == 2
     assert "the source '' holds no token: give a text" in capsys.readouterr().err
