@@ -143,7 +143,7 @@ class MistralConfig:
     def nemo_12b(cls) -> Self:
         """Return Mistral NeMo 12B: 32 heads of 128 features read a residual stream of 5120.
 
-        Source: its config.json, as https://huggingface.co/spow12/MK_Nemo_12B repeats it, but for the limit of positions:
+        Source: its config.json, as https://huggingface.co/spow12/MK_Nemo_12B repeats it, save the limit of positions:
         there 1,024,000, as in the first files; here 131,072, as in later ones and in the announcement (128k).
         """
         return cls(
