@@ -123,6 +123,10 @@ def build(folder, architecture, task, seed):
     config = model_class.config_class.from_pretrained(folder / "given", attn_implementation="eager")
     model = model_class(config).eval()
     randomise(model)
+    if task == "seq2seq" and json.loads((folder / "given/config.json").read_text()).get("tie_word_embeddings") is False:
+        # transformers 5.23 ties the head of every new T5; one that a file brings stays, as in the released v1.1.
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * GAIN / model.model_dim**0.5)
+        model.config.tie_word_embeddings = False
     model.save_pretrained(folder / "saved")
     shutil.copy(folder / "saved/model.safetensors", folder / "given")
     with torch.no_grad():
