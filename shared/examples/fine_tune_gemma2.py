@@ -135,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pretrain-steps", type=int, default=200, help="of the tiny model, without --checkpoint")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lora", type=int, metavar="RANK", help="train adapters of this rank, and nothing else")
-    parser.add_argument("--learning-rate", type=float, help="the default: 2e-5, with --lora 2e-4; without a checkpoint 2e-3 and 1e-2")
+    rates = "default: 2e-5, or 2e-4 with --lora; without a checkpoint 2e-3, or 1e-2 with --lora"
+    parser.add_argument("--learning-rate", type=float, help=rates)
     options = parser.parse_args(arguments)
     keep_memory()
     with tempfile.TemporaryDirectory() as temporary:
