@@ -141,6 +141,20 @@ def run_fixture():
     return run
 
 
+def blocks(text: str, language: str) -> list[tuple[int, str]]:
+    """Return the runnable blocks of a language: the number of each one's first line, and its text."""
+    fence = re.compile(
+        rf"^(`{{3,}}){language}[ \t]+(?:[^\n`]*[ \t])?run\b[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL
+    )
+    return [(text.count("\n", 0, found.start(2)) + 1, found[2]) for found in fence.finditer(text)]
+
+
+@pytest.fixture(scope="session", name="blocks")
+def blocks_fixture():
+    """The function above."""
+    return blocks
+
+
 @pytest.fixture(scope="session")
 def uv() -> list[str]:
     """The command that starts uv: the one that started us, else one on the path, else the one beside this Python."""

@@ -6,7 +6,6 @@ that start with ``$ ``, with this environment's commands on the path.
 """
 
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -16,16 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
 
 
-def blocks(text: str, language: str) -> list[tuple[int, str]]:
-    """The runnable blocks of a language: the number of each one's first line, and its text."""
-    fence = re.compile(
-        rf"^(`{{3,}}){language}[ \t]+(?:[^\n`]*[ \t])?run\b[^\n]*\n(.*?)^\1[ \t]*$", re.MULTILINE | re.DOTALL
-    )
-    return [(text.count("\n", 0, found.start(2)) + 1, found[2]) for found in fence.finditer(text)]
-
-
 @pytest.mark.parametrize("readme", READMES, ids=[p.parent.name if p.parent != ROOT else "root" for p in READMES])
-def test_runnable_blocks_run(readme, run, tmp_path):
+def test_runnable_blocks_run(readme, blocks, run, tmp_path):
     text = readme.read_text(encoding="utf-8")
     python, console = blocks(text, "python"), blocks(text, "console")
     if not python and not console:
@@ -52,7 +43,7 @@ def test_runnable_blocks_run(readme, run, tmp_path):
                 run(["bash", "-c", line.removeprefix("$ ")], cwd=folder, **environment)
 
 
-def test_only_marked_blocks_are_runnable():
+def test_only_marked_blocks_are_runnable(blocks):
     text = (
         "```python\na\n```\n\n```python run\nb\n\nc\n```\n```console title=x run\n$ d\n```\n````python run\n```\n````\n"
     )

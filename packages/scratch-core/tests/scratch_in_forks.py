@@ -20,7 +20,6 @@ def run(arguments, output, devices=1, environment=None, hold=None, go=None, meet
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.stdin.close()
     os.environ.update(environment or {})
     sys.argv = ["scratch", *arguments]
     jax.config.update("jax_num_cpu_devices", devices)

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from scratch_core.errors import DataError
 from scratch_gnn import Graph
-from scratch_gnn.data import function_trees, import_graph, karate_club, open_graphs, open_nodes, read_planetoid, read_tu
+from scratch_gnn.data import (
+    function_trees,
+    import_graph,
+    karate_club,
+    open_graphs,
+    open_nodes,
+    read_ogb,
+    read_planetoid,
+    read_tu,
+)
 
 
 def test_the_karate_club_is_that_of_the_paper():
@@ -150,21 +159,45 @@ def test_ogb_folders(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(text.encode()))
 
+    tmp_path = tmp_path / "ogbg_molx"  # of the name of a set whose files hold each edge once
     write("raw/edge", "0,1\n1,2\n0,1\n")
     write("raw/num-node-list", "3\n2\n")
     write("raw/num-edge-list", "2\n1\n")
     write("raw/node-feat", "1\n2\n3\n4\n5\n")
     write("raw/edge-feat", "7\n8\n9\n")
-    write("raw/graph-label", "1\n0\n")
+    write("raw/graph-label", "1.0\n0\n")
     write("split/scaffold/train", "0\n")
     write("split/scaffold/test", "1\n")
     data = open_graphs(str(tmp_path))
     first, second = data.graphs
-    assert (first.edge_index.tolist(), first.edge_attr[:, 0].tolist()) == ([[0, 1, 1, 2], [1, 2, 0, 1]], [7, 8, 7, 8])
+    assert (first.edge_index.tolist(), first.edge_attr[:, 0].tolist()) == ([[0, 1, 1, 2], [1, 0, 2, 1]], [7, 7, 8, 8])
     assert (second.x.tolist(), second.labels, data.train.tolist(), data.test.tolist()) == ([[4], [5]], 0, [0], [1])
+    (directed, _), *_ = read_ogb(tmp_path, add_inverse_edge=False)
+    assert (directed.edge_index.tolist(), directed.edge_attr[:, 0].tolist()) == ([[0, 1], [1, 2]], [7, 8])
+    write("raw/graph-label", "1,0\n0,1\n")
+    with pytest.raises(DataError, match=r"graph-label\.csv\.gz has 2 labels in a row"):
+        open_graphs(str(tmp_path))
+    write("raw/graph-label", "0.5\n1\n")
+    with pytest.raises(DataError, match=r"holds 0\.5, which is no class"):
+        open_graphs(str(tmp_path))
+    write("raw/graph-label", "1\n1\n1\n")
+    with pytest.raises(DataError, match="3 labels for 2 graphs of 5 nodes together"):
+        open_graphs(str(tmp_path))
     write("raw/num-node-list", "3\n3\n")
     with pytest.raises(DataError, match="5 rows of nodes and 3 edges, but the lists of counts add up to 6 and 3"):
         open_graphs(str(tmp_path))
+
+
+def test_a_directed_graph_of_ogb_stays_directed(tmp_path):
+    for name, edges in (("ogbn_arxiv", [[0, 1], [1, 2]]), ("ogbn-products", [[0, 1, 1, 2], [1, 0, 2, 1]])):
+        (tmp_path / name / "raw").mkdir(parents=True)
+        files = {"edge": "0,1\n1,2\n", "num-node-list": "3\n", "num-edge-list": "2\n", "node-label": '4\n""\n9\n'}
+        for part, text in files.items():
+            (tmp_path / name / "raw" / f"{part}.csv.gz").write_bytes(gzip.compress(text.encode()))
+        (graph,), num_classes, _ = read_ogb(tmp_path / name)
+        assert (graph.edge_index.tolist(), graph.labels.tolist(), num_classes) == (edges, [0, -100, 1], 2)
+    assert "3 nodes, 2 directed edges" in open_nodes(str(tmp_path / "ogbn_arxiv")).description
+    assert "3 nodes, 4 edges" in open_nodes(str(tmp_path / "ogbn-products")).description
 
 
 def test_a_graph_that_does_not_fit_together_is_an_error():
@@ -173,3 +206,7 @@ def test_a_graph_that_does_not_fit_together_is_an_error():
         Graph(x, edges, np.zeros(2, np.int32))
     with pytest.raises(DataError, match="edge 0 has the source 5"):
         Graph(x, edges + 5)
+    with pytest.raises(DataError, match="labels have dtype float64, expected integers"):
+        Graph(x, edges, 0.7)
+    with pytest.raises(DataError, match="a label is -1, expected the number of a class from 0 on, or -100 for none"):
+        Graph(x, edges, np.array([0, -1, -100]))

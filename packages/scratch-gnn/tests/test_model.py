@@ -125,7 +125,19 @@ def test_models_and_labels_that_do_not_fit(random):
             GNNConfig(8, 16, 4, **change)
     graph = a_graph(random, 5, np.array([0, 1, 9, -100, 0], np.int32))
     model = NodeClassifier(GNNConfig.tiny(), rngs=nnx.Rngs(0))
+    batch = {"x": graph.x, "edge_index": graph.edge_index, "labels": graph.labels}
     with pytest.raises(DataError, match="row 2 has the label 9, but there are the classes 0 to 3"):
-        model.loss({"x": graph.x, "edge_index": graph.edge_index, "labels": graph.labels})
+        model.loss(batch)
+    assert np.isnan(nnx.jit(lambda model, batch: model.loss(batch)[0])(model, batch))  # at which the trainer stops
+    with pytest.raises(
+        DataError, match=r"labels have shape \(5,\) and dtype float64, expected an integer for each of 5"
+    ):
+        model.loss(batch | {"labels": np.zeros(5)})
+    with pytest.raises(DataError, match="pairs_2P holds 5, expected numbers from 0 to 4"):
+        LinkPredictor(GNNConfig.tiny(), rngs=nnx.Rngs(0))(graph.x, graph.edge_index, np.array([[0], [5]]))
+    with pytest.raises(
+        DataError, match=r"graph_N has shape \(4,\) and dtype int32, expected integers of the shape \(5,\)"
+    ):
+        GraphClassifier(GNNConfig.tiny(), rngs=nnx.Rngs(0))(graph.x, graph.edge_index, np.zeros(4, np.int32))
     with pytest.raises(DataError, match="conv='gcn' reads no edge_attr"):
         model(graph.x, graph.edge_index, edge_attr_EA=np.ones((graph.num_edges, 1), np.float32))

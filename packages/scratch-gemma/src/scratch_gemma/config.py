@@ -118,12 +118,20 @@ class GemmaConfig(_Sizes):
 
     @classmethod
     def gemma_2b(cls) -> Self:
-        """Return Gemma 2B: one key/value head for all queries."""
+        """Return Gemma 2B: one key/value head for all queries.
+
+        Source: the paper's table 1, and the config.json, as
+        https://huggingface.co/BAAI/bge-reranker-v2-gemma repeats it.
+        """
         return cls(256_000, 2048, 18, num_heads=8, num_kv_heads=1, head_dim=256, d_ff=16_384)
 
     @classmethod
     def gemma_7b(cls) -> Self:
-        """Return Gemma 7B: 16 heads of 256 features, more than d_model=3072."""
+        """Return Gemma 7B: 16 heads of 256 features, more than d_model=3072.
+
+        Source: the paper's table 1, and the config.json, as
+        https://huggingface.co/juhwanlee/gemma-7B-alpaca-case-0-2 repeats it.
+        """
         return cls(256_000, 3072, 28, num_heads=16, num_kv_heads=16, head_dim=256, d_ff=24_576)
 
 
@@ -184,17 +192,28 @@ class Gemma2Config(_Sizes):
 
     @classmethod
     def gemma2_2b(cls) -> Self:
-        """Return Gemma 2 2B."""
+        """Return Gemma 2 2B.
+
+        Source: the paper's table 1, and the config.json, as
+        https://huggingface.co/ModelSpace/GemmaX2-28-2B-Pretrain repeats it.
+        """
         return cls(256_000, 2304, 26, num_heads=8, num_kv_heads=4, head_dim=256, d_ff=9216)
 
     @classmethod
     def gemma2_9b(cls) -> Self:
-        """Return Gemma 2 9B."""
+        """Return Gemma 2 9B.
+
+        Source: the paper's table 1, and the config.json, as https://huggingface.co/ashercn97/blanked-v011
+        repeats it. Its first files had a query_pre_attn_scalar of 224, a mistake.
+        """
         return cls(256_000, 3584, 42, num_heads=16, num_kv_heads=8, head_dim=256, d_ff=14_336)
 
     @classmethod
     def gemma2_27b(cls) -> Self:
-        """Return Gemma 2 27B, whose queries are scaled by d_model / num_heads = 144 instead of head_dim = 128."""
+        """Return Gemma 2 27B, whose queries are scaled by d_model / num_heads = 144 instead of head_dim = 128.
+
+        Source: the paper's table 1, and the config.json, as copies of it have it.
+        """
         return cls(
             256_000, 4608, 46, num_heads=32, num_kv_heads=16, head_dim=128, d_ff=36_864, query_pre_attn_scalar=144
         )

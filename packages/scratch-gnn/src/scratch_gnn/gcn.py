@@ -67,6 +67,12 @@ class GCNConv(nnx.Module):
         own_N = None
         if self.normalize:
             weight_E, own_N = self.coefficients(edge_index_2E, weight_E, x_NF.shape[0])
+        return self.add_up(x_NF, edge_index_2E, weight_E, own_N)
+
+    def add_up(
+        self, x_NF: jax.Array, edge_index_2E: jax.Array, weight_E: jax.Array, own_N: jax.Array | None
+    ) -> jax.Array:
+        """Return y_NF of eq. 2 from $X W$ and the factors of the edges and of the self loops."""
         y_NF = pass_messages(x_NF, edge_index_2E, lambda target_EF, source_EF: weight_E[:, None] * source_EF)
         if own_N is not None:
             y_NF = y_NF + own_N[:, None] * x_NF

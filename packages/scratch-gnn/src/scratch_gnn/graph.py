@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from scratch_core.errors import DataError
 from scratch_core.losses import IGNORED
 
@@ -30,8 +32,17 @@ class Graph:
         width = self.x.shape[1] if getattr(self.x, "ndim", 0) == 2 else 0
         edge_dim = None if self.edge_attr is None else self.edge_attr.shape[-1]
         check_graph(self.x, self.edge_index, width, self.edge_weight, self.edge_attr, edge_dim)
-        if np.ndim(self.labels) and np.shape(self.labels) != (len(self.x),):
-            raise DataError(f"labels have shape {np.shape(self.labels)}, expected one for each of {len(self.x)} nodes")
+        if self.labels is None:
+            return
+        labels = np.asarray(self.labels)
+        if labels.ndim and labels.shape != (len(self.x),):
+            raise DataError(f"labels have shape {labels.shape}, expected one for each of {len(self.x)} nodes")
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(
+                f"labels have dtype {labels.dtype}, expected integers: the numbers of classes, -100 for none"
+            )
+        if (wrong := labels[(labels < 0) & (labels != IGNORED)]).size:
+            raise DataError(f"a label is {wrong[0]}, expected the number of a class from 0 on, or -100 for none")
 
     @property
     def num_nodes(self) -> int:
@@ -54,6 +65,18 @@ def check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:
         )
 
 
+def check_numbers(name: str, numbers: Any, shape: tuple[int, ...], end: int) -> None:
+    """Raise DataError unless these are integers of this shape from 0 to ``end`` - 1; under jit there are no values."""
+    if numbers.shape != shape or not jnp.issubdtype(numbers.dtype, jnp.integer):
+        raise DataError(
+            f"{name} has shape {numbers.shape} and dtype {numbers.dtype}, expected integers of the shape {shape}"
+        )
+    if not isinstance(numbers, Tracer):
+        given = np.asarray(numbers)
+        if (wrong := given[(given < 0) | (given >= end)]).size:
+            raise DataError(f"{name} holds {wrong[0]}, expected numbers from 0 to {end - 1}")
+
+
 def both_ways(pairs: np.ndarray) -> np.ndarray:
     """Return edge_index [2, E] of undirected edges [P, 2]: each one both ways, once, sorted by target; no self loop."""
     pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
@@ -62,12 +85,24 @@ def both_ways(pairs: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(found[:, ::-1].T).astype(np.int32)
 
 
+def edges_by_target(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
+    """Return the numbers of the edges sorted by target [E], and start [N + 1].
+
+    Node i is the target of the edges start[i] .. start[i + 1] - 1 in this order; those of one target stay in theirs.
+    """
+    edge_E = np.argsort(graph.edge_index[1], kind="stable").astype(np.int32)
+    counts_N = np.bincount(graph.edge_index[1], minlength=graph.num_nodes)
+    return edge_E, np.concatenate([[0], np.cumsum(counts_N)])
+
+
 def from_graphs_tuple(graphs: Any, labels: Sequence[Any] | None = None) -> list[Graph]:
     """Return the graphs of a ``jraph.GraphsTuple``, or of anything with its fields, as a list.
 
     ``nodes`` are the features, ``edges`` (or None) those of the edges. ``labels`` None: ``globals`` are the labels if
     they are integers, one for each graph. jraph need not be installed. Raises DataError for counts that do not add up.
     """
+    if graphs.nodes is None:
+        raise DataError("the nodes of the GraphsTuple are None: give each node features [nodes, D], such as a 1")
     n_node, n_edge = np.asarray(graphs.n_node), np.asarray(graphs.n_edge)
     x, senders, receivers = (np.asarray(each) for each in (graphs.nodes, graphs.senders, graphs.receivers))
     edges = None if graphs.edges is None else np.asarray(graphs.edges)

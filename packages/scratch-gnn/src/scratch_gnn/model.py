@@ -23,7 +23,7 @@ from flax import nnx
 from jax.core import Tracer
 from scratch_core.errors import DataError
 from scratch_core.layers import dropout
-from scratch_core.losses import cross_entropy
+from scratch_core.losses import IGNORED, cross_entropy
 from scratch_core.pretrained import PretrainedModel
 
 from scratch_gnn import convert
@@ -31,7 +31,8 @@ from scratch_gnn.config import GNNConfig
 from scratch_gnn.gat import GATConv, GATv2Conv
 from scratch_gnn.gcn import GCNConv
 from scratch_gnn.gin import GINConv, GINEConv, torch_linear
-from scratch_gnn.graph import check_labels
+from scratch_gnn.graph import check_labels, check_numbers
+from scratch_gnn.inference import read_in_blocks
 from scratch_gnn.pooling import attention_pool, pool
 from scratch_gnn.sage import SAGEConv
 
@@ -95,7 +96,9 @@ class GNN(PretrainedModel):
         return (edge_weight,) if name == "gcn" else (edge_attr,) if name == "gine" else ()
 
     def read(self, batch: Mapping[str, Any]) -> jax.Array:
-        """Return Z_NM of a batch's graph."""
+        """Return Z_NM of a batch's graph; a batch of :func:`scratch_gnn.inference.blocks` is read in blocks."""
+        if "node" in batch:
+            return read_in_blocks(self, batch)
         return self.hidden(batch["x"], batch["edge_index"], batch.get("edge_weight"), batch.get("edge_attr"))
 
     def answers(self, batch: Mapping[str, Any]) -> jax.Array:
@@ -107,12 +110,20 @@ class GNN(PretrainedModel):
 
         batch: "x" [N, D], "edge_index" [2, E]; optional "edge_weight" [E], "edge_attr" [E, A]; "labels", of the nodes
         [N], of the graphs [G] with the graph of each node as "graph" [N], or of the "pairs" [2, P]. Raises DataError
-        for a label out of range; under jit labels have no values to check.
+        for a label out of range; under jit labels have no values, and such a one makes the loss NaN, at which the
+        trainer stops.
         """
-        logits = self.answers(batch)
-        if not isinstance(batch["labels"], Tracer):
-            check_labels(np.asarray(batch["labels"]), logits.shape[-1], "row")
-        return cross_entropy(logits, batch["labels"])
+        logits, labels = self.answers(batch), batch["labels"]
+        if labels.shape != logits.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise DataError(
+                f"labels have shape {labels.shape} and dtype {labels.dtype}, expected an integer for each of "
+                f"{logits.shape[0]} rows"
+            )
+        if not isinstance(labels, Tracer):
+            check_labels(np.asarray(labels), logits.shape[-1], "row")
+        total, weight = cross_entropy(logits, labels)
+        wrong = (labels != IGNORED) & ((labels < 0) | (labels >= logits.shape[-1]))
+        return jnp.where(wrong.any(), jnp.nan, total), weight
 
 
 class NodeClassifier(GNN):
@@ -158,6 +169,7 @@ class GraphClassifier(GNN):
         """Return logits_GM. graph_N None: all nodes are of one graph; nodes of graph ``num_graphs`` are padding."""
         z_NM = self.hidden(x_ND, edge_index_2E, edge_weight_E, edge_attr_EA)
         graph_N = jnp.zeros(z_NM.shape[0], jnp.int32) if graph_N is None else jnp.asarray(graph_N)
+        check_numbers("graph_N", graph_N, (z_NM.shape[0],), num_graphs + 1)
         if self.gate is None:
             return pool(z_NM, graph_N, num_graphs, self.config.pooling)
         return attention_pool(z_NM, self.gate(z_NM)[:, 0], graph_N, num_graphs)
@@ -183,6 +195,8 @@ class LinkPredictor(GNN):
         edge_attr_EA: jax.Array | None = None,
     ) -> jax.Array:
         """Return logits_P: of the link between the two nodes of each pair, in whichever order."""
+        pairs_2P = jnp.asarray(pairs_2P)
+        check_numbers("pairs_2P", pairs_2P, (2, *pairs_2P.shape[1:2]), x_ND.shape[0])
         return score(self.hidden(x_ND, edge_index_2E, edge_weight_E, edge_attr_EA), pairs_2P)
 
     def answers(self, batch: Mapping[str, Any]) -> jax.Array:

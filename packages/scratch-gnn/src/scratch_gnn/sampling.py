@@ -17,7 +17,7 @@ from scratch_core.errors import ConfigError
 from scratch_core.losses import IGNORED
 
 from scratch_gnn.batching import pad_graph
-from scratch_gnn.graph import Graph
+from scratch_gnn.graph import Graph, edges_by_target
 
 
 class NeighbourSampler:
@@ -30,10 +30,7 @@ class NeighbourSampler:
         if not fanouts or min(fanouts) < 1:
             raise ConfigError(f"fanouts={tuple(fanouts)} must be numbers of at least 1, one for each layer")
         self.graph, self.fanouts = graph, tuple(fanouts)
-        self.edge_E = np.argsort(graph.edge_index[1], kind="stable").astype(np.int32)
-        counts_N = np.bincount(graph.edge_index[1], minlength=graph.num_nodes)
-        # Node i is the target of the edges start[i] .. start[i + 1] - 1, in this order.
-        self.start = np.concatenate([[0], np.cumsum(counts_N)])
+        self.edge_E, self.start = edges_by_target(graph)
 
     def edges_into(self, nodes: np.ndarray, fanout: int, rng: np.random.Generator) -> np.ndarray:
         """Return the numbers of at most ``fanout`` edges that end in each of ``nodes``."""

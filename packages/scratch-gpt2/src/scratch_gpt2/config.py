@@ -129,5 +129,8 @@ class GPT2Config:
 
     @classmethod
     def xl(cls) -> Self:
-        """Return GPT-2 XL, the model of the paper's results."""
+        """Return GPT-2 XL, the model of the paper's results.
+
+        Source: https://huggingface.co/openai-community/gpt2-xl/blob/main/config.json.
+        """
         return cls(50_257, 1600, 48, num_heads=25, d_ff=6400)

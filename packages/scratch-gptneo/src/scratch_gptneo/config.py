@@ -123,12 +123,19 @@ class GPTNeoConfig:
 
     @classmethod
     def neo_1_3b(cls) -> Self:
-        """Return GPT-Neo 1.3B."""
+        """Return GPT-Neo 1.3B.
+
+        Source: its config.json, as
+        https://huggingface.co/unrahul/gpt-neo-1.3B-OpenVINO-fp16 repeats it.
+        """
         return cls(50_257, 2048, 24, num_heads=16, d_ff=8192)
 
     @classmethod
     def neo_2_7b(cls) -> Self:
-        """Return GPT-Neo 2.7B."""
+        """Return GPT-Neo 2.7B.
+
+        Source: its config.json, as https://huggingface.co/ktangri/gpt-neo-demo repeats it.
+        """
         return cls(50_257, 2560, 32, num_heads=20, d_ff=10_240)
 
 

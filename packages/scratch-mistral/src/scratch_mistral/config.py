@@ -116,7 +116,10 @@ class MistralConfig:
 
     @classmethod
     def mistral_7b_v0_1(cls) -> Self:
-        """Return Mistral 7B v0.1, the paper's: a window of 4096."""
+        """Return Mistral 7B v0.1, the paper's: a window of 4096.
+
+        Source: the paper's table 1, and the config.json, as https://huggingface.co/d-matrix/Mistral repeats it.
+        """
         return cls(
             32_000, 4096, 32, num_heads=32, num_kv_heads=8, head_dim=128, d_ff=14_336,
             window=4096, rope=Rope(10_000.0),
@@ -129,12 +132,20 @@ class MistralConfig:
 
     @classmethod
     def mistral_7b_v0_3(cls) -> Self:
-        """Return Mistral 7B v0.3: v0.2 with 768 more tokens."""
+        """Return Mistral 7B v0.3: v0.2 with 768 more tokens.
+
+        Source: its config.json, as https://huggingface.co/AmberYifan/Mistral-7B-v0.3-spin-10k repeats
+        it.
+        """
         return dataclasses.replace(cls.mistral_7b_v0_2(), vocab_size=32_768)
 
     @classmethod
     def nemo_12b(cls) -> Self:
-        """Return Mistral NeMo 12B: 32 heads of 128 features read a residual stream of 5120."""
+        """Return Mistral NeMo 12B: 32 heads of 128 features read a residual stream of 5120.
+
+        Source: its config.json, as https://huggingface.co/spow12/MK_Nemo_12B repeats it, but for the limit of
+        positions: there 1,024,000, as in the first files; here 131,072, as in later ones and the announcement (128k).
+        """
         return cls(
             131_072, 5120, 40, num_heads=32, num_kv_heads=8, head_dim=128, d_ff=14_336, max_positions=131_072
         )  # fmt: skip

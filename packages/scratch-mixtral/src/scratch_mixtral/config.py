@@ -128,10 +128,18 @@ class MixtralConfig:
 
     @classmethod
     def mixtral_8x7b(cls) -> Self:
-        """Return Mixtral 8x7B: 47 B parameters, of which a token uses 13 B."""
+        """Return Mixtral 8x7B: 47 B parameters, of which a token uses 13 B.
+
+        Source: the paper's table 1, and the config.json, as https://huggingface.co/prometheus-eval/prometheus-8x7b-v2.0
+        repeats it.
+        """
         return cls(32_000, 4096, 32, num_heads=32, num_kv_heads=8, head_dim=128, d_ff=14_336, router_loss_weight=0.02)
 
     @classmethod
     def mixtral_8x22b(cls) -> Self:
-        """Return Mixtral 8x22B: 141 B parameters, of which a token uses 39 B."""
+        """Return Mixtral 8x22B: 141 B parameters, of which a token uses 39 B.
+
+        Source: https://huggingface.co/mistral-community/Mixtral-8x22B-v0.1. The instruction-tuned model has 32,768
+        tokens.
+        """
         return cls(32_000, 6144, 56, num_heads=48, num_kv_heads=8, head_dim=128, d_ff=16_384, max_positions=65_536)

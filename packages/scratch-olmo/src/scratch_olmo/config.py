@@ -126,17 +126,27 @@ class OlmoConfig(_Sizes):
 
     @classmethod
     def olmo_1b(cls) -> Self:
-        """Return OLMo 1B (February 2024): tied embeddings."""
+        """Return OLMo 1B (February 2024): tied embeddings.
+
+        Source: the config.json of OLMo-1B-hf, as https://huggingface.co/onnx-community/OLMo-1B-hf
+        repeats it.
+        """
         return cls(50_304, 2048, 16, num_heads=16, num_kv_heads=16, d_ff=8192, tie_embeddings=True)
 
     @classmethod
     def olmo_7b(cls) -> Self:
-        """Return OLMo 7B (February 2024)."""
+        """Return OLMo 7B (February 2024).
+
+        Source: https://huggingface.co/allenai/OLMo-7B-hf/blob/main/config.json.
+        """
         return cls(50_304, 4096, 32, num_heads=32, num_kv_heads=32, d_ff=11_008)
 
     @classmethod
     def olmo_7b_0424(cls) -> Self:
-        """Return OLMo 7B of April 2024 (OLMo 1.7): queries, keys and values clipped, texts twice as long."""
+        """Return OLMo 7B of April 2024 (OLMo 1.7): queries, keys and values clipped, texts twice as long.
+
+        Source: its config.json, as https://huggingface.co/ricdomolm/ttt-mc-olmo-1.7-7b repeats it.
+        """
         return dataclasses.replace(cls.olmo_7b(), clip_qkv=8.0, max_positions=4096)
 
 
@@ -172,7 +182,11 @@ class Olmo2Config(_Sizes):
 
     @classmethod
     def olmo2_1b(cls) -> Self:
-        """Return OLMo 2 1B (April 2025)."""
+        """Return OLMo 2 1B (April 2025).
+
+        Source: its config.json, as a fine-tuned copy repeats it,
+        https://huggingface.co/CodeAtCMU/OLMo-2-0425-1B_full_sft_code_data_120K_remove_comments.
+        """
         return cls(
             100_352, 2048, 16, num_heads=16, num_kv_heads=16, d_ff=8192, rope=Rope(500_000.0), max_positions=4096,
             z_loss_weight=1e-5, eos_token_id=100_257, pad_token_id=100_277,
@@ -180,7 +194,10 @@ class Olmo2Config(_Sizes):
 
     @classmethod
     def olmo2_7b(cls) -> Self:
-        """Return OLMo 2 7B (November 2024)."""
+        """Return OLMo 2 7B (November 2024).
+
+        Source: its config.json, as https://huggingface.co/shanearora/i-am-a-good-open-base-model has it.
+        """
         return dataclasses.replace(
             cls.olmo2_1b(), d_model=4096, num_layers=32, num_heads=32, num_kv_heads=32, d_ff=11_008
         )

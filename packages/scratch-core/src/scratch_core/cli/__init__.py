@@ -144,11 +144,12 @@ def _plan(
 ) -> None:
     """Say what a training step of `scratch train` needs on each device of a mesh, without the devices or the weights.
 
-    The step is compiled for simulated CPU devices. Parameters, optimizer state and FLOPs of matrix products are
-    exact for any device. "activations" are what the forward pass keeps for the backward pass, and a part of the
-    temporary memory. Temporary memory and collectives are what XLA's CPU compiler makes of the step: other compilers
-    fuse otherwise, and make reduce-scatters where this one makes all-reduces of twice the traffic. FLOPs of other
-    operations, memory for the program itself and fragmentation are not counted.
+    The step is compiled for simulated CPU devices. Parameters, optimizer state and FLOPs of matrix products are exact
+    for any device. "activations" are what the forward pass computes and the backward pass reads, held in temporary
+    memory; unless layers are scanned, not all at the same time, so that their sum can be larger. Temporary memory and
+    collectives are what XLA's CPU compiler makes of the step: other compilers fuse otherwise, and make
+    reduce-scatters where this one makes all-reduces of twice the traffic. FLOPs of other operations, memory for the
+    program itself and fragmentation are not counted.
 
     Args:
         name: A model that `scratch models` lists.

@@ -239,7 +239,7 @@ def _show(run: Run, found: Plan, layers: str) -> None:
         ("optimizer state", found.optimizer),
         ("batch and counts", found.other),
         ("temporary memory", found.temporary),
-        ("  of it activations", found.activations),
+        ("activations, in it", found.activations),
         ("results", found.outputs),
         ("in all", found.total),
     ):

@@ -10,6 +10,7 @@ connections, as after a kill; within 100 s, JAX's time without a heartbeat, wher
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
 import sys
@@ -30,6 +31,8 @@ MEETING_SECONDS = 300.0
 PREPARING_SECONDS = 3600.0
 """How long `wait_for_all` waits: reading a large text may take one process longer than another."""
 RESTART = "look at what the others print, and start all of them again, with --resume if the run has begun"
+STATUS = re.compile(r"[A-Z_]{5,}: ")
+"""How the errors of JAX's runtime begin: with a word such as UNAVAILABLE."""
 
 _kept: list[Any] = []  # the handler of SIGABRT, which C calls
 _started = _lost = False
@@ -204,8 +207,8 @@ def lost_process() -> Generator[None]:
     """Within it, what JAX raises when another process has gone becomes a TrainingError that says what to do."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # which of them depends on where JAX notices
+        if jax.process_count() == 1 or not STATUS.match(str(error)):
             raise
         global _lost
         _lost = True

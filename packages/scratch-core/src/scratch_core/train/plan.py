@@ -25,11 +25,12 @@ from scratch_core.train.step import TrainingStep, model_loss
 class Plan:
     """What each device holds, in bytes, and does in one step.
 
-    ``parameters`` and ``optimizer`` are its shards of them, ``other`` its part of the batch, the random numbers and the
-    counts. ``temporary`` is what the compiled step needs beside them while it runs, without which it cannot start; the
-    ``activations``, which the forward pass keeps for the backward pass, are a part of it (`Program.kept`). ``outputs``
-    are results that do not take the place of an argument. ``flops`` and ``collectives`` are those of `hlo.Cost`, and so
-    is ``unknown``, the number of loops that count as one turn.
+    ``parameters`` and ``optimizer`` are its shards of them, ``other`` its part of the batch, the random numbers and
+    the counts. ``temporary`` is what the compiled step needs beside them while it runs, without which it cannot
+    start; the ``activations``, which the forward pass computes and the backward pass reads, are in it
+    (`Program.kept`); unless layers are scanned, not all at the same time, so that their sum can be larger.
+    ``outputs`` are results that do not take the place of an argument. ``flops`` and ``collectives`` are those of
+    `hlo.Cost`, and so is ``unknown``, the number of loops that count as one turn.
     """
 
     parameters: int

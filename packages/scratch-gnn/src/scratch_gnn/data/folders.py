@@ -4,10 +4,12 @@ No file is executed. Planetoid's files are pickles: they are read by a reader th
 matrices and plain containers, and refuses every other name, so that a hostile file is an error.
 """
 
-import csv
 import gzip
 import io
 import pickle
+import re
+import warnings
+import zlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,47 +83,77 @@ def read_planetoid(folder: str | Path) -> Loaded:
     return Loaded([graph], ally.shape[1], split)
 
 
-def read_ogb(folder: str | Path) -> Loaded:
+# The sets of OGB whose files hold each edge of an undirected graph once: those with add_inverse_edge in its master.csv.
+# OGB names a folder ogbg_molhiv; the archive that it comes from names it hiv.
+_UNDIRECTED = re.compile(
+    r"ogbn[-_](proteins|products)|ogbl[-_](ppa|collab|ddi)|ogbg[-_](ppa|mol\w+)"
+    r"|proteins|products|collab|bace|bbbp|clintox|muv|pcba|sider|tox21|toxcast|hiv|esol|freesolv|lipophilicity|chembl"
+)
+
+
+def read_ogb(folder: str | Path, add_inverse_edge: bool | None = None) -> Loaded:
     """Return the graphs of an OGB folder: raw/edge.csv.gz, num-node-list, num-edge-list, node-feat, and labels.
 
     Labels are raw/node-label.csv.gz of one graph, or raw/graph-label.csv.gz; the split is that of the folder in split/.
-    Edges are read as they stand; an undirected graph's that stand there once are added the other way round, as OGB does
-    (``add_inverse_edge``). Raises DataError that names the file.
+    add_inverse_edge: each edge is followed by the same edge the other way round, with the same features. None: what OGB
+    does for the set of the folder's name, such as True for ogbn_products, False for ogbn_arxiv, whose edges are
+    directed; of another name edges are read as they stand. Raises DataError that names the file.
     """
-    raw = Path(folder) / "raw"
-    edges = _csv(raw / "edge.csv.gz").astype(np.int64).reshape(-1, 2)
-    node_counts, edge_counts = (
-        _csv(raw / f"num-{each}-list.csv.gz").astype(int).reshape(-1) for each in ("node", "edge")
-    )
+    folder = Path(folder)
+    raw = folder / "raw"
+    if add_inverse_edge is None:
+        add_inverse_edge = _UNDIRECTED.fullmatch(folder.resolve().name) is not None
+    edges = _csv(raw / "edge.csv.gz", np.int64).reshape(-1, 2)
+    node_counts, edge_counts = (_csv(raw / f"num-{each}-list.csv.gz", np.int64)[:, 0] for each in ("node", "edge"))
     if (raw / "node-feat.csv.gz").exists():
-        x = _csv(raw / "node-feat.csv.gz").astype(np.float32)
+        x = _csv(raw / "node-feat.csv.gz", np.float32)
     else:
         x = np.ones((node_counts.sum(), 1), np.float32)
-    attributes = _csv(raw / "edge-feat.csv.gz").astype(np.float32) if (raw / "edge-feat.csv.gz").exists() else None
+    attributes = _csv(raw / "edge-feat.csv.gz", np.float32) if (raw / "edge-feat.csv.gz").exists() else None
     if len(x) != node_counts.sum() or len(edges) != edge_counts.sum():
         raise DataError(
             f"{raw}: {len(x)} rows of nodes and {len(edges)} edges, but the lists of counts add up to "
             f"{node_counts.sum()} and {edge_counts.sum()}"
         )
+    if attributes is not None and len(attributes) != len(edges):
+        raise DataError(
+            f"{raw}/edge-feat.csv.gz has {len(attributes)} rows, expected one for each of {len(edges)} edges"
+        )
+    if add_inverse_edge:
+        edges = np.stack([edges, edges[:, ::-1]], axis=1).reshape(-1, 2)
+        attributes = None if attributes is None else np.repeat(attributes, 2, axis=0)
+        edge_counts = 2 * edge_counts
     of_nodes = (raw / "node-label.csv.gz").exists()
-    labels = _csv(raw / f"{'node' if of_nodes else 'graph'}-label.csv.gz")[:, 0]
-    known = np.isfinite(labels)
-    classes = np.unique(labels[known])
-    labels = np.where(known, np.searchsorted(classes, labels), -100).astype(np.int32)
+    labels, num_classes = _ogb_labels(raw / f"{'node' if of_nodes else 'graph'}-label.csv.gz")
+    if len(labels) != (len(x) if of_nodes else len(node_counts)):
+        raise DataError(f"{raw}: {len(labels)} labels for {len(node_counts)} graphs of {len(x)} nodes together")
     graphs, node, edge = [], 0, 0
     for number, (nodes, count) in enumerate(zip(node_counts, edge_counts, strict=True)):
-        index = edges[edge : edge + count].T
-        part = None if attributes is None else attributes[edge : edge + count]
-        if set(map(tuple, index.T.tolist())).isdisjoint(map(tuple, index[::-1].T.tolist())):
-            index = np.concatenate([index, index[::-1]], axis=1)
-            part = None if part is None else np.concatenate([part, part])
-        label = labels if of_nodes else int(labels[number])
-        graphs.append(Graph(x[node : node + nodes], index.astype(np.int32), label, edge_attr=part))
+        part = slice(edge, edge + count)
+        label = labels[node : node + nodes] if of_nodes else int(labels[number])
+        attribute = None if attributes is None else attributes[part]
+        index = np.ascontiguousarray(edges[part].T, np.int32)
+        graphs.append(Graph(x[node : node + nodes], index, label, edge_attr=attribute))
         node, edge = node + nodes, edge + count
     split = {}
-    for path in sorted((Path(folder) / "split").glob("*/*.csv.gz")):
-        split[path.name.split(".")[0]] = _csv(path).astype(np.int64).reshape(-1)
-    return Loaded(graphs, len(classes), split)
+    for path in sorted((folder / "split").glob("*/*.csv.gz")):
+        split[path.name.split(".")[0]] = _csv(path, np.int64).reshape(-1)
+    return Loaded(graphs, num_classes, split)
+
+
+def _ogb_labels(path: Path) -> tuple[np.ndarray, int]:
+    """Return the number of each row's class, -100 for an empty field, and how many classes there are."""
+    values = _csv(path, np.float64, converters=lambda text: float(text or "nan"))
+    if values.shape[1] != 1:
+        raise DataError(f"{path} has {values.shape[1]} labels in a row: models here have one; keep the column to learn")
+    values = values[:, 0]
+    known = np.isfinite(values)
+    if (values[known] % 1 != 0).any():
+        raise DataError(
+            f"{path} holds {values[known][values[known] % 1 != 0][0]}, which is no class: regression is not implemented"
+        )
+    classes = np.unique(values[known])
+    return np.where(known, np.searchsorted(classes, values), -100).astype(np.int32), len(classes)
 
 
 _PARTS = ("tx", "allx", "y", "ty", "ally")
@@ -203,10 +235,11 @@ def _features(attributes: Path, labels: Path, rows: int) -> np.ndarray | None:
     return np.concatenate(parts, axis=1).astype(np.float32) if parts else None
 
 
-def _csv(path: Path) -> np.ndarray:
-    """Return the numbers of a compressed CSV file without header; an empty field is NaN."""
+def _csv(path: Path, dtype: Any, converters: Any = None) -> np.ndarray:
+    """Return the numbers of a compressed CSV file without header [rows, columns]."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            return np.array([[float(field or "nan") for field in row] for row in csv.reader(file)], np.float64)
-    except (OSError, EOFError, ValueError) as error:
+        with warnings.catch_warnings(), gzip.open(path, "rt", encoding="utf-8") as file:
+            warnings.filterwarnings("ignore", "loadtxt: input contained no data")  # of graphs without edges
+            return np.loadtxt(file, dtype, delimiter=",", comments=None, ndmin=2, converters=converters)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path} cannot be read as numbers: {error}") from error

@@ -89,7 +89,7 @@ def open_graphs(data: str | None, default: str = "trees") -> GraphSet:
         description = f"functions of {', '.join(classes)}: {len(graphs)} trees, {len(train)} to train on"
         return GraphSet(graphs, classes, train, test, description)
     loaded = _open_folder(data)
-    labelled = [number for number, graph in enumerate(loaded.graphs) if np.ndim(graph.labels) == 0]
+    labelled = [i for i, graph in enumerate(loaded.graphs) if np.ndim(graph.labels) == 0 and graph.labels != IGNORED]
     if len(labelled) < 2:
         raise DataError(f"{data} holds {len(labelled)} graphs with a label, fewer than 2: use node_classification")
     train, test = _split(loaded, np.array(labelled))
@@ -129,7 +129,9 @@ def _numbered(num_classes: int) -> tuple[str, ...]:
 
 
 def _size(graph: Graph) -> str:
-    return f"{graph.num_nodes:,} nodes, {graph.num_edges:,} edges"
+    source, target = graph.edge_index.astype(np.int64)
+    there, back = (np.sort(one * graph.num_nodes + other) for one, other in ((source, target), (target, source)))
+    return f"{graph.num_nodes:,} nodes, {graph.num_edges:,} {'' if np.array_equal(there, back) else 'directed '}edges"
 
 
 def _digest(graphs: list[Graph], *numbers: np.ndarray) -> str:

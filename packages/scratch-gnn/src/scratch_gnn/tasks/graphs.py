@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import tyro
 from scratch_core.data import training_batches
+from scratch_core.losses import IGNORED
 from scratch_core.registry import ModelSpec
 from scratch_core.tasks import Job, RunOptions
 
@@ -80,7 +81,12 @@ class GraphClassification(GraphTask):
         logits = np.concatenate([forward(model, "answers", batch) for batch in in_order(graphs, 64)])[: len(graphs)]
         answers, held_out = logits.argmax(axis=-1), set(data.test.tolist())
         rows = (
-            (number, data.classes[graph.labels], data.classes[answer], "test" if number in held_out else "train")
+            (
+                number,
+                "" if graph.labels == IGNORED else data.classes[graph.labels],
+                data.classes[answer],
+                "test" if number in held_out else "train",
+            )
             for number, (graph, answer) in enumerate(zip(graphs, answers))
         )
         out = folder if options.out is None else Path(options.out)
@@ -98,7 +104,7 @@ class GraphJob(Job):
 
     def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
         """Print the accuracy beside that of the most frequent class."""
-        labels = np.array([graph.labels for graph in self.data.graphs])
+        labels = np.array([graph.labels for graph in self.data.graphs])  # those of the split are all known
         share, number = results["accuracy"], len(self.data.test)
         print(f"held-out accuracy {100 * share:.2f} % ({round(share * number)} of {number})")
         base = most_frequent(labels[self.data.train], labels[self.data.test])

@@ -15,6 +15,7 @@ from scratch_core.tasks import Job, RunOptions
 from scratch_gnn.batching import pad_graph
 from scratch_gnn.data import NodeSet, open_nodes
 from scratch_gnn.graph import Graph, both_ways
+from scratch_gnn.inference import InBlocks, blocks
 from scratch_gnn.pictures import LARGEST, draw_graph
 from scratch_gnn.sampling import NeighbourSampler, sampled_batches
 from scratch_gnn.tasks.common import (
@@ -73,20 +74,29 @@ class NodeClassification(GraphTask):
                 raise DataError(f"{nodes.description}: no labelled node to {name}")
         width, edge_dim = nodes.graph.x.shape[1], _width(nodes.graph.edge_attr)
         model = build(spec, self.name, options, lambda c: c.with_data(width, nodes.classes, edge_dim), width)
-        batches: Any = Always(node_batch(nodes.graph, nodes.train, model))
-        update = f"a graph of {nodes.graph.num_nodes:,} nodes"
-        if fanouts := options.fanouts:
+        graph = readable(nodes.graph, model.config.conv)
+        batches: Any
+        held_out: Any
+        if fanouts := options.fanouts:  # neither training nor evaluation holds a message for each edge of the graph
             if len(fanouts) != model.config.num_layers:
                 raise ConfigError(
                     f"--fanout {options.fanout} must have a number for each of {model.config.num_layers} layers"
                 )
-            sampler = NeighbourSampler(readable(nodes.graph, model.config.conv), fanouts)
-            batches = sampled_batches(sampler, nodes.train, options.batch_size, seed=options.seed)
+            batches = sampled_batches(
+                NeighbourSampler(graph, fanouts), nodes.train, options.batch_size, seed=options.seed
+            )
+            held_out = InBlocks(labelled(graph, nodes.test))
             update = f"{options.batch_size} nodes and up to {' x '.join(map(str, fanouts))} neighbours"
+        else:
+            batches, held_out = (
+                Always(pad_graph(labelled(graph, nodes.train))),
+                [pad_graph(labelled(graph, nodes.test))],
+            )
+            update = f"a graph of {graph.num_nodes:,} nodes"
         return NodeJob(
             model=model,
             batches=batches,
-            held_out=[node_batch(nodes.graph, nodes.test, model)],
+            held_out=held_out,
             description=nodes.description,
             fingerprint=nodes.fingerprint,
             update=update,
@@ -136,11 +146,11 @@ class NodeJob(Job):
         return "predict", str(folder)
 
 
-def node_batch(graph: Graph, numbers: np.ndarray, model: Any) -> dict[str, np.ndarray]:
-    """Return a padded graph of which only the nodes ``numbers`` are labelled, with what the model reads of edges."""
+def labelled(graph: Graph, numbers: np.ndarray) -> Graph:
+    """Return the graph with the labels of the nodes ``numbers`` alone."""
     labels = np.full(graph.num_nodes, IGNORED, np.int32)
     labels[numbers] = graph.labels[numbers]
-    return pad_graph(readable(dataclasses.replace(graph, labels=labels), model.config.conv))
+    return dataclasses.replace(graph, labels=labels)
 
 
 def readable(graph: Graph, conv: str) -> Graph:
@@ -179,7 +189,7 @@ def draw(model: Any, nodes: NodeSet, folder: Path) -> None:
 
 
 def _logits(model: Any, nodes: NodeSet) -> np.ndarray:
-    return forward(model, "read", node_batch(nodes.graph, nodes.test, model))[: nodes.graph.num_nodes]
+    return forward(model, "read", blocks(readable(nodes.graph, model.config.conv)))
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
