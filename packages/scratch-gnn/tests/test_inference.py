@@ -52,7 +52,7 @@ def test_blocks_give_the_logits_of_the_whole_graph(most, models, random):
     assert all((len(each) == 1) == (most == 1000) for each in in_blocks.values())
     found = read(models, {conv: next(iter(each)) for conv, each in in_blocks.items()})
     for conv in CONVS:
-        np.testing.assert_allclose(found[conv], whole[conv], atol=2e-5, err_msg=conv)
+        np.testing.assert_allclose(found[conv], whole[conv], rtol=1e-5, atol=1e-5, err_msg=conv)
 
 
 def test_a_graph_without_edges_is_read(models):
@@ -64,14 +64,10 @@ def test_a_graph_without_edges_is_read(models):
 
 
 def test_blocks_hold_no_message_for_each_edge(random):
-    """Of 200,000 edges and 64 features the messages are 51 MB."""
+    """The messages of all 200,000 edges, 64 numbers each, are 51 MB."""
     graph = Graph(np.ones((2000, 64), np.float32), random.integers(0, 2000, (2, 200_000)).astype(np.int32))
     model = NodeClassifier(GNNConfig(64, 64, 4, conv="sage"), rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(model)
-    needed = {}
-    for name, batch in (("blocks", blocks(graph, 5000)), ("whole", as_a_whole(graph))):
-        step = jax.jit(lambda state, batch: nnx.merge(graphdef, state).read(batch)).lower(state, batch).compile()
-        needed[name] = step.memory_analysis().temp_size_in_bytes / 1e6
-    print(needed)
-    assert needed["blocks"] < 10
-    assert needed["whole"] > 51
+    read = jax.jit(lambda state, batch: nnx.merge(graphdef, state).read(batch))
+    analysis = read.lower(state, blocks(graph, 5000)).compile().memory_analysis()
+    assert analysis.temp_size_in_bytes < 10e6

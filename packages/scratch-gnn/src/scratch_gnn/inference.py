@@ -42,11 +42,12 @@ class InBlocks:
 
 
 def blocks(graph: Graph, most: int = EDGES) -> dict[str, np.ndarray]:
-    """Return a graph as a batch that models read in blocks: "x" [N, D], "labels" [N] as in :func:`pad_graph`, and
+    """Return a graph as a batch that models read in blocks.
 
-    "node" [C, T], the nodes of each block, N for padding; "source" [C, S], the source of each edge, 0 for padding;
-    "row" [C, S], the place of its target in the block, T for padding; what edges have, "edge_weight" [C, S] and
-    "edge_attr" [C, S, A], 0 for padding. A block has at most ``most`` nodes, and edges unless one node has more.
+    "x" [N, D] and "labels" [N] are those of the graph. "node" [C, T], the nodes of each block, N for padding; "source"
+    [C, S], the source of each edge, 0 for padding; "row" [C, S], the place of its target in the block, T for padding.
+    "edge_weight" [C, S] and "edge_attr" [C, S, A], if edges have them, are 0 for padding. A block has at most ``most``
+    nodes, and edges unless one node has more.
     """
     N, (edge_E, start) = graph.num_nodes, edges_by_target(graph)
     room, cuts = max(most, int(np.diff(start).max(initial=0))), [0]
@@ -75,7 +76,10 @@ def blocks(graph: Graph, most: int = EDGES) -> dict[str, np.ndarray]:
 
 
 def read_in_blocks(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Return Z of eq. 1 in ``model.py`` for all nodes, from a batch of :func:`blocks`; dropout is left out."""
+    """Return Z of eq. 1 in ``model.py`` for all nodes, from a batch of :func:`blocks`.
+
+    The model must be in evaluation mode: dropout of features is left out, and that of attention must be off.
+    """
     x = jnp.asarray(batch["x"]).astype(model.dtype)
     for number, conv in enumerate(model.convs):
         last = number == model.config.num_layers - 1

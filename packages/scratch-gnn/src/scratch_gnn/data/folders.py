@@ -240,6 +240,7 @@ def _csv(path: Path, dtype: Any, converters: Any = None) -> np.ndarray:
     try:
         with warnings.catch_warnings(), gzip.open(path, "rt", encoding="utf-8") as file:
             warnings.filterwarnings("ignore", "loadtxt: input contained no data")  # of graphs without edges
-            return np.loadtxt(file, dtype, delimiter=",", comments=None, ndmin=2, converters=converters)
+            # Of a column with one field, a row without a number is "".
+            return np.loadtxt(file, dtype, delimiter=",", comments=None, quotechar='"', ndmin=2, converters=converters)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path} cannot be read as numbers: {error}") from error
