@@ -18,6 +18,7 @@ PAGE = Path(__file__).resolve().parent.parent / "shared" / "docs" / "from_text_t
 
 
 def test_the_page_runs_from_texts_to_a_merged_and_exported_model(blocks, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("scratch_core.tasks.causal_lm.SAMPLE_TOKENS", 0)  # samples cost more than the training
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     text, names = PAGE.read_text(encoding="utf-8"), {}

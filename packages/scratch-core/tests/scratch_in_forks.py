@@ -40,7 +40,6 @@ def run(arguments, output, devices=1, environment=None, hold=None, go=None, meet
 
 def serve():
     import grain  # noqa: F401, and Orbax: everything that a fork would import again
-    import scratch_toy  # noqa: F401
     from orbax.checkpoint import multihost, v1  # noqa: F401
     from scratch_core.cli import train  # noqa: F401
 

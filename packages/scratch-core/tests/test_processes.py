@@ -29,7 +29,8 @@ class Server:
 
     def __init__(self, folder, packages):
         self.folder, self.started, self.codes = folder, [], {}
-        settings = {"PYTHONPATH": str(packages), "JAX_PLATFORMS": "cpu"}
+        paths = [str(packages), *filter(None, [os.environ.get("PYTHONPATH")])]
+        settings = {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
         settings |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         settings |= {"JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
         self.process = subprocess.Popen(
