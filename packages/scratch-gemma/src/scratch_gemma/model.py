@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from scratch_core import CausalLM
-from scratch_core.layers import GatedMLP, GroupedQueryAttention, KeyValueCache, Linear, causal_mask
+from scratch_core.layers import GatedMLP, GroupedQueryAttention, KeyValueCache, Linear, causal_mask, tied_logits
 from scratch_core.layers.attention import BLOCKED
 
 from scratch_gemma import convert
@@ -95,7 +95,7 @@ class Gemma(CausalLM):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Return logits_BTV, float32, for normalised x_BTD; the head reads the embedding itself."""
-        return self.embedding.attend(x_BTD).astype(jnp.float32)
+        return tied_logits(self.embedding, x_BTD).astype(jnp.float32)
 
 
 def _embedding(config: GemmaConfig | Gemma2Config, dtype: Any, rngs: nnx.Rngs) -> nnx.Embed:
@@ -193,4 +193,4 @@ class Gemma2(CausalLM):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Return capped logits_BTV, float32, for normalised x_BTD; the head reads the embedding itself."""
-        return soft_cap(self.embedding.attend(x_BTD).astype(jnp.float32), self.config.logit_cap)  # eq. 7
+        return soft_cap(tied_logits(self.embedding, x_BTD).astype(jnp.float32), self.config.logit_cap)  # eq. 7

@@ -31,6 +31,7 @@ from scratch_core.layers import (
     causal_mask,
     dropout,
     gelu,
+    tied_logits,
 )
 
 from scratch_gpt2 import convert
@@ -116,5 +117,5 @@ class GPT2(CausalLM):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
-        logits_BTV = self.embedding.attend(x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
+        logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)  # eq. 4

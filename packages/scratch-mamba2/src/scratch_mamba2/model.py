@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from scratch_core import CausalLM
-from scratch_core.layers import DecoderCache, Linear, RMSNorm, run_blocks
+from scratch_core.layers import DecoderCache, Linear, RMSNorm, run_blocks, tied_logits
 
 from scratch_mamba2 import convert, ssd
 from scratch_mamba2.config import Mamba2Config
@@ -222,7 +222,7 @@ class Mamba2(CausalLM):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
-        logits_BTV = self.embedding.attend(x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
+        logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)
 
     def init_cache(self, batch_size: int, capacity: int | None = None) -> DecoderCache:

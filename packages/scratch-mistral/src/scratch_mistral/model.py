@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from scratch_core import CausalLM
-from scratch_core.layers import GatedMLP, GroupedQueryAttention, RMSNorm
+from scratch_core.layers import GatedMLP, GroupedQueryAttention, RMSNorm, tied_logits
 
 from scratch_mistral import convert
 from scratch_mistral.config import MistralConfig
@@ -81,5 +81,5 @@ class Mistral(CausalLM):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
-        logits_BTV = self.embedding.attend(x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
+        logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)  # eq. 3

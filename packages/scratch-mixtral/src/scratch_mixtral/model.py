@@ -30,6 +30,7 @@ from scratch_core.layers import (
     RMSNorm,
     load_balancing_loss,
     positions_from_mask,
+    tied_logits,
     top_k_routing,
 )
 from scratch_core.losses import causal_lm_inputs, causal_lm_loss
@@ -110,7 +111,7 @@ class Mixtral(CausalLM):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
-        logits_BTV = self.embedding.attend(x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
+        logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)  # eq. 4
 
     def hidden_and_router_logits(

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from scratch_core import CausalLM
-from scratch_core.layers import GatedMLP, GroupedQueryAttention, Linear, RMSNorm, positions_from_mask
+from scratch_core.layers import GatedMLP, GroupedQueryAttention, Linear, RMSNorm, positions_from_mask, tied_logits
 from scratch_core.losses import causal_lm_loss
 
 from scratch_mod import convert
@@ -156,7 +156,7 @@ class MixtureOfDepths(CausalLM):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
-        logits_BTV = self.embedding.attend(x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
+        logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)
 
     def loss(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from scratch_core import CausalLM
-from scratch_core.layers import MLP, KeyValueCache, Linear, attend, causal_mask, dropout, gelu
+from scratch_core.layers import MLP, KeyValueCache, Linear, attend, causal_mask, dropout, gelu, tied_logits
 
 from scratch_mpt import convert
 from scratch_mpt.config import MPTConfig
@@ -130,5 +130,5 @@ class MPT(CausalLM):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
-        logits_BTV = self.embedding.attend(x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
+        logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)  # eq. 5

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from scratch_core import CausalLM
-from scratch_core.layers import GatedMLP, KeyValueCache, Linear, attend, causal_mask
+from scratch_core.layers import GatedMLP, KeyValueCache, Linear, attend, causal_mask, tied_logits
 from scratch_core.layers.linear import LECUN_NORMAL
 from scratch_core.losses import IGNORED, causal_lm_inputs, causal_lm_loss, next_token_labels
 
@@ -178,7 +178,7 @@ class _Decoder(CausalLM):
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
-        logits_BTV = self.embedding.attend(x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
+        logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)
 
     def loss(self, batch: Any) -> tuple[jax.Array, jax.Array]:
