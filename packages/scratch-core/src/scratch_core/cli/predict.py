@@ -33,7 +33,7 @@ def predict(folder: str, arguments: Sequence[str]) -> None:
             f"{folder} holds a {model_class.__name__} of the task {task.name}, which has no `scratch predict`{hint}"
         )
     options = parse(task.PredictOptions, f"scratch predict {folder}", arguments)
-    if getattr(options, "out", None) is None:
+    if not task.row_fields or getattr(options, "out", None) is None:
         task.predict(path, model_class, options)
         return
     predict_file(task, path, model_class.from_pretrained(path), options)
