@@ -1,4 +1,4 @@
-"""`scratch plan NAME`: what a training step needs on each device, compiled for simulated devices, without weights."""
+"""`scratch plan NAME`: the memory of a training step on each device, compiled on simulated devices without weights."""
 
 import dataclasses
 import re
@@ -24,7 +24,7 @@ from scratch_core.train.optimizers import SCHEDULES
 from scratch_core.train.plan import Plan, plan_step
 
 SPARE = 4
-"""How many times the devices of the mesh are simulated, for plans with more of them."""
+"""Simulate this many times the devices of the mesh, so that remedies with more devices can be planned."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class PlanOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run to plan: the model, and what of the options may change so that it fits."""
+    """One run to plan: the model, and the options that may change to make it fit."""
 
     spec: ModelSpec
     task: Task
@@ -61,19 +61,19 @@ class Run:
 
     @property
     def parts(self) -> int:
-        """Into how many parts the batch is split."""
+        """The number of parts into which the mesh splits the batch."""
         return self.devices // self.axes.get("tensor", 1)
 
     @property
     def devices(self) -> int:
-        """How many devices the mesh has."""
+        """The number of devices of the mesh."""
         count = 1
         for number in self.axes.values():
             count *= number
         return count
 
     def changed_from(self, other: "Run") -> str:
-        """Return the options in which this run differs from another, as they are written."""
+        """Return the options in which this run differs from another, as on the command line."""
         words = ["--remat"] if self.remat and not other.remat else []
         words += [
             f"{flag(name)} {getattr(self, name)}"
@@ -86,7 +86,7 @@ class Run:
 
 
 def plan(options: PlanOptions) -> None:
-    """Print what each device holds and does in a step, and whether it fits. Raises ConfigError for a wrong option."""
+    """Print the memory and work of a step on each device, and whether it fits. Raises ConfigError for wrong options."""
     run, memory = _run(options), None if options.memory is None else _memory(options.memory)
     _simulate(run.devices)
     found, layers = _plan(run)
@@ -108,7 +108,7 @@ def plan(options: PlanOptions) -> None:
 
 
 def _run(options: PlanOptions) -> Run:
-    """Return the run of the options; what is not given is as in `scratch train`."""
+    """Return the run that the options describe. Options that are not given have the defaults of `scratch train`."""
     spec = registry.find(options.name)
     name = spec.task if options.task is None else options.task
     if name not in spec.models:
@@ -149,12 +149,12 @@ def _run(options: PlanOptions) -> Run:
 
 
 def _simulate(devices: int) -> None:
-    """Let JAX have enough simulated devices. Raises ConfigError if it has started with fewer."""
+    """Give JAX enough simulated devices. Raises ConfigError if it has already started with fewer."""
     try:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", SPARE * devices)
     except RuntimeError:
-        pass  # JAX runs already, as in tests: what it has must be enough
+        pass  # JAX has already started, as in tests: the devices that it has must be enough
     if len(jax.devices("cpu")) < devices:
         raise ConfigError(
             f"the mesh has {devices} devices, and JAX has started with {len(jax.devices())}: plan in a new process"
@@ -162,7 +162,7 @@ def _simulate(devices: int) -> None:
 
 
 def _plan(run: Run) -> tuple[Plan, str]:
-    """Return the plan, and how the layers run."""
+    """Return the plan, and a phrase for how the layers run."""
     options, dtype = run.options, getattr(jnp, run.options.dtype)
     model_class, config = run.spec.model(run.task.name), run.spec.config(options.preset)
 
@@ -189,8 +189,8 @@ def _plan(run: Run) -> tuple[Plan, str]:
 
 
 def _scan(model: Any) -> bool:
-    """Scan the layers, if the model can run them so; return whether it does."""
-    if not hasattr(type(model), "remat_layers"):  # of models that run their layers by `run_blocks`
+    """Scan the layers if the model supports it; return whether they are scanned."""
+    if not hasattr(type(model), "remat_layers"):  # only models that use `run_blocks` have it
         return False
     try:
         scan_layers(model)
@@ -200,7 +200,7 @@ def _scan(model: Any) -> bool:
 
 
 def _remedies(run: Run, memory: int) -> Iterator[tuple[Run, Plan]]:
-    """Yield changes that make a step smaller, each with its plan; of each kind up to the first that fits."""
+    """Yield changes that make a step smaller, each with its plan. Each kind of change ends with the first that fits."""
 
     def until_it_fits(runs: Iterator[Run]) -> Iterator[tuple[Run, Plan]]:
         for other in runs:

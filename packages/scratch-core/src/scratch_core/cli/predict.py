@@ -1,8 +1,8 @@
-"""`scratch predict FOLDER ...`: the task of the folder's model decides what follows, and what is done with it.
+"""`scratch predict FOLDER ...`: runs the folder's model on an input. The task of the model decides the arguments.
 
-With `--out OUTPUT.jsonl` the first word behind the folder names a .jsonl file. Each of its lines is an object with the
-fields that the task reads, such as {"text": "..."}; the output has the same lines in the same order, each with
-"prediction" added. The output is written beside its place and renamed at the end: an error leaves nothing behind.
+With `--out OUTPUT.jsonl`, the first argument after the folder is a .jsonl file. Each of its lines is an object with the
+fields that the task reads, such as {"text": "..."}. The output has the same lines in the same order, each with a
+"prediction" added. It is written to a temporary file and renamed at the end, so that an error leaves no partial output.
 """
 
 import json
@@ -23,7 +23,7 @@ AT_A_TIME = 1024
 
 
 def predict(folder: str, arguments: Sequence[str]) -> None:
-    """Let the model of ``folder`` answer. Raises ConfigError if its task has no `scratch predict`."""
+    """Print or write the predictions of the model in ``folder``. Raises ConfigError if its task has no prediction."""
     path = weights.resolve(folder)
     model_class = registry.find_class(read_json(path / "config.json"))
     task = find_task(model_class.task)
@@ -40,7 +40,7 @@ def predict(folder: str, arguments: Sequence[str]) -> None:
 
 
 def predict_file(task: Task, folder: Path, model: Any, options: Any) -> None:
-    """Write the lines of a file with predictions to ``options.out``. Raises DataError that names file and line."""
+    """Write the rows of a file, with predictions, to ``options.out``. A DataError names the file and the line."""
     source, target = Path(getattr(options, task.row_fields[0])), Path(options.out)
     partial, count = target.with_name(f"{target.name}.{os.getpid()}.partial"), 0
     try:
@@ -62,7 +62,7 @@ def predict_file(task: Task, folder: Path, model: Any, options: Any) -> None:
 def _answers(
     task: Task, folder: Path, model: Any, source: Path, part: Sequence[tuple[int, dict[str, Any]]], options: Any
 ) -> list[Any]:
-    """Return the answers to some rows. If the model cannot read one, the rows are tried one by one to name its line."""
+    """Return the predictions for some rows. If that fails, try the rows one by one, to name the line in the error."""
     try:
         return task.predict_rows(folder, model, [row for _, row in part], options)
     except (DataError, ConfigError):
@@ -75,9 +75,9 @@ def _answers(
 
 
 def read_lines(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield number and object of each line of a .jsonl file that is not empty, a text in every one of ``fields``.
+    """Yield (line number, object) for each line of a .jsonl file that is not empty.
 
-    Raises DataError that names file and line.
+    Every one of ``fields`` must be a string that is not blank. Raises DataError that names the file and the line.
     """
     try:
         with path.open("rb") as file:

@@ -1,12 +1,12 @@
-"""The folder of a run: what makes it resumable, and what keeps one run from overwriting another.
+"""The folder of a run: the record that --resume reads, and the checks that keep one run from overwriting another.
 
 runs/llama-tiny/
   run.json           model, task, options, horizon of the schedule, data, versions: what --resume and --config read
-  run.lock           which process works here, while it does
+  run.lock           the process that is writing here, while it runs
   metrics.jsonl      a line per logged step, with the held-out numbers where it was evaluated
   checkpoints/       Orbax: parameters, optimizer, RNG, step
   config.json model.safetensors ...    the trained model, in the Hugging Face layout
-  start/             the same of what --start named
+  start/             a copy of the model that --start named, in the same layout
 """
 
 import contextlib
@@ -96,7 +96,7 @@ def new_record(folder: Path, model: str, options: RunOptions, data: str, fingerp
 
 def versions(model: str, options: RunOptions) -> dict[str, str]:
     """Return the versions of Python and of the packages that decide what a run computes."""
-    from scratch_core.train.optimizers import OPTIMIZERS  # 2 s of import, which a wrong argument need not wait for
+    from scratch_core.train.optimizers import OPTIMIZERS  # takes 2 s to import; report wrong arguments first
 
     chosen = {MODELS: model, TASKS: options.task, OPTIMIZERS: options.optimizer}
     dists = [point.dist for group, name in chosen.items() for point in entry_points(group=group, name=name or "")]
@@ -111,7 +111,7 @@ def cores() -> int:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Return {name: sha256} of the files in a folder and below it; {} if there is none."""
+    """Return {relative path: sha256} of all files below a folder; {} if there are none."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
@@ -155,7 +155,7 @@ def stored(run: str, model: str) -> tuple[Path, dict[str, Any]]:
 
 
 def stored_options(folder: Path, record: dict[str, Any], form: type[Options]) -> Options:
-    """Return the options of a record, with ``resume`` set. Raises CheckpointError if they are not of that form."""
+    """Return the options of a record, with ``resume`` set. Raises CheckpointError if they do not fit ``form``."""
     try:
         types = get_type_hints(form)
         for name, value in record["options"].items():
@@ -171,7 +171,7 @@ def stored_options(folder: Path, record: dict[str, Any], form: type[Options]) ->
 
 
 def changes(record: dict[str, Any], own: RunOptions) -> list[str]:
-    """Return a line for each reason why a resumed run may not give the very bits that it would have given."""
+    """Return a line for each reason why a resumed run may differ in its bits from an uninterrupted one."""
     new = "".join(f"; {flag(name)} is new and takes its default" for name in _missing(record, type(own)))
     lines = [
         f"the run began with {name} {then}, this is {now}: results may differ{new if name == 'scratch-core' else ''}"
@@ -186,7 +186,7 @@ def changes(record: dict[str, Any], own: RunOptions) -> list[str]:
 
 
 def read_config(path: str, model: str) -> dict[str, Any]:
-    """Return the options in the file that ``--config`` names. Raises ConfigError if it is none for this model."""
+    """Return the options in the file that ``--config`` names. Raises ConfigError if they are not for this model."""
     if not Path(path).is_file():
         raise ConfigError(f"--config {path}: there is no such file: name the {RECORD} of a run")
     record = read_json(Path(path))
@@ -219,7 +219,7 @@ def with_options(default: Options, given: dict[str, Any], path: str) -> Options:
 
 
 def shown(options: RunOptions) -> list[str]:
-    """Return the options in lines, as they would be written on the command line."""
+    """Return the options as on the command line, wrapped into lines."""
     words = []
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
@@ -231,7 +231,7 @@ def shown(options: RunOptions) -> list[str]:
 
 
 def check_start(folder: Path, record: dict[str, Any]) -> None:
-    """Raise CheckpointError if the run's copy of its start is not what it began with."""
+    """Raise CheckpointError if the run's copy of its start model has changed since the run began."""
     found = digests(folder / "start")
     for name, digest in record["start"].items():
         if found.get(name) != digest:
@@ -242,7 +242,7 @@ def check_start(folder: Path, record: dict[str, Any]) -> None:
 
 
 def check_checkpoints(folder: Path) -> None:
-    """Raise CheckpointError if the run has saved a model, but its checkpoints are gone: it would begin again."""
+    """Raise CheckpointError if the run has trained but its checkpoints are gone, because it would start at step 0."""
     there = folder / "checkpoints"
     steps = any(path.name.isdigit() or path.name.startswith("damaged-") for path in there.glob("*"))
     trained = (folder / "config.json").exists() or (not there.exists() and (folder / "metrics.jsonl").exists())
@@ -265,7 +265,7 @@ def _damaged(folder: Path, reason: object) -> CheckpointError:
 
 
 def _fits(value: Any, form: Any) -> bool:
-    if isinstance(value, bool):  # which is an int as well
+    if isinstance(value, bool):  # bool is a subclass of int
         return form is bool
     if get_origin(form) is Literal:
         return value in get_args(form)
@@ -275,7 +275,7 @@ def _fits(value: Any, form: Any) -> bool:
 
 
 def check_unchanged(folder: Path, own: RunOptions, options: RunOptions) -> None:
-    """Raise ConfigError if ``options`` differ from the run's ``own`` in more than those of FREE."""
+    """Raise ConfigError if ``options`` differ from the run's ``own`` in an option that is not in FREE."""
     for field in dataclasses.fields(own):
         before, now = getattr(own, field.name), getattr(options, field.name)
         if before != now and field.name not in FREE:
@@ -286,7 +286,7 @@ def check_unchanged(folder: Path, own: RunOptions, options: RunOptions) -> None:
 
 
 def check_data(folder: Path, record: dict[str, Any], data: str, fingerprint: str) -> None:
-    """Raise DataError if the data is not what the run began with."""
+    """Raise DataError if the data has changed since the run began."""
     if record.get("fingerprint") != fingerprint:
         raise DataError(
             f"the data is not what {folder} was trained on (then: {record.get('data')}; now: {data}): "

@@ -1,8 +1,8 @@
 """`scratch train NAME`: the one run loop, for every task.
 
-The model and ``--task`` choose the task, which gives the options. Their defaults are the recipe of the preset; with
-``--start``, the task's defaults for fine-tuning; with ``--config``, the options of another run; with ``--resume``,
-the options of the run itself.
+The model and ``--task`` choose the task, which defines the options. Their defaults come from the recipe of the preset;
+with ``--start``, from the task's defaults for fine-tuning; with ``--config``, from another run; with ``--resume``,
+from the run itself.
 """
 
 import dataclasses
@@ -36,25 +36,25 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The arguments that decide which options there are, and what their defaults are; the others are read later."""
+    """The arguments that decide which options exist and what their defaults are. The others are parsed later."""
 
     task: str | None = None
     preset: str | None = None
     start: str | None = None
     resume: str | None = None
     config: str | None = None
-    steps: str | None = None  # these two: only whether they are given
+    steps: str | None = None  # of these two, only their presence matters here
     learning_rate: str | None = None
 
     def or_those_of(self, given: dict[str, Any]) -> "Choice":
-        """Return the choice with what is not on the command line taken from the options of a file."""
+        """Return the choice, with values missing on the command line taken from the options of a file."""
         own = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         return Choice(**({name: given[name] for name in dataclasses.asdict(self) if name in given} | own))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """All that a run needs but its folder; ``horizon`` is the number of steps of the learning rate's schedule."""
+    """Everything that a run needs except its folder. ``horizon`` is the length of its schedule in steps."""
 
     spec: ModelSpec
     task: Task
@@ -91,7 +91,7 @@ def run(name: str, arguments: Sequence[str], interrupt: Interrupt) -> int:
     if first:
         folder, lock = runs.create(options.out, f"{name}-{options.preset if options.start is None else 'tuned'}")
     try:
-        if options.start is not None:  # a copy, so that the run can be resumed when the checkpoint is gone
+        if options.start is not None:  # copy it, so that the run can be resumed after the original is gone
             with distributed.written_by_first(folder) as own:
                 (own / "start").mkdir()
                 job.save(own / "start")
@@ -142,10 +142,10 @@ def _prepare(spec: ModelSpec, task: Task, options: RunOptions, horizon: int) -> 
 
 
 def _evaluation(job: Job, options: RunOptions, horizon: int) -> "Evaluation":
-    """Return what is measured on the way. Raises ConfigError if that is nothing, but the options need it.
+    """Return the evaluation during the run. Raises ConfigError if there is none, but the options need one.
 
-    A forward pass takes a third of a step, so that evaluations after every 7 steps for each batch of the held-out data
-    take a twentieth of the time.
+    By default, evaluations take at most about a twentieth of the time: a forward pass takes a third of a step, and
+    there are at least 7 steps for each batch of held-out data.
     """
     from scratch_core.train import Evaluation
 
@@ -164,8 +164,8 @@ def _evaluation(job: Job, options: RunOptions, horizon: int) -> "Evaluation":
 
 
 def _ready(spec: ModelSpec, options: RunOptions) -> "Optimizer":
-    """Return the optimizer. Raises ConfigError if it does not exist, or the model cannot fit the memory."""
-    from scratch_core.train import find_optimizer, keep_memory  # a wrong argument need not wait for them
+    """Return the optimizer. Raises ConfigError if it does not exist, or if the model does not fit in memory."""
+    from scratch_core.train import find_optimizer, keep_memory  # slow to import; report wrong arguments first
     from scratch_core.train.memory import check_memory, state_bytes
 
     optimizer = find_optimizer(options.optimizer, options.average)
@@ -178,7 +178,7 @@ def _ready(spec: ModelSpec, options: RunOptions) -> "Optimizer":
 
 
 def _with_resume(name: str, arguments: list[str]) -> list[str]:
-    """Give a ``--resume`` that stands alone its value: the newest run."""
+    """Insert the newest run after a ``--resume`` without a value."""
     if "--resume" in arguments:
         value = arguments.index("--resume") + 1
         if arguments[value : value + 1] == [] or arguments[value].startswith("--"):
@@ -194,9 +194,9 @@ def _task_name(spec: ModelSpec, task: str | None) -> str:
 
 
 def _defaults(spec: ModelSpec, task: Task, choice: Choice, *, asks_for_help: bool) -> RunOptions:
-    """Return the options of a new run as they are without arguments.
+    """Return the default options of a new run.
 
-    Raises ConfigError if neither the arguments nor the recipe give the number of steps or the learning rate.
+    Raises ConfigError if the number of steps or the learning rate is neither in the arguments nor in the recipe.
     """
     preset = choice.preset or task.Options.preset
     recipe = spec.recipe(preset) if choice.start is None else task.fine_tuning
@@ -222,7 +222,7 @@ def _train(run: Prepared, folder: Path, interrupt: Interrupt) -> int:
     interrupt.last_words = f"to resume: {resume_command}"
     with distributed.lost_process():
         distributed.wait_for_all("the run's folder is there")
-    alone = jax.process_count() == 1  # with several processes, only what all of them compute together is shown
+    alone = jax.process_count() == 1  # several processes show only the results that all of them compute together
     with distributed.lost_process(), distributed.one_voice(), on_interrupt_print(f"to resume: {resume_command}"):
         print("config  " + "\n        ".join(runs.shown(options)), flush=True)
         print(f"data    {job.description}", flush=True)
@@ -306,7 +306,7 @@ def _trainer(run: Prepared, folder: Path) -> "Trainer":
 
 
 def _check_batch(job: Job, options: RunOptions) -> None:
-    """Raise ConfigError if a step cannot fit the memory beside the model."""
+    """Raise ConfigError if a step does not fit in memory beside the model."""
     from scratch_core.train.memory import batch_bytes, check_memory
 
     if job.example is not None:
@@ -319,7 +319,7 @@ def _check_batch(job: Job, options: RunOptions) -> None:
 
 @contextmanager
 def on_interrupt_print(message: str) -> Generator[None]:
-    """Print ``message`` when Ctrl-C ends what is inside."""
+    """Print ``message`` when Ctrl-C interrupts the body."""
     try:
         yield
     except KeyboardInterrupt:

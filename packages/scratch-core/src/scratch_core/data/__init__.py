@@ -1,4 +1,4 @@
-"""Data: sources, tokenizers, text and images, batches by number, and two datasets that need no network."""
+"""Data: sources, tokenizers, text and images, batches by number, and two datasets that need no download."""
 
 from scratch_core.data.batches import (
     CausalLMBatch,

@@ -1,16 +1,17 @@
-"""Annotated texts: with a class, with classes of their parts, or with a question and its answer.
+"""Annotated texts: a text with its class, with labelled spans, or with a question and its answer.
 
 They come from rows (see rows.py for the formats) with these fields:
 
     text, label                         a class
-    text, spans                         parts: [[0, 5, "person"], ...], first character, end, class
+    text, spans                         spans: [[0, 5, "person"], ...], first character, end, class
     tokens, tags (or ner_tags)          words and their tags, such as ["B-PER", "I-PER", "O"]
     question, context, answer, start    "answer": "" where there is none
     question, context, answers          as in SQuAD: {"text": ["..."], "answer_start": [17]}
 
-and from two formats of their own: CoNLL, a word and its tag in each line and an empty line behind each sentence, and
-SQuAD's JSON. Without a file, the source of Python's standard library gives all three: which package a docstring comes
-from; the identifiers, keywords and numbers of code; the name of the function that a piece of code defines.
+and from two other formats: CoNLL, with a word and its tag in each line and an empty line after each sentence, and
+SQuAD's JSON. Without a file, all three kinds come from the source of Python's standard library: docstrings labelled
+with their package; code with its identifiers, keywords and numbers; pieces of code with the name of the function that
+they define.
 """
 
 import ast
@@ -28,9 +29,9 @@ from scratch_core.data.sources import standard_library
 from scratch_core.errors import DataError
 
 PACKAGES = 12
-"""How many packages the default data of text classification has: those with the most docstrings."""
+"""The number of packages in the default data of text classification: those with the most docstrings."""
 LINES = 5
-"""How many lines of code an example of the default data holds: about 60 word pieces."""
+"""Lines of code in an example of the default data: about 60 word pieces."""
 
 
 class LabelledText(NamedTuple):
@@ -41,14 +42,14 @@ class LabelledText(NamedTuple):
 
 
 class TaggedText(NamedTuple):
-    """A text, and (first character, end, class) of its parts that have one."""
+    """A text and its labelled spans, each (first character, end, class)."""
 
     text: str
     spans: list[tuple[int, int, str]]
 
 
 class Question(NamedTuple):
-    """A question, the text that answers it, the answer as it stands there ("": there is none), its first character."""
+    """A question, its context, the answer as it appears in the context ("": none), and the answer's first character."""
 
     question: str
     context: str
@@ -60,14 +61,14 @@ Row = TypeVar("Row")
 
 
 def open_labelled(path: str | None, reading: Reading | None = None) -> list[LabelledText]:
-    """Return labelled texts of a file, or the docstrings of the standard library. Raises DataError."""
+    """Return the labelled texts of a file, or the docstrings of the standard library (None). Raises DataError."""
     return list(_docstrings()) if path is None else _enough(path, _rows(path, _labelled, LABELLED, reading), reading)
 
 
 def open_tagged(path: str | None, reading: Reading | None = None) -> list[TaggedText]:
-    """Return texts with labelled parts of a file, or code of the standard library. Raises DataError.
+    """Return the texts with labelled spans of a file, or code of the standard library (None). Raises DataError.
 
-    A file whose name does not say that it has rows is read as CoNLL.
+    A file without the suffix of a row format is read as CoNLL.
     """
     if path is None:
         return list(_code())
@@ -76,9 +77,9 @@ def open_tagged(path: str | None, reading: Reading | None = None) -> list[Tagged
 
 
 def open_questions(path: str | None, reading: Reading | None = None) -> list[Question]:
-    """Return questions of a file, or for the names of functions of the standard library. Raises DataError.
+    """Return the questions of a file, or for the names of functions in the standard library (None). Raises DataError.
 
-    A .json file is read as SQuAD's.
+    A .json file is read as SQuAD.
     """
     if path is None:
         return list(_functions())
@@ -123,9 +124,10 @@ def _tagged(fields: Any) -> TaggedText:
 
 
 def from_tags(words: list[str], tags: list[str]) -> TaggedText:
-    """Return words joined by spaces, with a part for each run of B-X, I-X, I-X; other tags but O are a part each.
+    """Return words joined by spaces, with a span for each run of B-X, I-X, I-X. Any other tag except O is one span.
 
-    I-X that does not go on with a part of class X begins one. Raises ValueError for words and tags that do not match.
+    An I-X that does not continue a span of class X begins a new one. Raises ValueError if the numbers of words and
+    tags differ, or are 0.
     """
     if len(words) != len(tags) or not words:
         raise ValueError(f"{len(words)} tokens and {len(tags)} tags must be as many, and one at least")
@@ -142,7 +144,7 @@ def from_tags(words: list[str], tags: list[str]) -> TaggedText:
 
 
 def _conll(path: Path, reading: Reading) -> Iterator[TaggedText]:
-    """Yield the sentences of a CoNLL file: the first column is the word, the last its tag. -DOCSTART- is left out."""
+    """Yield the sentences of a CoNLL file: the first column is the word, the last its tag. Skips -DOCSTART- lines."""
     sentence: list[list[str]] = []
     wrong, first = "", 1
     for number, line in enumerate([*_read(path).split(b"\n"), b""], 1):
@@ -214,7 +216,7 @@ def _read(path: Path) -> bytes:
 
 
 def _sources() -> Iterator[tuple[str, str]]:
-    """Return the package and the source of each file of the standard library that can be parsed."""
+    """Yield (package, source) for each file of the standard library that can be read."""
     root = Path(ast.__file__).parent
     for path in standard_library():
         try:
@@ -224,7 +226,7 @@ def _sources() -> Iterator[tuple[str, str]]:
 
 
 def _docstrings() -> Iterator[LabelledText]:
-    """Return the docstrings of the packages that have the most, each text once."""
+    """Return the docstrings of the packages that have the most docstrings, without duplicates."""
     found: dict[str, str] = {}
     for package, source in _sources():
         try:
@@ -241,7 +243,7 @@ def _docstrings() -> Iterator[LabelledText]:
 
 
 def _code() -> Iterator[TaggedText]:
-    """Return pieces of code of a few lines, their identifiers, keywords and numbers labelled."""
+    """Yield pieces of code of a few lines, with their identifiers, keywords and numbers labelled."""
     for _, source in _sources():
         lines = source.splitlines(keepends=True)
         parts: dict[int, list[tuple[int, int, str]]] = {}
@@ -263,7 +265,7 @@ def _code() -> Iterator[TaggedText]:
 
 
 def _functions() -> Iterator[Question]:
-    """Return pieces of code that define one function, and ask for its name; it stands on any of their lines."""
+    """Yield pieces of code that define one function, and ask for its name. The definition is on any of their lines."""
     for _, source in _sources():
         lines = source.splitlines(keepends=True)
         defined = {n: line for n, line in enumerate(lines) if line.lstrip().startswith("def ") and "(" in line}

@@ -1,4 +1,4 @@
-"""What a batch of each task holds: plain dictionaries of arrays, typed so that an editor and a reader know the keys.
+"""The batches of each task: plain dictionaries of arrays, typed so that editors and readers know the keys.
 
 Letters: B batch, T positions, S source positions, Y rows, X columns, C channels, V nodes, E edges, D features.
 Token ids and labels are int32; a mask is int32 with 1 at real tokens and 0 at padding, as in Hugging Face; the label
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class CausalLMBatch(TypedDict):
-    """Text to continue: position t predicts token t + 1 (the loss shifts; labels are not shifted here)."""
+    """Text to continue: position t predicts token t + 1. The loss shifts the labels; they are not shifted here."""
 
     input_ids: "Array"  # int32 [B, T]
     attention_mask: NotRequired["Array"]  # int32 [B, T]
@@ -61,7 +61,7 @@ class QuestionAnsweringBatch(TypedDict):
 
 
 class SequenceToSequenceBatch(TypedDict):
-    """A source text and the target to write; decoder inputs are the labels shifted right by the model's loss."""
+    """A source text and its target. By default, the model's loss shifts the labels right to get decoder inputs."""
 
     input_ids: "Array"  # int32 [B, S]
     attention_mask: NotRequired["Array"]  # int32 [B, S]
@@ -78,7 +78,7 @@ class ImageClassificationBatch(TypedDict):
 
 
 class GraphBatch(TypedDict):
-    """One graph; several graphs are one graph of several components."""
+    """One graph. Several graphs are batched as one graph with several components."""
 
     x: "Array"  # float32 [V, D]
     edge_index: "Array"  # int32 [2, E]; row 0 sources, row 1 targets

@@ -1,4 +1,4 @@
-r"""Unigram and bigram count models: what a language model must beat to have learned anything.
+r"""Unigram and bigram count models: the baselines that a language model must beat to have learned anything.
 
 With counts $c$ over the training tokens and vocabulary size $V$,
 
@@ -14,13 +14,13 @@ import numpy as np
 from scratch_core.errors import DataError
 
 PIECE, MOST = 1 << 22, 1 << 26
-"""Tokens that are counted at a time, and at most: so many are enough, and the memory stays small."""
+"""Tokens that are counted at a time, and at most. These are enough, and the memory stays small."""
 
 
 class CountModels:
-    """Both models, from the ids of ``tokens`` (int [N], values in [0, vocab_size)). DataError if it is empty.
+    """Both models, from the ids of ``tokens`` (int [N], values in [0, vocab_size)). Raises DataError if N is 0.
 
-    Of more than 67 million tokens the first 67 million are counted.
+    Only the first 67 million tokens are counted.
     """
 
     def __init__(self, tokens: np.ndarray, vocab_size: int):
@@ -29,7 +29,7 @@ class CountModels:
         tokens = tokens[:MOST]
         self.vocab_size = vocab_size
         counts_V, self.firsts_V = np.zeros(vocab_size, np.int64), np.zeros(vocab_size, np.int64)
-        # Pairs as one number each, sorted: works for any vocabulary, with no V x V table.
+        # Each pair is one number, sorted: this works for any vocabulary, without a V x V table.
         self.pairs, self.pair_counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
         for start in range(0, len(tokens), PIECE):
             piece = np.asarray(tokens[start : start + PIECE + 1]).astype(np.int64)  # with the next one's first token
@@ -39,7 +39,7 @@ class CountModels:
         self.unigram_V = (counts_V + 1) / (len(tokens) + vocab_size)  # eq. 1
 
     def _add(self, pairs: np.ndarray, counts: np.ndarray) -> None:
-        """Add the counts of some pairs, sorted and each once, to those of before."""
+        """Add the counts of ``pairs``, which are sorted and unique, to the earlier counts."""
         merged = np.union1d(self.pairs, pairs)
         total = np.zeros(len(merged), np.int64)
         for some, count in ((self.pairs, self.pair_counts), (pairs, counts)):
@@ -47,12 +47,12 @@ class CountModels:
         self.pairs, self.pair_counts = merged, total
 
     def unigram_bits(self, tokens: np.ndarray, counted: np.ndarray | None = None) -> float:
-        """Return the bits that all of ``tokens`` but the first cost; ``counted`` (bool) leaves some of these out."""
+        """Return the total bits of ``tokens`` except the first. ``counted`` (bool) selects which of them to add."""
         each = -np.log2(self.unigram_V[np.asarray(tokens)[1:]])
         return float(each.sum() if counted is None else each[counted].sum())
 
     def bigram_bits(self, tokens: np.ndarray, counted: np.ndarray | None = None) -> float:
-        """Return the bits that each of ``tokens`` but the first costs, given the one before; ``counted`` as above."""
+        """Return the total bits of ``tokens`` except the first, each given the one before; ``counted`` as above."""
         tokens = np.asarray(tokens).astype(np.int64)
         before, after = tokens[:-1], tokens[1:]
         pairs = before * self.vocab_size + after

@@ -1,10 +1,10 @@
-"""1,797 handwritten digits, 8 x 8 pixels, always at hand: the smallest real image dataset.
+"""1,797 handwritten digits of 8 x 8 pixels, included in the package: the smallest real image dataset.
 
 Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998,
 https://doi.org/10.24432/C50P49, licence CC BY 4.0; the repository's test part, as scikit-learn ships it. 32 x 32
 bitmaps were divided into blocks of 4 x 4, and a pixel is the number of set points in its block, 0 to 16.
 
-The split is ours and fixed: of each class every fifth image, in the order of the source, is for testing.
+The split is ours and fixed: every fifth image of each class, in the order of the source, is for testing.
 """
 
 from importlib.resources import files

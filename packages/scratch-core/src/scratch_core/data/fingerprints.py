@@ -1,8 +1,8 @@
-"""What tells one set of files from another: a digest of their names and contents, without reading them all each time.
+"""Fingerprints of sets of files: a digest of their names and contents, without reading every file each time.
 
-The digests of files are kept in the user's cache folder. One is taken from there if the file has the size and the time
-of change (in nanoseconds) that it had when it was read. A file changed in the last seconds is not kept, because a
-second change at the same tick of the clock could not be seen.
+The digests of files are cached in the user's cache folder. A cached digest is used if the file's size and modification
+time (in nanoseconds) have not changed. A file that was modified in the last seconds is not cached, because a second
+change within one tick of the clock would go unnoticed.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ from pathlib import Path
 from scratch_core.errors import DataError
 
 KEPT_FROM = 64_000_000
-"""Bytes of files from which digests are kept: fewer are read again in a tenth of a second."""
+"""Cache the digests of at least this many bytes of files. Fewer are read again in a tenth of a second."""
 
 
 def fingerprint(root: Path, paths: Iterable[Path]) -> str:
-    """Return 16 hexadecimal digits of the names below ``root`` and the contents of files, in any order.
+    """Return 16 hexadecimal digits that depend on the files' names below ``root`` and contents, not on their order.
 
-    Raises DataError, naming the file, for one that cannot be read.
+    Raises DataError that names a file which cannot be read.
     """
     stats = {path: path.stat() for path in sorted(paths)}
     worth = sum(stat.st_size for stat in stats.values()) >= KEPT_FROM
@@ -40,7 +40,7 @@ def fingerprint(root: Path, paths: Iterable[Path]) -> str:
             found[name] = entry
         digest.update(f"{name}\0{entry[2]}\n".encode("utf-8", "surrogateescape"))
     if worth and found != known:
-        with contextlib.suppress(OSError):  # only slower the next time
+        with contextlib.suppress(OSError):  # without the cache, the next time is only slower
             store.parent.mkdir(parents=True, exist_ok=True)
             partial = store.with_name(f"{store.name}.{os.getpid()}")
             partial.write_text(json.dumps(found))
@@ -49,7 +49,7 @@ def fingerprint(root: Path, paths: Iterable[Path]) -> str:
 
 
 def cache_folder() -> Path:
-    """Return where scratch-core keeps what it can make again, in the user's cache folder."""
+    """Return the folder for files that scratch-core can make again, in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scratch-core"
 
 

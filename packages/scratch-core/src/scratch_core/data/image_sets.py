@@ -1,7 +1,7 @@
 r"""Labelled images from local files: folders of pictures, MNIST, CIFAR-10, and the embedded digits.
 
-Each becomes two sources (training, held out) of {"images": float32 [Y, X, C], "labels": int32}, resized and
-normalised by one ImageProcessor, which is saved with the model: what is trained on is what `scratch predict` sees.
+Each gives two sources (training, held out) of {"images": float32 [Y, X, C], "labels": int32}. One ImageProcessor
+resizes and normalises them. It is saved with the model, so that `scratch predict` prepares images in the same way.
 
 :func:`augmented` changes training batches at random: crops and flips (Krizhevsky et al. 2012, section 4.1), and
 mixup (Zhang et al. 2018, https://arxiv.org/abs/1710.09412, eq. 1), for a permutation $\pi$ of the batch:
@@ -31,16 +31,16 @@ from scratch_core.vision.images import ImageProcessor, pillow, read_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 IN_MEMORY = 2**30
-"""Bytes of resized pixels up to which the images of folders are read once, before training, and kept."""
+"""Images of folders are read once, before training, and kept if their resized pixels take at most this many bytes."""
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 class Pictures:
-    """Pillow images, brought to the model's size at once and kept in memory, normalised when read."""
+    """Pillow images, resized once and kept in memory; each is normalised when it is read."""
 
     def __init__(self, images: Iterable[Any], labels: Sequence[int] | np.ndarray, processor: ImageProcessor):
         sized = [np.asarray(processor.resized(image)) for image in images]
-        self.labels, self.processor = np.asarray(labels, np.int32), processor  # may be known only behind the images
+        self.labels, self.processor = np.asarray(labels, np.int32), processor  # iterating images may fill the labels
         stacked = np.stack(sized) if sized else np.zeros((0, 1, 1), np.uint8)
         self.images_NYXC = stacked[..., None] if stacked.ndim == 3 else stacked
 
@@ -54,7 +54,7 @@ class Pictures:
 
 
 class PictureFiles:
-    """Image files, opened when they are read. Raises DataError, naming the file, for one that cannot be."""
+    """Image files, opened when they are read. Raises DataError that names a file which cannot be read."""
 
     def __init__(self, paths: list[Path], labels: np.ndarray, processor: ImageProcessor, channels: int):
         self.paths, self.labels = paths, np.asarray(labels, np.int32)
@@ -74,7 +74,7 @@ class PictureFiles:
 
 
 class ImageSplit(NamedTuple):
-    """Training and held-out images, the names of the classes, what it is, and what tells it from other data."""
+    """Training and held-out images, the class names, the channels, a description, and a fingerprint of the data."""
 
     train: Pictures | PictureFiles
     test: Pictures | PictureFiles
@@ -85,14 +85,16 @@ class ImageSplit(NamedTuple):
 
 
 def load_images(folder: str | Path | None, processor: ImageProcessor, reading: Reading | None = None) -> ImageSplit:
-    """Return the images of a folder, by what it holds; None: the embedded digits.
+    """Return the images of a folder in one of three formats; None: the embedded digits.
 
     MNIST: ``train-images-idx3-ubyte`` and its three companions, also with ``.gz``. CIFAR-10: the binary version,
     ``data_batch_1.bin`` ... Otherwise a folder for each class, with images in it or below it: ``train/CLASS`` beside
     ``test``, ``val`` or ``validation``; or ``CLASS`` alone, of which every fifth image is held out. Images become
-    grey or coloured, as the processor's mean has one number or three. Raises DataError for missing, damaged or empty
-    data, naming file and row (an image's number in a file of many), unless ``reading`` skips broken images and labels
-    that are out of range; ConfigError if the processor gives images of different sizes.
+    grey if the processor's mean has one number, coloured if it has three.
+
+    Raises DataError for missing, damaged or empty data; it names the file and the row (the number of the image in a
+    file of many). ``reading`` may skip broken images and labels that are out of range instead. Raises ConfigError if
+    the processor gives images of different sizes.
     """
     reading = reading or Reading()
     if processor.size is None:
@@ -148,9 +150,9 @@ def _in_memory(
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Return the array of an IDX file of unsigned bytes, as MNIST comes; ``.gz`` is unpacked.
+    """Return the array of an IDX file of unsigned bytes, the format of MNIST; ``.gz`` is unpacked.
 
-    Raises DataError for another format, or a size that is not what the header says.
+    Raises DataError for another format, or if the size differs from that in the header.
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -239,7 +241,7 @@ def _image_files(folder: Path) -> list[Path]:
 def _opened(
     files: list[tuple[Path, int]], processor: ImageProcessor, channels: int, reading: Reading
 ) -> Pictures | PictureFiles:
-    """Return the images of files. If broken ones are to be skipped, those that are opened late are all tried first."""
+    """Return the images of files. To skip broken ones, files that are not kept in memory are all tried first."""
     late = len(files) * channels * math.prod(processor.size or ()) > IN_MEMORY
     paths: list[Path] = []
     labels: list[int] = []
@@ -264,7 +266,7 @@ def _opened(
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What :func:`augmented` does; the zeros do nothing."""
+    """The random changes of :func:`augmented`. The defaults change nothing."""
 
     crop: int = 0  # shift by up to this many pixels each way; the border is filled by repeating the edge
     flip: bool = False  # mirror left and right, half of the images
@@ -297,5 +299,5 @@ class Augmentation:
 
 
 def augmented(batches: Any, augmentation: Augmentation, num_classes: int, *, seed: int) -> Any:
-    """Return training batches changed at random; batch k is always changed in the same way for one seed."""
+    """Return training batches changed at random. For one seed, batch k always gets the same change."""
     return batches.random_map(lambda batch, rng: augmentation(batch, rng, num_classes), seed=seed)

@@ -1,8 +1,8 @@
-r"""Masked language modelling: some tokens of a text are hidden, and are to be found from those around them.
+r"""Masked language modelling: some tokens of a text are hidden, and the model predicts them from the others.
 
-Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1 and appendix A.1. Of the tokens 15 % are to be
-predicted; of these, 80 % become [MASK], 10 % a random token and 10 % stay as they are. With whole words (a later option
-of the authors' code), a word is chosen with all its pieces.
+Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3.1 and appendix A.1. 15 % of the tokens are to be
+predicted. Of these, 80 % become [MASK], 10 % become a random token and 10 % stay unchanged. With whole words (a later
+option of the authors' code), a word is chosen with all its pieces.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from scratch_core.losses import IGNORED
 SHARE = 0.15
 MASKED, RANDOM = 0.8, 0.1
 COPIES = 10
-"""How many times the training data holds each window, each time with other tokens hidden, as in the paper's code."""
+"""Copies of each window in the training data, each with different tokens hidden, as in the paper's code."""
 
 
 class MaskedWindows:
-    """Windows of T tokens, [CLS] and [SEP] included, with hidden tokens.
+    """Windows of T tokens, including [CLS] and [SEP], with hidden tokens.
 
-    Item i: "input_ids" and "labels" int32 [T], labels -100 where nothing is hidden. Windows are cut from documents laid
-    end to end, int [N]. ``copies``: how many times there is each window, with other tokens hidden. Raises DataError for
-    fewer tokens than a window.
+    Item i: "input_ids" and "labels" int32 [T]; labels are -100 where nothing is to be predicted. Windows are cut from
+    ``tokens``, the concatenated documents, int [N]. Each window occurs ``copies`` times, with different tokens hidden.
+    Raises DataError for fewer tokens than a window.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class MaskedWindows:
         self.ordinary = np.setdiff1d(np.arange(tokenizer.vocab_size), special)
 
     def __len__(self) -> int:
-        """Return the number of examples; a rest shorter than a window is left out."""
+        """Return the number of examples. A remainder shorter than a window is dropped."""
         return len(self.tokens) // self.length * self.copies
 
     def __getitem__(self, index: int) -> MaskedLMBatch:
@@ -67,7 +67,7 @@ class MaskedWindows:
         return {"input_ids": ids, "labels": np.concatenate([[IGNORED], labels, [IGNORED]]).astype(np.int32)}
 
     def choose(self, window: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return which tokens are to be predicted, bool: about 15 %, never [SEP], whole words if asked for."""
+        """Return which tokens are to be predicted, bool [T - 2]: about 15 %, never [SEP]; whole words if set."""
         starts = ~self.continues[window] if self.whole_words else np.ones(len(window), bool)
         starts[0] = True
         word = np.cumsum(starts) - 1
@@ -80,6 +80,6 @@ class MaskedWindows:
 
 
 def laid_end_to_end(texts: Sequence[str], tokenizer: WordPiece) -> np.ndarray:
-    """Return the tokens of all texts, [SEP] behind each, int [N]."""
+    """Return the tokens of all texts, with [SEP] after each, int [N]."""
     parts = [part for found in tokenizer.all_pieces(texts) for part in (found.ids, [tokenizer.sep_id])]
     return np.concatenate(parts).astype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32)

@@ -1,12 +1,13 @@
 """Sources and targets for sequence-to-sequence models: pairs of texts from rows, or texts with gaps.
 
-Span corruption (Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 3.1.4) cuts spans out of a text. In their
-place the source has sentinels, a new one for each; the target is each sentinel followed by what it stands for:
+Span corruption (Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 3.1.4) cuts spans out of a text. The
+source has a different sentinel in the place of each span. The target is each sentinel followed by its span:
 
     source  Thank you <X> me to your party <Y> week .
     target  <X> for inviting <Y> last
 
-Of T tokens a fixed number is cut, in a fixed number of spans, so that all examples have the same two lengths.
+The number of tokens cut out of a window and the number of spans are fixed, so that all sources have one length and all
+targets another.
 """
 
 from collections.abc import Sequence
@@ -24,16 +25,16 @@ IGNORED = -100
 
 
 class Pair(NamedTuple):
-    """A text, and the text to write from it."""
+    """A source text, and the target text that the model learns to write for it."""
 
     source: str
     target: str
 
 
 def open_pairs(path: str | Path, reading: Reading | None = None) -> list[Pair]:
-    """Return the rows of a file, each with a "source" and a "target"; rows.py says in which formats.
+    """Return the rows of a file, each with a "source" and a "target"; rows.py lists the formats.
 
-    Raises DataError that names file and row if the file is missing or unreadable, or a row is malformed or empty.
+    Raises DataError, naming file and row, if the file is missing or unreadable, or a row is malformed or empty.
     """
 
     def read(fields: Any) -> Pair:
@@ -51,9 +52,9 @@ def open_pairs(path: str | Path, reading: Reading | None = None) -> list[Pair]:
 
 
 class Pairs:
-    """Tokenised pairs. Item i: "input_ids" and "attention_mask" int32 [S], "labels" int32 [T], -100 behind the end.
+    """Tokenised pairs. Item i: "input_ids" and "attention_mask" int32 [S], "labels" int32 [T], -100 after the end.
 
-    Each text ends with eos; one that is longer than S or T loses its end.
+    Each text ends with eos. A text that is longer than S or T is cut at its end.
     """
 
     def __init__(self, pairs: Sequence[Pair], tokenizer: Tokenizer, source_length: int, target_length: int):
@@ -84,10 +85,10 @@ class Pairs:
 class SpanCorruption:
     """Windows of T tokens with spans cut out. Item i: "input_ids" int32 [S] and "labels" int32 [U].
 
-    ``sentinels`` are the tokens that stand for the spans, in their order; both texts end with ``end`` (None: neither
-    does). A share of ``density`` is cut, in spans of ``mean_length`` on average. Item i always has the same gaps, drawn
-    from ``seed`` and i. Training draws others in each epoch: it takes ``windows`` and calls ``corrupt`` on each.
-    Raises DataError for too few tokens, ConfigError for too few sentinels.
+    ``sentinels`` are the tokens that replace the spans, in order. Source and target end with ``end`` (None: no end
+    token). ``density`` is the share of tokens that is cut, ``mean_length`` the mean length of a span. Item i always has
+    the same gaps, drawn from ``seed`` and i. Training draws new gaps in each epoch: it takes ``windows`` and calls
+    ``corrupt`` on each. Raises DataError for too few tokens, ConfigError for too few sentinels.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class SpanCorruption:
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """S and U: the tokens of every source and of every target."""
+        """S and U: the number of tokens of every source and of every target."""
         return self.length - self.cut + self.spans + len(self.end), self.cut + self.spans + len(self.end)
 
     def __len__(self) -> int:
@@ -126,7 +127,7 @@ class SpanCorruption:
         return len(self.windows)
 
     def __getitem__(self, index: int) -> SequenceToSequenceBatch:
-        """Return window ``index``, with the gaps that it always has."""
+        """Return window ``index``, always with the same gaps."""
         return self.corrupt(self.windows[index], np.random.default_rng([self.seed, int(index)]))
 
     def corrupt(self, window: np.ndarray, rng: np.random.Generator) -> SequenceToSequenceBatch:
@@ -161,6 +162,6 @@ class Pieces:
 
 
 def _lengths(rng: np.random.Generator, total: int, parts: int) -> np.ndarray:
-    """Return ``parts`` random lengths of at least 1 that add up to ``total``, all ways equally likely."""
+    """Return ``parts`` random lengths of at least 1 that add up to ``total``; all compositions are equally likely."""
     ends = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(np.concatenate([[0], ends, [total]]))

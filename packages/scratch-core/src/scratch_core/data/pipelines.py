@@ -1,8 +1,8 @@
-"""Batches by number: batch k is a pure function of the data, the seed and k, so that the step is the whole position.
+"""Batches by number: batch k is a pure function of the data, the seed and k, so a resumed run needs only its step.
 
 Training batches come from a Grain `MapDataset` (shuffled in each epoch, endless, random access): a run that resumes at
 step k reads ``batches[k]`` and needs no other state. Evaluation batches are a finite sequence in fixed order.
-With several processes, process i of n reads the i-th of n equal runs of rows of each batch.
+With n processes, each batch is cut into n equal blocks of consecutive rows, and process i reads block i.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 
 class Windows:
-    """Windows of T tokens, each overlapping the one before by a token: each token is predicted once per epoch.
+    """Windows of T tokens that overlap by one token, so that each token is predicted once per epoch.
 
-    Item i is {"input_ids": int32 [T]}; a rest shorter than T is left out. ``starts`` (int [documents], increasing;
-    None: all tokens are one document) says where documents begin: then an item has "document_ids" int32 [T] too, and no
-    document reads another. One that a window cuts goes on in the next as a new one. Raises DataError if there are fewer
-    than T tokens, or a window may hold more documents than a model can tell apart; ConfigError if T < 2.
+    Item i is {"input_ids": int32 [T]}; a remainder shorter than T is dropped. ``starts`` (int [documents], increasing)
+    gives the first token of each document; None: all tokens are one document. With ``starts``, an item also has
+    "document_ids" int32 [T], and no document attends to another. A document that a window cuts continues in the next
+    window as a new document. Raises DataError if there are fewer than T tokens, or if a window may hold more documents
+    than a model can tell apart; ConfigError if T < 2.
     """
 
     def __init__(self, tokens: np.ndarray, sequence_length: int, starts: np.ndarray | None = None):
@@ -67,8 +68,8 @@ def training_batches(
 ) -> "grain.MapDataset":
     """Return the endless, shuffled batches of ``source`` (anything with len and ``source[i]``): ``batches[k]``.
 
-    Each epoch has an order of its own, drawn from ``seed``; a batch may hold the end of one epoch and the start of
-    the next. ``change(example, rng)`` changes examples at random, each anew in each epoch. Raises ConfigError if
+    Each epoch has its own order, drawn from ``seed``. A batch may hold the end of one epoch and the start of the next.
+    ``change(example, rng)`` changes examples at random, differently in each epoch. Raises ConfigError if
     ``process_count`` does not divide ``batch_size``, DataError for an empty source.
     """
     if batch_size < 1 or batch_size % process_count:
@@ -84,11 +85,11 @@ def training_batches(
 
 
 class TextEvaluation:
-    """All of ``tokens`` in order, in batches of one shape; every token but the first is a target exactly once.
+    """All of ``tokens`` in order, in batches of one shape. Every token except the first is a target exactly once.
 
-    Batch k is {"input_ids": int32 [B, T], "labels": int32 [B, T]}; the last windows are filled up with token 0 and
-    label -100, which no loss counts. With ``starts``, as in :class:`Windows`, there are "document_ids", and the first
-    token of a document is no target. Raises DataError if there are fewer than two tokens.
+    Batch k is {"input_ids": int32 [B, T], "labels": int32 [B, T]}. The last windows are padded with token 0 and label
+    -100, which no loss counts. With ``starts`` (see :class:`Windows`), a batch also has "document_ids", and the first
+    token of each document is not a target. Raises DataError if there are fewer than two tokens.
     """
 
     def __init__(self, tokens: np.ndarray, batch_size: int, sequence_length: int, starts: np.ndarray | None = None):
@@ -125,7 +126,7 @@ class TextEvaluation:
 
     @property
     def counted(self) -> np.ndarray:
-        """Whether each of ``tokens`` but the first is a target, bool [N - 1]."""
+        """True where a token is a target, for all ``tokens`` except the first, bool [N - 1]."""
         counted = np.ones(len(self.tokens), bool)
         counted[self.starts if self.starts is not None else []] = False
         return counted[1:]
@@ -137,7 +138,7 @@ def _documents(starts: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 class ImageEvaluation:
-    """All images in order, in batches of one shape; the last is filled up with zeros and the label -100.
+    """All images in order, in batches of one shape. The last batch is padded with zeros and the label -100.
 
     ``source`` has a len, and ``source[i:j]`` is a batch. Labels of -100 are not counted by any loss.
     """

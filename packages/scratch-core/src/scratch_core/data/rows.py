@@ -1,12 +1,12 @@
-"""Rows of files in the formats that data comes in, and what happens to a bad one.
+"""Reads the rows of data files in several formats, and handles bad rows.
 
     .jsonl                      an object in each line
     .csv, .tsv                  a header, then a row in each line; quoted fields may hold line ends
     .parquet, .arrow            tables, read by Hugging Face `datasets` (the extra ``scratch-core[datasets]``)
-    a folder of `save_to_disk`  the same; its split "train", if it has several
-    hf:NAME, hf:NAME:CONFIG     the split "train" of a data set of the Hub, the same
+    a folder of `save_to_disk`  likewise; its split "train", if it has several
+    hf:NAME, hf:NAME:CONFIG     likewise; the split "train" of a data set of the Hub
 
-Numbers of Hugging Face's `ClassLabel` columns become the names that they stand for.
+The numbers in Hugging Face's `ClassLabel` columns are replaced by their class names.
 """
 
 import csv
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 
 class Row(NamedTuple):
-    """Where a row stands ("row 3"), what it looks like there, and its fields, or the error in reading them."""
+    """A row's position ("row 3"), its raw text, and its fields, or the error from reading them."""
 
     where: str
     shown: str
@@ -37,10 +37,10 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass
 class Reading:
-    """How rows are read: what happens to a bad one, and which columns hold the fields.
+    """How rows are read: what happens to a bad row, and which columns hold the fields.
 
-    ``on_error`` is "raise", or "skip" to leave bad rows out and count them. ``columns`` gives the column of a field
-    where it has another name, such as {"text": "review"}. Raises ConfigError for another ``on_error``.
+    ``on_error`` is "raise", or "skip" to leave bad rows out and count them. ``columns`` maps a field to its column
+    where their names differ, such as {"text": "review"}. Raises ConfigError for any other ``on_error``.
     """
 
     on_error: str = "raise"
@@ -53,7 +53,7 @@ class Reading:
             raise ConfigError(f"on_error={self.on_error!r} must be 'raise' or 'skip'")
 
     def bad(self, message: str, cause: BaseException | None = None) -> None:
-        """Raise DataError with ``message``, which names file and row, or count the row as skipped."""
+        """Raise DataError with ``message`` (which names file and row), or count the row as skipped."""
         if self.on_error == "raise":
             raise DataError(f"{message}. Mend it, or leave bad rows out with --on-error skip") from cause
         self.skipped += 1
@@ -61,12 +61,12 @@ class Reading:
 
     @property
     def note(self) -> str:
-        """Text for the end of a description: how many rows were skipped, and the first of them; "" for none."""
+        """A suffix for descriptions: how many rows were skipped, and the first of them; "" if none were."""
         return f", {self.skipped:,} bad rows skipped (first: {self.first})" if self.skipped else ""
 
 
 def parse_columns(columns: str | None) -> dict[str, str]:
-    """Return the mapping of an option such as "text=review,label=stars". Raises ConfigError if it is none."""
+    """Parse an option such as "text=review,label=stars" to a mapping. Raises ConfigError if it is malformed."""
     found = {}
     for part in (columns or "").split(","):
         field, equals, column = (each.strip() for each in part.partition("="))
@@ -86,7 +86,7 @@ def is_rows(source: str | Path) -> bool:
 def read_rows(
     source: str | Path, read: Callable[[Any], Result], expected: str, reading: Reading | None = None
 ) -> Iterator[tuple[str, Result]]:
-    """Yield where each row stands and ``read(fields)``, which raises one of ``BAD`` for a bad row.
+    """Yield each row's position and ``read(fields)``. ``read`` raises one of ``BAD`` for a bad row.
 
     ``expected`` ends the sentence "must be a JSON object with ...". Raises DataError that names file and row.
     """
@@ -105,7 +105,7 @@ def read_rows(
 
 
 def open_rows(source: str | Path) -> Iterator[Row]:
-    """Yield the rows of a source; see the module for what it may be. Lines without a character are left out.
+    """Yield the rows of a source; the module's docstring lists what it may be. Blank lines are skipped.
 
     Raises DataError if it is missing, unreadable or of another format, MissingExtraError without the extra.
     """
@@ -128,7 +128,7 @@ def text_of(value: Any) -> str:
     """Return a text with at least one character. Raises ValueError for anything else."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r} must be a text with at least one character")
-    value.encode()  # a lone surrogate is no text
+    value.encode()  # raises for a lone surrogate, which is not valid text
     return value
 
 
@@ -151,9 +151,9 @@ def _of_json_lines(path: Path) -> Iterator[Row]:
 
 
 def _of_csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)  # the library's 131,072 characters are fewer than a document may have
+    csv.field_size_limit(2**31 - 1)  # a document may exceed the library's limit of 131,072 characters
     try:
-        # Bytes that are no UTF-8 become surrogates, so that the row that holds them is known.
+        # Bytes that are not UTF-8 become surrogates, so that the error can name their row.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
             if not rows.fieldnames:
@@ -194,7 +194,7 @@ def _of_datasets(source: str) -> Iterator[Row]:
         else:
             table = datasets.Dataset.from_file(source)
         table = table["train"] if isinstance(table, datasets.DatasetDict) else table
-    except Exception as error:  # the library raises of every kind
+    except Exception as error:  # the library raises exceptions of many types
         raise DataError(f"{source} cannot be read as a data set ({type(error).__name__}): {error}") from error
     for number in range(len(table)):
         fields = table[number]
@@ -206,7 +206,7 @@ def _of_datasets(source: str) -> Iterator[Row]:
 
 
 def _named(value: Any, feature: Any) -> Any:
-    """Return a value with the numbers of classes replaced by their names. Raises ValueError for one out of range."""
+    """Return a value with class numbers replaced by class names. Raises ValueError for a number out of range."""
     if hasattr(feature, "int2str"):
         if value is None or not 0 <= value < feature.num_classes:
             raise ValueError(f"the label {value} must be in 0 .. {feature.num_classes - 1}")

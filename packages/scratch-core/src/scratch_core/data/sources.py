@@ -1,6 +1,6 @@
-"""Where text comes from: files, folders, rows, or token ids that are ready; read here, split and tokenised elsewhere.
+"""Sources of text: files, folders, rows, or ready token ids. `text.py` splits and tokenises what is read here.
 
-`open_documents` decides by what it is given:
+`open_documents` reads, depending on its argument:
 
     None                        the source of the running Python's standard library, a document for each .py file
     a folder                    a document for each text file in it or below it
@@ -26,13 +26,13 @@ from scratch_core.data.token_files import digest_path, open_tokens
 from scratch_core.errors import DataError
 
 PIECE = 1 << 22
-"""Bytes of a text file that are read, and tokenised, at a time."""
+"""Bytes of a text file that are read and tokenised at a time."""
 EXPECTED = 'a "text" that is a string'
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """A text file, read piece by piece; ``lines_left_out`` are those of another encoding, of which nothing is read."""
+    """A text file, read piece by piece. ``lines_left_out`` are the numbers of lines to skip: they are not UTF-8."""
 
     path: Path
     size: int
@@ -43,7 +43,7 @@ class TextFile:
         return self.size
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the text in pieces of about ``PIECE`` bytes, which end with a line unless one is longer."""
+        """Yield the text in pieces of about ``PIECE`` bytes. A piece ends with a line, unless the line is longer."""
         number = 1
         for piece in _pieces(self.path):
             lines = piece.count(b"\n")
@@ -56,13 +56,13 @@ class TextFile:
 
 
 class Document(NamedTuple):
-    """One text: its name within the source, and its bytes, its file, or the ids [N] of its tokens."""
+    """One text: its name within the source, and its content (bytes, a file, or token ids [N])."""
 
     name: str
     content: bytes | TextFile | np.ndarray
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the text in pieces; none of a document of token ids."""
+        """Yield the text in pieces. A document of token ids has none."""
         if isinstance(self.content, TextFile):
             yield from self.content.pieces()
         elif isinstance(self.content, bytes):
@@ -71,11 +71,11 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of a source, at least one and none of them empty; they are read anew each time.
+    """The documents of a source: at least one, none of them empty. Each iteration reads them again.
 
-    ``label`` names the source for people; ``unit`` says what a document is there ("files", "rows"). ``sizes`` are the
-    names of the documents with their bytes (or token ids); ``left_out`` counts those that were empty or binary, and
-    ``note`` tells of bad rows that were skipped.
+    ``label`` names the source for people, ``unit`` its documents ("files", "rows"). ``sizes`` maps the name of each
+    document to its number of bytes (or token ids). ``left_out`` counts empty and binary files. ``note`` describes the
+    bad rows that were skipped.
     """
 
     label: str
@@ -96,11 +96,11 @@ class Documents:
 
 
 def open_documents(source: str | Path | None, reading: Reading | None = None) -> Documents:
-    """Return the documents of ``source``; see the module for what it may be.
+    """Return the documents of ``source``; the module's docstring lists what it may be.
 
-    Of a folder, hidden files are ignored, and files that are empty or hold a NUL byte (no text) are left out. Raises
-    DataError if ``source`` is missing, unreadable, damaged or empty; for a bad row, or a line that is not UTF-8, it
-    names the file and the row, or leaves them out as ``reading`` says.
+    In a folder, hidden files are ignored; empty files and binary files (with a NUL byte) are left out. Raises DataError
+    if ``source`` is missing, unreadable, damaged or empty. A bad row, or a line that is not UTF-8, raises DataError
+    with its file and number, or is skipped, as ``reading`` says.
     """
     reading = reading or Reading()
     if source is None:
@@ -133,9 +133,9 @@ def open_documents(source: str | Path | None, reading: Reading | None = None) ->
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the regular files in a folder and below it, in any order; none if it is not there.
+    """Yield the regular files in a folder and below it, in any order; none if the folder does not exist.
 
-    Raises DataError for a folder that may not be read, unless it is hidden.
+    Raises DataError for a folder without read permission, unless it is hidden.
     """
 
     def closed(error: OSError) -> None:
@@ -147,7 +147,7 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def standard_library() -> list[Path]:
-    """Return the running Python's own library, every .py file but tests and installed packages, sorted by name."""
+    """Return the .py files of the running Python's library, without tests and installed packages, sorted by name."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
     files = [path for path in root.rglob("*.py") if not skipped & set(path.relative_to(root).parts)]
@@ -155,7 +155,7 @@ def standard_library() -> list[Path]:
 
 
 def _files(root: Path, paths: list[Path], label: str, reading: Reading | None) -> Documents:
-    """Return a document for each text file; ``reading`` None: their encoding is not checked."""
+    """Return a document for each text file. With ``reading`` None, their encoding is not checked."""
     kept: dict[str, TextFile] = {}
     for path in paths:
         if (size := _size(path)) and _nul(path) is None:
@@ -193,14 +193,14 @@ def _rows(source: str, reading: Reading) -> Documents:
         raise DataError(f"{source} holds no text: 0 rows found{reading.note}")
 
     def again() -> Iterator[Document]:
-        silent = dataclasses.replace(reading)  # what is skipped was counted above
+        silent = dataclasses.replace(reading)  # a copy, because the skipped rows were counted above
         return (Document(*each) for each in read_rows(source, read, EXPECTED, silent))
 
     return Documents(source, "rows", sizes, again, note=reading.note)
 
 
 def _bad_lines(path: Path, reading: Reading) -> frozenset[int]:
-    """Return the numbers of the lines of a file that are not UTF-8, if they may be skipped; else raise DataError."""
+    """Return the numbers of the lines that are not UTF-8. Raises DataError if ``reading`` does not skip bad ones."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         for piece in _pieces(path):
@@ -220,7 +220,7 @@ def _bad_lines(path: Path, reading: Reading) -> frozenset[int]:
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """Yield a file in pieces of about ``PIECE`` bytes that end with a line, unless a line is longer."""
+    """Yield a file in pieces of about ``PIECE`` bytes. A piece ends with a line, unless the line is longer."""
     try:
         with path.open("rb") as file:
             while piece := file.read(PIECE):
@@ -230,7 +230,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 
 def _nul(path: Path) -> int | None:
-    """Return where the first NUL byte of a file is; None: it holds none."""
+    """Return the offset of the first NUL byte of a file, None if it has none."""
     before = 0
     for piece in _pieces(path):
         if (place := piece.find(b"\0")) >= 0:

@@ -1,12 +1,12 @@
-"""Documents to arrays of tokens, split into what is trained on and what is held out.
+"""Turns documents into arrays of tokens, split into a training part and a held-out part.
 
-Every document becomes bos, its tokens, eos; the documents are laid end to end in one integer array, and it is known
-where each begins. Several documents are split by document, so that no held-out sentence has its neighbour in the
-training part; a single one is split by position.
+Every document becomes bos, its tokens, eos. The documents are concatenated in one integer array, with a second array of
+their starts. Several documents are split by document, so that neighbouring sentences never fall into different parts. A
+single document is split by position.
 
-A text of 4 MB or more is tokenised once, piece by piece, into files in the user's cache folder, which are mapped into
-memory from then on: a text may be larger than the memory. They are found again by a digest of the text's files and of
-the tokenizer, and each has a sha256 beside it; a damaged file is noticed and made again.
+A text of 4 MB or more is tokenised once, piece by piece, into files in the user's cache folder. Later runs memory-map
+these files, so that a text may be larger than memory. The files are found by a digest of the text's files and of the
+tokenizer. Each has a sha256 beside it; a damaged file is noticed and made again.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ from scratch_core.data.tokenizers import Tokenizer
 from scratch_core.errors import DataError
 
 KEPT_FROM = 1 << 22
-"""Bytes of text from which tokens are kept in files: fewer are tokenised again in a second or two."""
+"""Cache the tokens of at least this many bytes of text. Fewer are tokenised again in a second or two."""
 NEEDS_FILES = 1 << 28
-"""Bytes of text from which a cache folder that cannot be written is an error: fewer are kept in memory then."""
+"""For at least this many bytes of text, failing to write the cache is an error. Fewer are kept in memory instead."""
 FORMAT = 1
 PARTS = ("train", "validation")
 AT_A_TIME = 1 << 22
@@ -41,10 +41,10 @@ AT_A_TIME = 1 << 22
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """Tokens to train on and tokens held out, both int [N] (uint16 where the vocabulary allows).
+    """Training tokens and held-out tokens, both int [N] (uint16 where the vocabulary allows).
 
-    ``train_starts`` and ``validation_starts`` (int64 [documents]) say where each document begins; None: a part is one
-    document.
+    ``train_starts`` and ``validation_starts`` (int64 [documents]) give the first token of each document; None: the
+    part is one document.
     """
 
     train: np.ndarray
@@ -55,7 +55,7 @@ class TokenSplit:
     digests: tuple[str, ...] = ()  # sha256 of the tokens, where they are known
 
     def fingerprint(self) -> str:
-        """Return a sha256 over both parts, by which a resumed run knows that its data is still the same."""
+        """Return a sha256 of both parts. A resumed run compares it to check that its data has not changed."""
         digests = self.digests or tuple(map(_digest, (self.train, self.validation)))
         return hashlib.sha256(" ".join([*digests, str(len(self.train)), self.train.dtype.str]).encode()).hexdigest()
 
@@ -67,11 +67,11 @@ def load_text(
     validation_fraction: float = 0.05,
     reading: Reading | None = None,
 ) -> TokenSplit:
-    """Return the tokens of a source that :func:`open_documents` knows, in two parts.
+    """Return the tokens of a source that :func:`open_documents` reads, in two parts.
 
-    Of several documents ``validation_fraction`` of the bytes are held out, in whole documents picked by the hash of
-    their name; of a single one the end is held out. Token ids are taken as they are, without bos and eos. Raises
-    DataError as `open_documents` does, and for token ids that the tokenizer does not have.
+    With several documents, whole documents are held out, about ``validation_fraction`` of the bytes, chosen by the
+    hash of their name. With a single document, its end is held out. Token ids are used unchanged, without bos and eos
+    added. Raises DataError like `open_documents`, and for token ids beyond the tokenizer's vocabulary.
     """
     reading = reading or Reading()
     root, paths = _files_of(source)
@@ -106,10 +106,10 @@ def load_text(
 
 
 def split_by_file(sizes: dict[str, int], fraction: float) -> set[str]:
-    """Return the names to hold out: about ``fraction`` of the bytes, at least one file and never all.
+    """Return the names to hold out: about ``fraction`` of the bytes, at least one file, but never all.
 
-    Names are taken in the order of their sha256, which mixes folders and topics and changes little when a file is
-    added; a file too large for what is left of the budget is passed over.
+    Names are taken in the order of their sha256. This mixes folders and topics, and adding a file changes little. A
+    file that is larger than the rest of the budget is skipped.
     """
     budget, chosen = fraction * sum(sizes.values()), set()
     for name in sorted(sizes, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()):
@@ -120,12 +120,12 @@ def split_by_file(sizes: dict[str, int], fraction: float) -> set[str]:
 
 
 def with_bos(ids: np.ndarray, bos_id: int | None) -> np.ndarray:
-    """Return token ids [T] that begin with bos exactly once; a text may have it already. None: there is no bos."""
+    """Return token ids [T] that begin with bos, which is added only if missing. ``bos_id`` None: ids are unchanged."""
     return ids if bos_id is None or ids[:1].tolist() == [bos_id] else np.concatenate([[bos_id], ids]).astype(np.int32)
 
 
 def _files_of(source: str | Path | None) -> tuple[Path, list[Path]]:
-    """Return the files of a source and the folder that they are in; none for a data set of the Hub, or no source."""
+    """Return the folder of a source, and its files. A data set of the Hub and an empty name have no files."""
     if source is None:
         paths = standard_library()
         return Path(os.path.commonpath(paths)), paths
@@ -165,11 +165,11 @@ def _write(folder: Path, found: Documents, tokenizer: Tokenizer, fraction: float
     note = {"about": about, "cut": cut, "digests": digests}
     partial = folder / f"about.json.{os.getpid()}"
     partial.write_text(json.dumps(note))
-    os.replace(partial, folder / "about.json")  # last: with it the tokens are complete
+    os.replace(partial, folder / "about.json")  # written last: its presence means that the tokens are complete
 
 
 def _open(folder: Path, label: str) -> TokenSplit:
-    """Return what :func:`_write` wrote. Raises DataError, naming the file, if it is damaged."""
+    """Return the split that :func:`_write` wrote. Raises DataError that names a damaged file."""
     note = json.loads((folder / "about.json").read_text())
     train, validation = (open_tokens(folder / f"{part}.npy") for part in PARTS)
     description, digests = f"{label}: {note['about']}", tuple(note["digests"])
@@ -182,7 +182,7 @@ def _open(folder: Path, label: str) -> TokenSplit:
 def _tokenise(
     found: Documents, tokenizer: Tokenizer, fraction: float, reading: Reading, sinks: Sequence[Any]
 ) -> tuple[list[int], list[int]]:
-    """Write the tokens of each document to the sink of its part, and return where each begins there."""
+    """Write the tokens of each document to the sink of its part. Return the starts of the documents in both parts."""
     held_out = set() if len(found.sizes) == 1 else split_by_file(found.sizes, fraction)
     starts: tuple[list[int], list[int]] = [], []
     for document in found:
@@ -200,7 +200,7 @@ def _tokenise(
 
 
 def _encoded(document: Document, tokenizer: Tokenizer) -> Any:
-    """Yield bos, the tokens of a text, eos. A large file is tokenised in pieces that end with a line."""
+    """Yield bos, the tokens of a text, and eos. A large file is tokenised in pieces that end with a line."""
     for number, piece in enumerate(document.pieces()):
         ids = tokenizer.encode(piece)
         yield ids if number else with_bos(ids, tokenizer.bos_id)
@@ -209,7 +209,7 @@ def _encoded(document: Document, tokenizer: Tokenizer) -> Any:
 
 
 def _checked(document: Document, tokenizer: Tokenizer, label: str, reading: Reading) -> list[np.ndarray]:
-    """Return token ids as they are; those of a row that the tokenizer does not have are an error, or skipped."""
+    """Return token ids unchanged. A row with ids beyond the vocabulary is an error, or skipped, as ``reading`` says."""
     ids: Any = document.content
     least, most = int(ids.min()), int(ids.max())
     if least >= 0 and most < tokenizer.vocab_size:
@@ -228,7 +228,7 @@ def _checked(document: Document, tokenizer: Tokenizer, label: str, reading: Read
 
 
 class _Memory:
-    """Collects token ids in memory, as TokenWriter does in a file."""
+    """Collects token ids in memory, with the interface of TokenWriter."""
 
     def __init__(self, dtype: Any):
         self.parts: list[np.ndarray] = []
@@ -240,7 +240,7 @@ class _Memory:
         self.count += len(ids)
 
     def whole(self) -> np.ndarray:
-        """Return all ids; a single mapped file stays mapped."""
+        """Return all ids. A single memory-mapped file stays mapped."""
         return self.parts[0] if len(self.parts) == 1 else np.concatenate([np.zeros(0, self.dtype), *self.parts])
 
 
@@ -253,7 +253,7 @@ def _cut(count: int, fraction: float) -> int:
 
 
 def _about(found: Documents, fraction: float, reading: Reading, held_out: int = 0, kept: int = 0) -> str:
-    """Return a description: of a single document with the number of tokens held out and kept."""
+    """Return a description of the data. For a single document, it has the numbers of tokens held out and kept."""
     total = sum(found.sizes.values())
     if len(found.sizes) == 1:
         (document,) = found
@@ -272,7 +272,7 @@ def _digest(tokens: np.ndarray) -> str:
 
 
 def _digest_of_file(path: Path, first: int, end: int, dtype: np.dtype) -> str:
-    """Return the digest of tokens ``first`` to ``end`` without mapping the file, whose pages would count as memory."""
+    """Return the digest of tokens ``first`` to ``end``. The file is not mapped, because its pages count as memory."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(HEADER + first * dtype.itemsize)

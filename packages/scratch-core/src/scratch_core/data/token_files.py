@@ -1,7 +1,7 @@
-"""Token ids in files: written piece by piece, mapped into memory, checked by a sha256 beside them.
+"""Token ids in files: written piece by piece, memory-mapped, and checked by a sha256.
 
-numpy's own format (.npy) lets any program read them; numpy itself notices no flipped bit, so that the digest of the
-whole file stands in a second one, FILE.sha256.
+Any program can read numpy's own format (.npy). Because numpy does not notice a flipped bit, a second file, FILE.sha256,
+holds the digest of the whole file.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ import numpy as np
 from scratch_core.errors import DataError
 
 HEADER = 128
-"""Bytes of the header of a .npy file with one axis; numpy leaves room for a length of any number of digits."""
+"""Bytes of the header of a .npy file with one axis. numpy pads it, so that its size does not depend on the length."""
 
 
 class TokenWriter:
-    """Writes token ids [N] of one dtype to a .npy file, in pieces; the file appears under its name when all is there.
+    """Writes token ids [N] of one dtype to a .npy file, in pieces. The file gets its name when it is complete.
 
-    Used in a `with` block. An error inside leaves nothing behind.
+    Use it in a `with` block. An error inside leaves no file behind.
     """
 
     def __init__(self, path: Path, dtype: Any):
@@ -69,7 +69,7 @@ def save_tokens(tokens: np.ndarray, path: str | Path) -> None:
 def open_tokens(path: str | Path, *, verify: bool = True) -> np.ndarray:
     """Memory-map token ids [N], such as `save_tokens` writes.
 
-    Raises DataError if the file is missing, is no .npy of integers in one axis, or (``verify``) is damaged.
+    Raises DataError if the file is missing, is not a .npy of integers with one axis, or (with ``verify``) is damaged.
     """
     path = Path(path)
     try:

@@ -1,7 +1,6 @@
-"""Text to token ids and back: bytes as they are, or the tokenizer that a checkpoint brings.
+"""Text to token ids and back: plain bytes, or the tokenizer of a checkpoint.
 
-A tokenizer here is anything with ``vocab_size``, ``bos_id``, ``eos_id``, ``pad_id``, ``encode``, ``decode``,
-``stream``, ``count_bytes`` and ``save``; there are two.
+A tokenizer is any object with the members of :class:`Tokenizer`. There are two: ByteTokenizer and HuggingFaceTokenizer.
 """
 
 import codecs
@@ -18,19 +17,19 @@ NOTE = "scratch_tokenizer.json"
 
 
 class TextStream(Protocol):
-    """Turns tokens into text as they come."""
+    """Turns tokens into text, one at a time."""
 
     def push(self, token: int) -> str:
-        """Return the text that is certain now that ``token`` has come; often one character, sometimes none."""
+        """Return the text that ``token`` completes: often one character, sometimes none."""
         ...
 
     def finish(self) -> str:
-        """Return what was held back; an unfinished character becomes U+FFFD."""
+        """Return the text that was held back. An unfinished character becomes U+FFFD."""
         ...
 
 
 class Tokenizer(Protocol):
-    """What both tokenizers offer."""
+    """The interface of both tokenizers."""
 
     @property
     def vocab_size(self) -> int:
@@ -69,22 +68,22 @@ class Tokenizer(Protocol):
         ...
 
     def count_bytes(self, ids: np.ndarray) -> int:
-        """Return how many bytes of UTF-8 text ``ids`` stand for; the unit of bits per byte."""
+        """Return how many bytes of UTF-8 text ``ids`` stand for. Bits per byte divides by this number."""
         ...
 
     def save(self, folder: str | Path) -> None:
-        """Write what ``load_tokenizer`` needs into ``folder``."""
+        """Write the files that ``load_tokenizer`` needs into ``folder``."""
         ...
 
 
 class ByteTokenizer:
-    """The 256 bytes and three special tokens: no vocabulary to learn or to ship, and no text it cannot hold."""
+    """The 256 bytes and three special tokens. It needs no vocabulary, and can encode any text."""
 
     bos_id, eos_id, pad_id = 256, 257, 258
     vocab_size = 259
 
     def token_id(self, token: str) -> int | None:
-        """Return None: bytes have no names."""
+        """Return None: the tokens have no names."""
         return None
 
     def encode(self, text: str | bytes) -> np.ndarray:
@@ -93,7 +92,7 @@ class ByteTokenizer:
         return np.frombuffer(data, np.uint8).astype(np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ``ids``; U+FFFD stands for bytes that are no UTF-8 and for ids beyond the vocabulary."""
+        """Return the text of ``ids``. Bytes that are not UTF-8 and ids beyond the vocabulary become U+FFFD."""
         stream = self.stream()
         return "".join([stream.push(int(i)) for i in ids]) + stream.finish()
 
@@ -112,15 +111,15 @@ class ByteTokenizer:
 
 
 class ByteStream:
-    """Incremental UTF-8: a character split over several tokens comes out when its last byte is there."""
+    """Incremental UTF-8: a character split over several tokens is returned with its last byte."""
 
     def __init__(self):
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
-        """Return the text completed by ``token``; special tokens are silent.
+        """Return the text completed by ``token``. Special tokens give no text.
 
-        A model may have a wider output than there are tokens; what it should never write shows as U+FFFD.
+        A model's output may be wider than the vocabulary: ids beyond it become U+FFFD.
         """
         if 0 <= token < 256:
             return self._decoder.decode(bytes([token]))
@@ -134,7 +133,7 @@ class ByteStream:
 class HuggingFaceTokenizer:
     """A ``tokenizer.json`` read by Hugging Face ``tokenizers`` (the extra ``scratch-core[tokenizers]``).
 
-    bos, eos and pad are those named in ``tokenizer_config.json``; None where it names none. Raises
+    bos, eos and pad are the tokens named in ``tokenizer_config.json``, None if it does not name one. Raises
     MissingExtraError without the extra, DataError if the file cannot be read.
     """
 
@@ -162,7 +161,7 @@ class HuggingFaceTokenizer:
         return self._fast.token_to_id(token)
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        """Return the int32 ids [T] of ``text`` (bytes are read as UTF-8, U+FFFD where they are not)."""
+        """Return the int32 ids [T] of ``text``. Bytes are decoded as UTF-8; invalid ones become U+FFFD."""
         text = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text
         try:
             return np.asarray(self._fast.encode(text, add_special_tokens=False).ids, np.int32)
@@ -192,10 +191,10 @@ class HuggingFaceTokenizer:
 
 
 class HuggingFaceStream:
-    """Decodes from the last token whose text was certain, and shows what a new token adds to that.
+    """Decodes the last emitted tokens with and without the new ones, and returns the difference.
 
-    A word piece decoded alone may lose its leading space, and a character may be split over tokens; so two texts are
-    compared, of the tokens shown and of these with the new ones, and nothing is shown that ends in U+FFFD.
+    The last emitted tokens are needed as context, because a word piece decoded alone may lose its leading space. Text
+    that ends in U+FFFD is held back, because a character may be split over several tokens.
     """
 
     def __init__(self, tokenizer: HuggingFaceTokenizer):
@@ -204,7 +203,7 @@ class HuggingFaceStream:
         self._start = self._shown = 0  # ids[start:shown] give the context, ids[shown:] are not shown yet
 
     def push(self, token: int) -> str:
-        """Return the text that ``token`` makes certain."""
+        """Return the text that ``token`` completes."""
         self._ids.append(int(token))
         text = self._pending()
         if not text or text.endswith("\ufffd"):
@@ -230,12 +229,12 @@ def open_fast(path: Path) -> Any:
         raise MissingExtraError("tokenizers", f"{path}") from None
     try:
         return Fast.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception whatever is wrong
+    except Exception as error:  # the library raises a bare Exception for every error
         raise DataError(f"{path} cannot be read as a tokenizer: {error}") from error
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Return the tokenizer that ``folder`` holds: our note for bytes, or Hugging Face's ``tokenizer.json``.
+    """Return the tokenizer in ``folder``: ``scratch_tokenizer.json`` (bytes) or Hugging Face's ``tokenizer.json``.
 
     Raises DataError if there is neither, or if the file cannot be read.
     """
@@ -256,7 +255,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 def _write(path: Path, data: bytes) -> None:
     try:
         path.write_bytes(data)
-    except OSError as error:  # a full disk names no file
+    except OSError as error:  # the error of a full disk does not name the file
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 

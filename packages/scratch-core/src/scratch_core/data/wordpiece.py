@@ -1,9 +1,9 @@
 """WordPiece: words cut into pieces of a vocabulary, as BERT reads them.
 
 Source: Wu et al. 2016, https://arxiv.org/abs/1609.08144, section 4.1. A word is cut greedily: the longest piece of the
-vocabulary from its start, then the longest that continues it (##), and so on. The cutting itself is done by Hugging
-Face ``tokenizers`` (the extra ``scratch-core[tokenizers]``); this file knows where each piece stands in the text, and
-puts texts together as [CLS] first [SEP] second [SEP].
+vocabulary from its start, then the longest that continues it (##), and so on. Hugging Face ``tokenizers`` (the extra
+``scratch-core[tokenizers]``) cuts the words. This file keeps the position of each piece in the text, and joins texts as
+[CLS] first [SEP] second [SEP].
 """
 
 import json
@@ -21,9 +21,9 @@ CONTINUES = "##"
 
 
 class Pieces(NamedTuple):
-    """A text in pieces: their ids int32 [T], the characters [T, 2] that each stands for, the number of its word [T].
+    """A text in pieces: ids int32 [T], spans [T, 2] (first character, end), and the number of each piece's word [T].
 
-    A special token that was written in the text is a word of its own.
+    A special token that is written in the text is a word of its own.
     """
 
     ids: np.ndarray
@@ -34,8 +34,8 @@ class Pieces(NamedTuple):
 class WordPiece:
     """The tokenizer of a folder with tokenizer.json, or with vocab.txt.
 
-    tokenizer_config.json says with vocab.txt whether letters become lower case, accents are removed and Chinese
-    characters stand alone, and what the special tokens are called. Raises MissingExtraError without the extra,
+    tokenizer_config.json names the special tokens. With vocab.txt, it also says whether letters become lower case,
+    accents are removed, and Chinese characters are separate words. Raises MissingExtraError without the extra,
     DataError for a file that is missing or cannot be read.
     """
 
@@ -59,7 +59,7 @@ class WordPiece:
         missing = [token for token in names.values() if fast.token_to_id(token) is None]
         if missing:
             raise DataError(f"the vocabulary of {origin} lacks {', '.join(missing)}, which BERT needs")
-        if fast.post_processor is None:  # for other programs that read the saved file; `join` does it here
+        if fast.post_processor is None:  # only for other programs that read the saved file; here, `join` does it
             cls, sep = names["cls"], names["sep"]
             fast.post_processor = _library(origin).processors.TemplateProcessing(
                 single=f"{cls} $A {sep}",
@@ -93,7 +93,7 @@ class WordPiece:
         return next(self.all_pieces([text]))
 
     def all_pieces(self, texts: Sequence[str]) -> Iterator[Pieces]:
-        """Return the pieces of many texts, cut on all cores."""
+        """Yield the pieces of each text; the library cuts them on all cores."""
         for found in self._fast.encode_batch(list(texts), add_special_tokens=False):
             words = np.array([-1 if word is None else word for word in found.word_ids], np.int32)
             yield Pieces(np.array(found.ids, np.int32), np.array(found.offsets, np.int32).reshape(-1, 2), words)
@@ -117,7 +117,7 @@ class WordPiece:
         return self._fast.token_to_id(token)
 
     def token(self, number: int) -> str:
-        """Return the token of an id; "" for one beyond the vocabulary."""
+        """Return the token of an id, "" for an id beyond the vocabulary."""
         return self._fast.id_to_token(int(number)) or ""
 
     def continues(self) -> np.ndarray:
@@ -125,7 +125,7 @@ class WordPiece:
         return np.array([self.token(number).startswith(CONTINUES) for number in range(self.vocab_size)])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ``ids``, special tokens left out; spaces are where they usually stand."""
+        """Return the text of ``ids`` without special tokens. Spaces are put where they usually stand."""
         return self._fast.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def save(self, folder: str | Path) -> None:
@@ -189,7 +189,7 @@ def _wordpiece(library: Any, vocabulary: dict[str, int], settings: dict[str, Any
     fast.normalizer = library.normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),  # None: where letters become lower case
+        strip_accents=settings.get("strip_accents"),  # None: as do_lower_case
         lowercase=lower,
     )
     fast.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
@@ -206,6 +206,6 @@ def _library(purpose: str) -> Any:
 
 
 def _content(token: Any, default: str) -> str:
-    """Return a token as it stands in tokenizer_config.json, a string or an AddedToken."""
+    """Return the text of a token in tokenizer_config.json, which is a string or an AddedToken."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else default

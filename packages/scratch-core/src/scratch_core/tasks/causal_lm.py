@@ -1,4 +1,4 @@
-"""Causal language modelling: text in, a model that continues text out."""
+"""Causal language modelling: trains a model that continues text."""
 
 import dataclasses
 import math
@@ -43,9 +43,9 @@ class TextOptions(RowOptions):
     hf:NAME for a data set of the Hub); or a .npy file of token ids. The default is the source of Python's own standard
     library."""
     one_text: bool = False
-    """Read all documents as one long text: a token may then read those of the document before its own."""
+    """Read all documents as one long text, so that tokens also attend to earlier documents."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """A folder with a tokenizer.json. The default is bytes; with --start, the checkpoint's own."""
+    """A folder with a tokenizer.json. The default is bytes; with --start, the checkpoint's own tokenizer."""
     batch_size: int = 16
     """Examples per update."""
     sequence_length: int = 128
@@ -53,13 +53,13 @@ class TextOptions(RowOptions):
     evaluation_tokens: int = 200_000
     """Largest number of held-out tokens for the final figures."""
     scan: bool = False
-    """Compile one layer and run all with it, which compiles deep models several times faster."""
+    """Compile one layer and run all layers with it. Deep models compile several times faster."""
     remat: bool = False
-    """Keep of each layer only its input for the backward pass and compute the rest again: less memory, more time."""
+    """Keep only the input of each layer for the backward pass and compute the rest again: less memory, more time."""
     lora: Annotated[str | None, tyro.conf.arg(metavar="PATTERNS")] = None
-    """With --start: train adapters on these linear layers and leave the rest as it is, such as
-    "*.attention.query,*.attention.value". Ten times the usual learning rate suits them. The run's folder gets the
-    merged model, and adapter/ in it the adapters alone."""
+    """With --start: train adapters on these linear layers and leave all other parameters unchanged, such as
+    "*.attention.query,*.attention.value". Adapters need about ten times the usual learning rate. The merged model is
+    saved in the run's folder, the adapters alone in its subfolder adapter/."""
     lora_rank: int = 8
     """Rank of the adapters."""
     lora_alpha: float = 16.0
@@ -76,7 +76,7 @@ class TextOptions(RowOptions):
 
 
 class CausalLMTask(Task):
-    """Each token is predicted from those before it."""
+    """The model predicts each token from the tokens before it."""
 
     name: ClassVar[str] = "causal_lm"
     unit: ClassVar[str] = "tokens"
@@ -91,10 +91,10 @@ class CausalLMTask(Task):
         return batch["input_ids"].size
 
     def flops_per_unit(self, model: Any) -> float | None:
-        """Return 6 for each weight that multiplies: 2 forward, 4 backward (Chowdhery et al. 2022, appendix B).
+        """Return 6 FLOPs per weight of a matrix product: 2 forward, 4 backward (Chowdhery et al. 2022, appendix B).
 
         https://arxiv.org/abs/2204.02311. Attention's products of activations are left out, and frozen weights count
-        like trained ones. A tied embedding multiplies as the head.
+        like trained ones. A tied embedding counts as the head.
         """
         weights = flatten(nnx.state(model, nnx.Param))
         tied = getattr(model.config, "tie_embeddings", False)
@@ -144,7 +144,7 @@ class CausalLMTask(Task):
         return {"input_ids": rng.integers(0, config.vocab_size, (batch_size, 32)).astype(np.int32)}
 
     def shapes(self, config: Any, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Return the shape of the tokens; whole windows of text have no mask."""
+        """Return the shape of the tokens. Windows of text are full, so that they have no mask."""
         return {"input_ids": jax.ShapeDtypeStruct((batch_size, length), jnp.int32)}
 
 
@@ -153,7 +153,7 @@ TASK = CausalLMTask()
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TextJob(Job):
-    """A run on text: shows a sample before and after, and compares the loss with counting."""
+    """A run on text: prints samples before and after training, and compares the loss with count models."""
 
     held_out: TextEvaluation
     tokenizer: Tokenizer
@@ -162,7 +162,7 @@ class TextJob(Job):
     seed: int
 
     def save(self, folder: Path) -> None:
-        """Write the model and its tokenizer; of a model with adapters, the merged one, and the adapters alone."""
+        """Write the model and its tokenizer. With adapters, write the merged model, and the adapters alone."""
         self.tokenizer.save(folder)
         model = nnx.clone(self.model)
         unscan_layers(model)
@@ -173,14 +173,14 @@ class TextJob(Job):
         save_lora(model, folder / "adapter")
 
     def show_before(self) -> None:
-        """Print what the untrained model writes, and how large the adapters are."""
+        """Print the number of adapter parameters, and a sample from the model before training."""
         if self.trainable is LoRAParam:
             count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.model, LoRAParam)))
             print(f"lora    {count:,} parameters in {len(adapters(self.model))} layers", flush=True)
         self.show_sample("before")
 
     def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
-        """Print the held-out loss in bits per byte, and what the model writes now."""
+        """Print the held-out loss in bits per byte, and a sample from the trained model."""
         show_bits_per_byte(results["loss"], self.tokens.train, self.held_out, self.tokenizer)
         self.show_sample("after")
 
@@ -189,7 +189,7 @@ class TextJob(Job):
         return "generate", str(folder), "--prompt", self.prompt
 
     def show_sample(self, when: str) -> None:
-        """Print what the model writes now."""
+        """Print a sample from the model."""
         limit = self.model.config.max_positions
         length = len(self.tokenizer.encode(self.prompt))
         room = SAMPLE_TOKENS if limit is None else min(SAMPLE_TOKENS, limit - length - 1)
@@ -232,7 +232,7 @@ def _check_fit(config: Any, origin: str, options: TextOptions, tokenizer: Tokeni
 
 
 def sample_prompt(options: TextOptions, tokens: TokenSplit, tokenizer: Tokenizer) -> str:
-    """Return what the samples begin with: "def " for Python, else the first word of the held-out text."""
+    """Return the prompt of the samples: "def " for the default data, else the first word of the held-out text."""
     if options.data is None:
         return "def "
     words = tokenizer.decode(tokens.validation[:200].tolist()).split()
@@ -240,7 +240,7 @@ def sample_prompt(options: TextOptions, tokens: TokenSplit, tokenizer: Tokenizer
 
 
 def show_bits_per_byte(loss: float, train: np.ndarray, held_out: TextEvaluation, tokenizer: Tokenizer) -> None:
-    """Print the held-out loss beside that of counting, on the same targets."""
+    """Print the held-out loss beside that of the count models, on the same targets."""
     tokens, counted = held_out.tokens, held_out.counted
     size = tokenizer.count_bytes(tokens[1:][counted])
     counts = CountModels(train, tokenizer.vocab_size)
@@ -257,9 +257,9 @@ def show_bits_per_byte(loss: float, train: np.ndarray, held_out: TextEvaluation,
 def stream_text(
     model: Any, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, seed: int, sampling: dict[str, Any]
 ) -> Iterator[str]:
-    """Yield the continuation of ``prompt``, which follows bos where the tokenizer has one; ends at any eos.
+    """Yield the continuation of ``prompt`` up to the first eos. The prompt follows bos if the tokenizer has one.
 
-    Raises DataError for an empty prompt without bos, and for one that is too long for the model.
+    Raises DataError for an empty prompt without bos, and for a prompt that is too long for the model.
     """
     ids = with_bos(tokenizer.encode(prompt), tokenizer.bos_id)
     if not ids.size:
@@ -275,14 +275,14 @@ def stream_text(
 
 
 def end_tokens(config: Any, tokenizer: Tokenizer) -> set[int]:
-    """Return the tokens that end a text: the config's eos_token_id (one or several) and the tokenizer's own."""
+    """Return the tokens that end a text: the config's eos_token_id (one or several) and the tokenizer's eos."""
     eos = config.eos_token_id
     named = set(eos) if isinstance(eos, Iterable) else {eos}
     return {int(token) for token in named | {tokenizer.eos_id} if token is not None}
 
 
 def until(ends: set[int], tokens: Iterable[int]) -> Iterator[int]:
-    """Yield ``tokens`` up to the first that is in ``ends``, which is left out."""
+    """Yield the tokens before the first one that is in ``ends``."""
     for token in tokens:
         if token in ends:
             return

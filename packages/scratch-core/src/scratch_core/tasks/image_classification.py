@@ -1,4 +1,4 @@
-"""Image classification: labelled images in, a classifier and its confusion matrix out."""
+"""Image classification: trains a classifier on labelled images and draws its confusion matrix."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,25 +38,25 @@ class ImageOptions(DataOptions):
     batch_size: int = 64
     """Images per update."""
     weight_decay: float = 0.05
-    """Of the matrices that multiply, per step, times the learning rate."""
+    """Weight decay of the weight matrices; each step multiplies it by the learning rate."""
     data: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Image folders (train/CLASS/*.png and test/, or just CLASS/*.png), or the files of MNIST or CIFAR-10.
     The default is 1,797 handwritten digits."""
     image_size: int | None = None
-    """Rows and columns that images are resized to. The default is the preset's, or 32."""
+    """Rows and columns of the resized images. The default is the size of the preset, or 32."""
     start: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Start from this checkpoint with a new head instead of from random parameters; --preset is not used then.
-    Images are prepared as its own preprocessing says."""
+    """Start from this checkpoint, with a new head, instead of random parameters; --preset is then ignored.
+    Images are prepared with the checkpoint's own preprocessing."""
     freeze: bool = False
-    """With --start: train the new head alone."""
+    """With --start: train only the new head."""
     crop: int = 1
     """Shift training images at random by up to this many pixels."""
     flip: bool = False
-    """Mirror half of the training images. Not for digits."""
+    """Mirror half of the training images at random. Do not use it for digits."""
     mixup: float = 0.0
-    """Mix training images in pairs, with shares from Beta(MIXUP, MIXUP)."""
+    """Mix training images in pairs, with weights drawn from Beta(MIXUP, MIXUP)."""
     label_smoothing: float = 0.1
-    """Share of a uniform distribution in the training labels."""
+    """Weight of a uniform distribution in the training labels."""
 
     def check(self) -> None:
         """Raise ConfigError for a number that makes no sense."""
@@ -72,14 +72,14 @@ class ImageOptions(DataOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictImageOptions:
-    """Say what an image shows, and save a picture of where the model looked."""
+    """Classify an image, and save a picture of where the model looked."""
 
     image: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """An image file."""
     top: int = 5
-    """How many classes to print."""
+    """Number of classes to print."""
     picture: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """The file to write; the default is IMAGE-looked.png beside the image."""
+    """Where to save the picture; the default is IMAGE-looked.png beside the image."""
 
 
 class ImageClassificationTask(Task):
@@ -129,9 +129,9 @@ class ImageClassificationTask(Task):
         return {"images": images, "labels": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
     def predict(self, folder: Path, model_class: type[PretrainedModel], options: PredictImageOptions) -> None:
-        """Print the likeliest classes of an image file and save it with the heat of where the model looked.
+        """Print the likeliest classes of an image file, and save the image with a heat map of where the model looked.
 
-        Raises DataError for a file that is no sound image, CheckpointError for a model without preprocessing.
+        Raises DataError if the file is not a valid image, CheckpointError for a model without preprocessing.
         """
         if options.top < 1:
             raise ConfigError(f"--top {options.top} must be at least 1")
@@ -175,7 +175,7 @@ class ImageJob(Job):
         return model.loss(batch, self.label_smoothing)
 
     def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
-        """Print the accuracy, draw the confusion matrix, and save an image to try the model on."""
+        """Print the accuracy, draw the confusion matrix, and save an example image for `scratch predict`."""
         share, number = results["accuracy"], len(self.images.test)
         print(f"held-out accuracy {100 * share:.2f} % ({round(share * number)} of {number})", flush=True)
         counts = confusion(self.model, self.held_out, len(self.images.labels))
@@ -190,9 +190,10 @@ class ImageJob(Job):
 
 
 def build(spec: ModelSpec, options: ImageOptions) -> tuple[VisionModel, ImageSplit, Any]:
-    """Return the model, with its preprocessing and a head for the classes of the data; the data; what is trained.
+    """Return the model, the data, and the nnx filter of the trainable parameters.
 
-    Raises ConfigError if image size and model do not fit together.
+    The model has its preprocessing and a head for the classes of the data. Raises ConfigError if the image size does
+    not fit the model.
     """
     model_class = cast(type[VisionModel], spec.model(TASK.name))
     if options.checkpoint is not None:
@@ -232,7 +233,7 @@ def _is_grey(data: str | None) -> bool:
 
 
 def _side(config: Any) -> int:
-    """Return the rows of the images that a model reads; ``config.image_size`` None means any size."""
+    """Return the number of rows of the model's input images; ``config.image_size`` None means any size."""
     size = ANY_SIZE if config.image_size is None else config.image_size
     return size if isinstance(size, int) else size[0]
 
@@ -243,7 +244,7 @@ def _processor(size: int, channels: int) -> ImageProcessor:
 
 
 def confusion(model: VisionModel, batches: Any, num_classes: int) -> np.ndarray:
-    """Return counts [true, predicted] of the images of each class."""
+    """Return the confusion matrix: the number of images, [true class, predicted class]."""
     counts = np.zeros((num_classes, num_classes), np.int64)
     predict = nnx.jit(lambda model, images: model(images).argmax(axis=-1))
     for batch in batches:

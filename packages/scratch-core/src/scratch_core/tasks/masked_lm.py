@@ -1,4 +1,4 @@
-"""Masked language modelling: the pre-training of encoders, and filling in the blanks of a text."""
+"""Masked language modelling: pre-trains encoders and fills in the blanks of a text."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -34,13 +34,13 @@ class Fill:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedOptions(EncoderOptions):
-    """Train an encoder to find hidden tokens."""
+    """Train an encoder to predict hidden tokens."""
 
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE|FOLDER")] = None
     """A text file or a folder of them, or rows with a "text": .jsonl, .csv, .tsv, .parquet, a folder of `save_to_disk`,
     or hf:NAME for a data set of the Hub. The default is the source of Python's own standard library."""
     whole_words: bool = False
-    """Hide words with all their pieces."""
+    """Hide whole words instead of single word pieces."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,14 +50,14 @@ class FillOptions:
     text: Annotated[str, tyro.conf.Positional]
     """A text with [MASK] where a token is missing."""
     top: int = 5
-    """How many tokens to print for each blank."""
+    """Number of tokens to print for each blank."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Predict every line of a .jsonl file, and write the lines with a "prediction" here. TEXT is then that file; its
     lines have a "text"."""
 
 
 class MaskedLMTask(Task):
-    """Hidden tokens are found from those around them."""
+    """The model predicts hidden tokens from the tokens around them."""
 
     name: ClassVar[str] = "masked_lm"
     unit: ClassVar[str] = "tokens"
@@ -108,14 +108,14 @@ class MaskedLMTask(Task):
         )
 
     def noise(self, config: Any, batch_size: int) -> dict[str, np.ndarray]:
-        """Return random tokens, 24 for each row, of which every fourth is a label."""
+        """Return random tokens, 24 for each row, with a label at every fourth position."""
         rng = np.random.default_rng(0)
         ids = rng.integers(0, config.vocab_size, (batch_size, 24)).astype(np.int32)
         labels = np.where(np.arange(24) % 4 == 1, rng.integers(0, config.vocab_size, ids.shape), IGNORED)
         return {"input_ids": ids, "labels": labels.astype(np.int32)}
 
     def shapes(self, config: Any, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Return the shapes of the texts and of what is to be found in them."""
+        """Return the shapes of the texts and of their labels."""
         return dict.fromkeys(("input_ids", "labels"), jax.ShapeDtypeStruct((batch_size, length), jnp.int32))
 
     def predict(self, folder: Path, model_class: Any, options: FillOptions) -> None:
@@ -126,7 +126,7 @@ class MaskedLMTask(Task):
                 print(f"  {100 * fill.probability:6.2f} %  {fill.token}")
 
     def predict_rows(self, folder: Path, model: Any, rows: Rows, options: FillOptions) -> list[Any]:
-        """Return for each blank of each "text" its ``top`` tokens, each {"token", "probability", "text"}."""
+        """Return the ``top`` tokens for each blank of each "text", each {"token", "probability", "text"}."""
         found = fill_masks(model, [row["text"] for row in rows], options.top)
         return [[[dataclasses.asdict(each) for each in blank] for blank in blanks] for blanks in found]
 
@@ -136,12 +136,12 @@ TASK = MaskedLMTask()
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class MaskedJob(Job):
-    """A run on text with hidden tokens: ends with the share that is found."""
+    """A run on text with hidden tokens: prints the share that the model predicts right."""
 
     tokenizer: WordPiece
 
     def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
-        """Print loss and share of found tokens, beside that of always the most frequent token."""
+        """Print the loss, the share of right tokens, and the share of always answering the most frequent token."""
         super().show_after(folder, results)
         labels = np.concatenate([batch["labels"][batch["labels"] != IGNORED] for batch in self.held_out])
         print(f"  always the most frequent token  {np.max(np.bincount(labels)) / len(labels):.4f}", flush=True)
@@ -157,9 +157,9 @@ def fill_mask(model: Any, text: str, top: int = 5) -> list[list[Fill]]:
 
 
 def fill_masks(model: Any, texts: Sequence[str], top: int = 5) -> list[list[list[Fill]]]:
-    """Return for each [MASK] of each text its ``top`` likeliest tokens, likeliest first.
+    """Return the ``top`` likeliest tokens for each [MASK] of each text, likeliest first.
 
-    Raises DataError for a text without [MASK], and for one with more tokens than the model has positions.
+    Raises DataError for a text without [MASK], and for a text with more tokens than the model has positions.
     """
     tokenizer, found = tokenizer_of(model), []
     pieces = list(tokenizer.all_pieces(texts))
@@ -176,7 +176,7 @@ def fill_masks(model: Any, texts: Sequence[str], top: int = 5) -> list[list[list
         for place in np.flatnonzero(ids == tokenizer.mask_id):
             probabilities_V = np.asarray(jax.nn.softmax(logits_TV[place]))
             order = np.argsort(-probabilities_V, kind="stable")[:top]
-            first, end = each.spans[int(place) - 1]  # behind [CLS]
+            first, end = each.spans[int(place) - 1]  # - 1, because [CLS] comes first
             tokens = [(tokenizer.token(number), float(probabilities_V[number])) for number in order]
             blanks.append([Fill(token, score, text[:first] + token + text[end:]) for token, score in tokens])
         found.append(blanks)
@@ -184,6 +184,6 @@ def fill_masks(model: Any, texts: Sequence[str], top: int = 5) -> list[list[list
 
 
 def right_labels(model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    """Return how many of the labels a classifier of texts or of tokens predicts, and how many there are."""
+    """Return how many labels a classifier of texts or of tokens predicts right, and how many there are."""
     counted = batch["labels"] != IGNORED
     return ((encoder_outputs(model, batch).argmax(axis=-1) == batch["labels"]) & counted).sum(), counted.sum()

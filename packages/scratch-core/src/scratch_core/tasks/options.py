@@ -16,93 +16,94 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Options that every task has. Each is a str, int, float or bool, or None: run.json must be able to hold it.
+    """Options that every task has. Each value is a str, int, float, bool or None, so that run.json can hold it.
 
-    ``paths`` names the options that are paths of files. ``steps`` and ``learning_rate`` have no default here: the
-    recipe of the preset gives them, or the person who trains.
+    ``paths`` names the options that are file paths. ``steps`` and ``learning_rate`` have no default here: they come
+    from the recipe of the preset or from the command line.
     """
 
     paths: ClassVar[tuple[str, ...]] = ("start",)
 
     task: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
-    """What to train the model for; `scratch models` lists the tasks of each model. The default is its first."""
+    """The task to train the model for; `scratch models` lists the tasks of each model. The default is the first."""
     preset: str = "tiny"
-    """Size of the model; `scratch models` lists them."""
+    """Size of the model; `scratch models` lists the presets."""
     steps: int
     """Number of updates in total."""
     batch_size: int = 32
     """Examples per update."""
     learning_rate: float
-    """The peak: after the warm-up, before the decay."""
+    """Peak learning rate, reached after the warm-up and before the decay."""
     schedule: Literal["cosine", "linear", "wsd", "constant"] | None = None
     """How the learning rate falls: with a cosine, linearly, only in the last tenth of the steps, or not at all.
-    The default is the optimizer's own, a cosine for most."""
+    The default depends on the optimizer; for most it is cosine."""
     average: float = 0.0
-    """Evaluate and save the moving average of the parameters with this decay, such as 0.999; 0: the last ones."""
+    """Evaluate and save the moving average of the parameters with this decay, such as 0.999. 0: no averaging."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the layers compute in; the parameters stay float32."""
+    """Data type in which the layers compute; the parameters stay float32."""
     optimizer: str = "adamw"
     """The optimizer; installed packages may add others."""
     weight_decay: float = 0.1
-    """Of the matrices that multiply, per step, times the learning rate."""
+    """Weight decay of the weight matrices; each step multiplies it by the learning rate."""
     accumulate: int = 1
-    """Split each batch into this many parts, which needs less memory; the result is the same."""
+    """Split each batch into this many parts to use less memory; the result is the same."""
     seed: int = 0
-    """Of the parameters and the order of the data."""
+    """Seed of the initial parameters and the order of the data."""
     save_every: int = 200
     """Steps between checkpoints."""
     keep: int = 3
     """How many of the newest checkpoints to keep."""
     evaluate_every: int | None = None
     """Steps between evaluations on the held-out data; 0: only one at the end. The default is a tenth of the steps,
-    or so many that evaluations take about a twentieth of the time."""
+    or more if evaluations would take more than about a twentieth of the time."""
     patience: int = 0
-    """Stop after this many evaluations in a row without a lower held-out loss; 0: never. A resumed run may have
-    another one."""
+    """Stop after this many evaluations in a row without a lower held-out loss; 0: never. It may be changed when
+    resuming."""
     keep_best: int = 0
-    """Save after each evaluation, and keep this many checkpoints of lowest held-out loss beside the newest; the run
-    then ends with the model of the best."""
+    """Save after each evaluation, and keep this many checkpoints with the lowest held-out loss beside the newest. The
+    run then ends with the best model."""
     start: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Start from this checkpoint instead of from random parameters; --preset is not used then."""
+    """Start from this checkpoint instead of random parameters; --preset is then ignored."""
     norms: bool = False
     """Log the norms of gradients and parameters of each part of the model."""
     profile: bool = False
     """Write a profiler's trace of three steps into the run's folder."""
     log: Literal["file", "tensorboard", "wandb"] = "file"
-    """Where metrics go beside the run's metrics.jsonl: nowhere, into its folder for TensorBoard, or to wandb."""
+    """Where to log metrics besides the run's metrics.jsonl: nowhere, to TensorBoard files in its folder, or wandb."""
     mesh: Annotated[str | None, tyro.conf.arg(metavar="AXES")] = None
     """Split the work over devices, such as "fsdp=4,tensor=2"; the axes are data, fsdp, expert and tensor.
-    A resumed run may have another one."""
+    It may be changed when resuming."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    """For several processes: where process 0 listens, or "auto" for what SLURM or Kubernetes set."""
+    """For several processes: the address of process 0, or "auto" to take it from SLURM or Kubernetes."""
     processes: int | None = None
-    """How many processes there are, with --coordinator HOST:PORT."""
+    """The number of processes, with --coordinator HOST:PORT."""
     process_id: int | None = None
-    """Which of them this one is, from 0."""
+    """The number of this process, from 0, with --coordinator HOST:PORT."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Where the run goes: a new folder. The default is a new one under runs/."""
+    """A new folder for the run. The default is a new folder under runs/."""
     resume: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Resume this run with its own options; without a value, the newest run of this model under runs/.
     Only --steps, --patience and --mesh may be changed."""
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """Start a new run with the options in this file, the run.json of another run; those given here take precedence."""
+    """Start a new run with the options in this file, the run.json of another run. Options on the command line take
+    precedence."""
 
     @property
     def checkpoint(self) -> str | None:
-        """The folder or Hub id that the model is read from, None for a new one; a run has a copy of its own."""
+        """The folder or Hub id to read the model from, None for a new model. A resumed run reads its own copy."""
         return None if self.start is None else self.start if self.resume is None else str(Path(self.resume, "start"))
 
     def absolute(self) -> Self:
         """Return the same options with absolute paths in ``paths``, so that the run can be resumed from anywhere.
 
-        A path that does not exist stays as it was written: it may be a Hub id.
+        A path that does not exist stays unchanged, because it may be a Hub id.
         """
         found = {name: getattr(self, name) for name in self.paths}
         there = {name: str(Path(path).absolute()) for name, path in found.items() if path and Path(path).exists()}
         return dataclasses.replace(self, **there)
 
     def device_mesh(self) -> "Mesh | None":
-        """Return the mesh of ``mesh``. Raises ConfigError if there are not enough devices, or some are left out."""
+        """Return the device mesh of ``mesh``. Raises ConfigError if there are too few devices, or some are left out."""
         if self.mesh is None:
             return None
         from scratch_core.parallel import make_mesh, parse_mesh
@@ -150,10 +151,10 @@ class DataOptions(RunOptions):
     """Options of every task that reads data from files."""
 
     on_error: Literal["raise", "skip"] = "raise"
-    """What a bad row or a broken image does: end the run, or be left out and counted."""
+    """What to do with a bad row or a broken image: end the run, or skip and count it."""
 
     def reading(self) -> "Reading":
-        """Return how rows are read; it counts those that it skips."""
+        """Return how rows are read. The object counts the rows that are skipped."""
         from scratch_core.data.rows import Reading
 
         return Reading(self.on_error)
@@ -164,16 +165,16 @@ class RowOptions(DataOptions):
     """Options of every task that reads rows."""
 
     columns: Annotated[str | None, tyro.conf.arg(metavar="FIELD=COLUMN,...")] = None
-    """Which columns of a file with rows hold the fields, where they have other names, such as
+    """The columns that hold the fields, where their names differ from those of the fields, such as
     "text=review,label=stars"."""
 
     def reading(self) -> "Reading":
-        """Return how rows are read. Raises ConfigError if ``columns`` cannot be understood."""
+        """Return how rows are read. Raises ConfigError if ``columns`` is malformed."""
         from scratch_core.data.rows import Reading, parse_columns
 
         return Reading(self.on_error, parse_columns(self.columns))
 
 
 def flag(name: str) -> str:
-    """Return an option as it is written on the command line."""
+    """Return an option's name as on the command line."""
     return "--" + name.replace("_", "-")

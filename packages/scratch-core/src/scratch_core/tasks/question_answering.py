@@ -1,4 +1,4 @@
-"""Question answering: the part of a text that answers a question."""
+"""Question answering: finds the part of a text that answers a question."""
 
 import dataclasses
 from collections import Counter
@@ -37,7 +37,7 @@ POSITIONS = ("start_positions", "end_positions")
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """A part of the context: its probability, its characters ``start`` to ``end``; text "" means "no answer"."""
+    """A part of the context, characters ``start`` to ``end``, with its probability. An empty text means "no answer"."""
 
     text: str
     score: float
@@ -54,9 +54,9 @@ class AnswerOptions:
     context: Annotated[str, tyro.conf.Positional] = ""
     """The text that holds the answer."""
     top: int = 1
-    """How many answers to print."""
+    """Number of answers to print."""
     no_answer: bool = False
-    """Let the model say that the text does not answer the question."""
+    """Allow "no answer" as an answer, for questions that the text does not answer."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Predict every line of a .jsonl file, and write the lines with a "prediction" here. QUESTION is then that file;
     its lines have "question" and "context"."""
@@ -104,7 +104,7 @@ class QuestionAnsweringTask(Task):
         return {"input_ids": ids, "start_positions": start, "end_positions": start + more}
 
     def shapes(self, config: Any, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Return the shapes of the texts and of what is to be found in them."""
+        """Return the shapes of the texts and of the answers' positions."""
         return text_shapes(batch_size, length) | dict.fromkeys(
             POSITIONS, jax.ShapeDtypeStruct((batch_size,), jnp.int32)
         )
@@ -116,7 +116,7 @@ class QuestionAnsweringTask(Task):
             print(f"{each.score:.4f}  {each.start:5} {each.end:5}  {each.text or '(no answer)'}")
 
     def predict_rows(self, folder: Path, model: Any, rows: Rows, options: AnswerOptions) -> list[Any]:
-        """Return for each "question" and "context" the ``top`` answers, each {"text", "score", "start", "end"}."""
+        """Return the ``top`` answers to each "question", each {"text", "score", "start", "end"}."""
         asked = [(row["question"], row["context"]) for row in rows]
         found = answer_all(model, asked, top=options.top, no_answer=options.no_answer)
         return [[dataclasses.asdict(each) for each in answers] for answers in found]
@@ -127,12 +127,12 @@ TASK = QuestionAnsweringTask()
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class QuestionJob(Job):
-    """A run on questions: ends with exact matches."""
+    """A run on questions: prints the number of exact matches."""
 
     questions: Sequence[Question]
 
     def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
-        """Print loss and exact matches, beside those of always the most frequent answer, and of the first word."""
+        """Print loss and exact matches, and the matches of always the most frequent answer or the first word."""
         super().show_after(folder, results)
         asked = self.questions[:200]
         found = [answer(self.model, q.question, q.context, no_answer=not q.answer)[:1] for q in asked]
@@ -150,8 +150,8 @@ class QuestionJob(Job):
 class Questions:
     """Questions in tokens. Item i: "input_ids", "attention_mask", "token_type_ids" [T], and both ends of the answer.
 
-    A context that is too long loses its end; an answer that is lost with it is not counted (-100), and one that does
-    not exist is [CLS], at 0.
+    A context that is too long is cut at its end. An answer that is cut off with it does not count (-100). The position
+    of "no answer" is [CLS], 0.
     """
 
     def __init__(self, questions: Sequence[Question], tokenizer: WordPiece, length: int):
@@ -186,7 +186,7 @@ class Questions:
 
 
 def token_span(spans: np.ndarray, start: int, end: int) -> tuple[int, int]:
-    """Return the first and the last token that hold characters ``start`` to ``end``; -100 twice if one is missing."""
+    """Return the first and the last token of the characters ``start`` to ``end``, or -100 twice if one is cut off."""
     inside = np.flatnonzero((spans[:, 0] < end) & (spans[:, 1] > start))
     if not len(inside) or spans[inside[-1], 1] < end or spans[inside[0], 0] > start:
         return IGNORED, IGNORED
@@ -208,17 +208,17 @@ def answer_all(
     max_tokens: int = 384,
     no_answer: bool = False,
 ) -> list[list[Answer]]:
-    """Return the ``top`` likeliest answers to each question from its context, likeliest first, none overlapping.
+    """Return the ``top`` likeliest answers to each question from its context, likeliest first, without overlaps.
 
-    A long context is read in windows of ``max_tokens`` with the question, of which neighbours share ``stride`` tokens.
-    A window's probability of an answer is that of its first token times that of its last, among the tokens of the
-    window's context and [CLS]. ``no_answer`` lets [CLS], the answer of a window without one, compete; its score is the
-    lowest of all windows. Raises DataError for an empty context, ConfigError if a question fills the window.
+    A long context is read in windows of ``max_tokens`` tokens, including the question; neighbouring windows share
+    ``stride`` tokens. The probability of an answer in a window is that of its first token times that of its last, each
+    among [CLS] and the tokens of the window's context. With ``no_answer``, [CLS] ("no answer") competes; its score is
+    the lowest over all windows. Raises DataError for an empty context, ConfigError if a question fills the window.
     """
     tokenizer = tokenizer_of(model)
     asked_ids = [each.ids for each in tokenizer.all_pieces([question for question, _ in asked])]
     contexts = list(tokenizer.all_pieces([context for _, context in asked]))
-    rows, windows = [], []  # all windows of all questions, and of each question its first tokens
+    rows, windows = [], []  # all windows of all questions, and the first context token of each window by question
     for question_ids, read, (_, context) in zip(asked_ids, contexts, asked, strict=True):
         if not len(read.ids):
             raise DataError(f"the context {context!r} holds no token: give a text")
@@ -262,7 +262,7 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def right_spans(model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    """Return how many answers the model starts and ends right, and how many there are."""
+    """Return for how many answers the model predicts both ends right, and how many answers there are."""
     start_BT, end_BT = encoder_outputs(model, batch)
     start_B, end_B = (batch[name] for name in POSITIONS)
     counted_B = start_B >= 0

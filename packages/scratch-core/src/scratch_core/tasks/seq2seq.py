@@ -28,9 +28,9 @@ from scratch_core.tasks.options import RowOptions, RunOptions, flag
 from scratch_core.tasks.task import Job, Rows, Task
 
 SHOWN = 3
-"""How many examples a run shows."""
+"""The number of examples that a run prints."""
 MATCHED = 200
-"""Over how many held-out pairs exact matches are counted."""
+"""The number of held-out pairs over which exact matches are counted."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,16 +41,16 @@ class PairOptions(RowOptions):
 
     data: Annotated[str | None, tyro.conf.arg(metavar="FILE|FOLDER")] = None
     """Rows with a "source" and a "target": .jsonl, .csv, .tsv, .parquet, a folder of `save_to_disk`, or hf:NAME for a
-    data set of the Hub; or texts in which gaps are to be filled: a file, a folder, or rows with a "text". The default
-    is the source of Python's own standard library, with gaps."""
+    data set of the Hub. Or texts for filling gaps: a file, a folder, or rows with a "text". The default is the source
+    of Python's own standard library, with gaps."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """A folder with a tokenizer.json. The default is bytes; with --start, the checkpoint's own."""
     batch_size: int = 16
     """Examples per update."""
     source_length: int = 128
-    """Tokens of a source at most; of a text with gaps, before they are cut out."""
+    """Largest number of tokens of a source. For texts with gaps, it is the length before the gaps are cut out."""
     target_length: int = 64
-    """Tokens of a target at most; gaps have their own length."""
+    """Largest number of tokens of a target. For texts with gaps, the length follows from the gaps instead."""
     evaluation_examples: int = 1000
     """Largest number of held-out examples for the final figures."""
 
@@ -64,21 +64,21 @@ class PairOptions(RowOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WriteOptions:
-    """Write the target of a text."""
+    """Write the target for a text."""
 
     text: Annotated[str, tyro.conf.Positional]
     """The source."""
     max_new_tokens: int = 128
-    """Tokens to write at most."""
+    """Largest number of tokens to write."""
     num_beams: int = 1
-    """Beams of the search; 1 is greedy."""
+    """Number of beams of the search; 1 is greedy decoding."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Predict every line of a .jsonl file, and write the lines with a "prediction" here. TEXT is then that file; its
     lines have a "text"."""
 
 
 class SequenceToSequenceTask(Task):
-    """A decoder writes the labels from what an encoder read."""
+    """An encoder reads the source, and a decoder writes the target."""
 
     name: ClassVar[str] = "seq2seq"
     unit: ClassVar[str] = "tokens"
@@ -113,7 +113,7 @@ class SequenceToSequenceTask(Task):
             tokens = load_text(options.data, tokenizer, reading=reading)
             marks, end = sentinels(tokenizer, model.config.vocab_size), tokenizer.eos_id
             train = SpanCorruption(tokens.train, options.source_length, marks, end=end)
-            source, change, example = train.windows, train.corrupt, train[0]  # other gaps in each epoch
+            source, change, example = train.windows, train.corrupt, train[0]  # new gaps in each epoch
             limit = options.evaluation_examples * options.source_length
             test = SpanCorruption(tokens.validation[:limit], options.source_length, marks, end=end)
             description = f"{tokens.description}; gaps to fill"
@@ -173,7 +173,7 @@ class PairJob(Job):
         self.model.save_pretrained(folder)
 
     def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
-        """Print loss and metrics; for pairs, examples and exact matches beside the most frequent target."""
+        """Print loss and metrics. For pairs, also print examples, and exact matches beside the most frequent target."""
         super().show_after(folder, results)
         labels = np.concatenate([batch["labels"][batch["labels"] != IGNORED] for batch in self.held_out])
         print(f"  always the most frequent token  {np.max(np.bincount(labels)) / len(labels):.4f}")
@@ -222,7 +222,7 @@ def build(spec: ModelSpec, options: PairOptions) -> tuple[Any, Tokenizer]:
 def sentinels(tokenizer: Tokenizer, vocab_size: int) -> list[int]:
     """Return the tokens that stand for gaps: <extra_id_0> and so on of the tokenizer.
 
-    One without them leaves the model's ids beyond its own, of which the last is the first sentinel, as in T5.
+    If the tokenizer has none, they are the model's ids beyond the tokenizer's, in descending order as in T5.
     """
     named = [tokenizer.token_id(f"<extra_id_{number}>") for number in range(1000)]
     found = [token for token in named if token is not None]
@@ -255,19 +255,19 @@ def write(
 
 
 def right_tokens(model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    """Return how many labels the model predicts right, each behind the true ones before it, and their number."""
+    """Return how many labels the model predicts right, each given the true labels before it, and their number."""
     logits = model(batch["input_ids"], model.decoder_inputs(batch["labels"]), batch.get("attention_mask"))
     counted = batch["labels"] != IGNORED
     return ((logits.argmax(axis=-1) == batch["labels"]) & counted).sum(), counted.sum()
 
 
 def hash_of(pairs: Sequence[Pair]) -> str:
-    """Return a sha256 of all pairs, by which a resumed run knows that its data is still the same."""
+    """Return a sha256 of all pairs. A resumed run compares it to check that its data has not changed."""
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
 def _has_pairs(source: str, reading: Reading) -> bool:
-    """Return whether the first row that can be read is about pairs; one with a "text" is a text."""
+    """Return whether the first readable row is a pair, that is, has no "text"."""
     for row in open_rows(source):
         if isinstance(row.fields, dict):
             return "text" not in row.fields and "text" not in reading.columns
@@ -275,7 +275,7 @@ def _has_pairs(source: str, reading: Reading) -> bool:
 
 
 def _batch(source: Any, start: int, batch_size: int) -> dict[str, np.ndarray]:
-    """Return examples from ``start`` on as a batch; the last one is filled up with labels that no loss counts."""
+    """Return the examples from ``start`` on as a batch. The last batch is padded with labels that no loss counts."""
     rows = [source[i] for i in range(start, min(start + batch_size, len(source)))]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     missing = batch_size - len(rows)

@@ -36,7 +36,7 @@ from scratch_core.vision import label
 
 @dataclasses.dataclass(frozen=True)
 class TextClass:
-    """A class of a text: its name, and its probability, or the number itself where the model predicts numbers."""
+    """A class of a text, and its probability. For a regression, the score is the predicted number."""
 
     label: str
     score: float
@@ -44,12 +44,12 @@ class TextClass:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassifyOptions:
-    """Say which classes a text has."""
+    """Classify a text."""
 
     text: Annotated[str, tyro.conf.Positional]
     """The text."""
     top: int = 5
-    """How many classes to print."""
+    """Number of classes to print."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Predict every line of a .jsonl file, and write the lines with a "prediction" here. TEXT is then that file; its
     lines have a "text"."""
@@ -101,7 +101,7 @@ class SequenceClassificationTask(Task):
         return {"input_ids": ids, "labels": rng.integers(0, config.num_classes, batch_size).astype(np.int32)}
 
     def shapes(self, config: Any, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Return the shapes of the texts and of what is to be found in them."""
+        """Return the shapes of the texts and of their labels."""
         return {**text_shapes(batch_size, length), "labels": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
     def predict(self, folder: Path, model_class: Any, options: ClassifyOptions) -> None:
@@ -111,7 +111,7 @@ class SequenceClassificationTask(Task):
             print(f"{each.score:8.4f}  {each.label}")
 
     def predict_rows(self, folder: Path, model: Any, rows: Rows, options: ClassifyOptions) -> list[Any]:
-        """Return for each "text" its ``top`` classes, each {"label", "score"}, likeliest first."""
+        """Return the ``top`` classes of each "text", each {"label", "score"}, likeliest first."""
         found = classify(model, [row["text"] for row in rows])
         return [[dataclasses.asdict(each) for each in classes[: options.top]] for classes in found]
 
@@ -126,7 +126,7 @@ class TextClassificationJob(Job):
     texts: Sequence[LabelledText]
 
     def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
-        """Print loss and accuracy, beside that of always the most frequent class."""
+        """Print loss and accuracy, and the accuracy of always answering the most frequent class."""
         super().show_after(folder, results)
         most = Counter(each.label for each in self.texts).most_common(1)[0][1]
         print(f"  always the most frequent class  {most / len(self.texts):.4f}", flush=True)
@@ -139,7 +139,7 @@ class TextClassificationJob(Job):
 class LabelledTexts:
     """Labelled texts in tokens. Item i: "input_ids", "attention_mask", "token_type_ids" [T], "labels" its class.
 
-    A text that is longer than T loses its end.
+    A text that is longer than T is cut at its end.
     """
 
     def __init__(self, texts: Sequence[LabelledText], tokenizer: WordPiece, length: int, labels: tuple[str, ...]):
@@ -162,8 +162,8 @@ class LabelledTexts:
 def classify(model: Any, texts: Sequence[str | tuple[str, str]], *, progress: bool = False) -> list[list[TextClass]]:
     """Return the classes of each text, or of each pair of texts, the highest score first.
 
-    Scores are probabilities that add up to 1, or each by itself for a multi-label model, or the predicted numbers of a
-    regression. A text that is too long loses its end; of a pair, the second.
+    Scores are probabilities that add up to 1; independent probabilities for a multi-label model; the predicted numbers
+    for a regression. A text that is too long is cut at its end. Of a pair, the second text is cut first.
     """
     tokenizer = tokenizer_of(model)
     rows = []

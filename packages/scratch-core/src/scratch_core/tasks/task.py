@@ -1,6 +1,6 @@
-"""What a task is, and how an installed one is found.
+"""The base class of tasks, and the lookup of installed tasks.
 
-A package that brings a task registers one object in its pyproject.toml, under the name that its model classes give as
+A package that provides a task registers one object in its pyproject.toml, under the name that its model classes give as
 ``task``:
 
     [project.entry-points."scratch.tasks"]
@@ -32,12 +32,13 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
-    """What one run trains, on which data, and what it shows and saves: what :meth:`Task.prepare` returns.
+    """The model and data of one run, and what the run prints and saves. :meth:`Task.prepare` returns it.
 
     ``batches[k]`` is the batch of step k. ``held_out`` gives the batches of the evaluation. ``description`` is one
-    line about the data; a resumed run must have data of the same ``fingerprint``. ``update`` says what one update
-    reads, such as "64 images". ``trainable`` is the nnx filter of what is learned. ``metrics`` are measured on the
-    held-out data beside the loss. ``example`` is one example of a batch, by which the memory of a step is estimated.
+    line about the data; a resumed run must have data of the same ``fingerprint``. ``update`` describes the input of
+    one update, such as "64 images". ``trainable`` is the nnx filter of the parameters to learn. ``metrics`` are
+    measured on the held-out data beside the loss. ``example`` is one example of a batch; the memory of a step is
+    estimated from it.
     """
 
     model: PretrainedModel
@@ -51,18 +52,18 @@ class Job:
     metrics: "Mapping[str, LossFunction]" = dataclasses.field(default_factory=dict)
 
     def loss(self, model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Return the (sum, weight) that is trained on: by default the model's own loss."""
+        """Return the (sum, weight) of the training loss; by default the model's own loss."""
         return model.loss(batch)
 
     def save(self, folder: Path) -> None:
-        """Write the model, and what is needed to use it, into a folder."""
+        """Write the model, and the files that it needs, into a folder."""
         self.model.save_pretrained(folder)
 
     def show_before(self) -> None:
-        """Print what the model does before its first step; by default nothing."""
+        """Print what the model does before the first step; by default nothing."""
 
     def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
-        """Print what the trained model does; ``results`` are the loss and the metrics of the held-out data."""
+        """Print what the trained model does. ``results`` has the loss and the metrics on the held-out data."""
         for name, value in results.items():
             print(f"held-out {name} {value:.4f}", flush=True)
 
@@ -72,9 +73,9 @@ class Job:
 
 
 class Task(BatchHandling):
-    """Base of the tasks: which options a run has, how it is prepared, how a batch is handled.
+    """Base class of tasks: the options of a run, its preparation, and the handling of batches.
 
-    One instance serves all runs: it keeps nothing.
+    A task has no state, so that one instance serves all runs.
     """
 
     name: ClassVar[str]
@@ -82,29 +83,29 @@ class Task(BatchHandling):
     Options: ClassVar[type[RunOptions]] = RunOptions
     """The options of `scratch train`."""
     fine_tuning: ClassVar[Mapping[str, Any]] = {}
-    """Defaults of a run that starts from a checkpoint, where a preset's recipe does not apply."""
+    """Default options of a run that starts from a checkpoint, for which the preset's recipe does not apply."""
     contract: ClassVar[str]
     """The test class that the tests of a package inherit for its model, as "scratch_core.testing:CausalLMContract"."""
     PredictOptions: ClassVar[type | None] = None
-    """A dataclass with what follows the folder in `scratch predict FOLDER ...`; None: there is no such command."""
+    """A dataclass of the arguments after the folder in `scratch predict FOLDER ...`; None: the task has no predict."""
     row_fields: ClassVar[tuple[str, ...]] = ()
-    """The fields of a row for :meth:`predict_rows`, the first of them the first of ``PredictOptions``. A task that has
-    it gives its ``PredictOptions`` an ``out``: the file that `scratch predict FOLDER INPUT.jsonl --out FILE` writes."""
+    """The fields of a row for :meth:`predict_rows`. The first is also the first field of ``PredictOptions``, which then
+    needs a field ``out``: the file that `scratch predict FOLDER INPUT.jsonl --out FILE` writes."""
     instead_of_predict: ClassVar[str] = ""
-    """Which command to use where there is no `scratch predict`."""
+    """A hint at the command to use instead, for a task without `scratch predict`."""
 
     def prepare(self, spec: ModelSpec, options: Any) -> Job:
         """Return the job of a run; ``options`` are of the class ``Options``. Raises ConfigError or DataError."""
         raise NotImplementedError(f"{type(self).__name__} must define prepare(spec, options)")
 
     def noise(self, config: Any, batch_size: int) -> Any:
-        """Return a batch of random numbers that a model of this configuration can be trained on, always the same."""
+        """Return a random batch, always the same, on which a model of this configuration can be trained."""
         raise NotImplementedError(f"{type(self).__name__} must define noise(config, batch_size)")
 
     def shapes(self, config: Any, batch_size: int, length: int) -> Any:
-        """Return the shapes of a training batch with ``length`` tokens for each example, where it has tokens.
+        """Return the shapes of a training batch. Examples of a task on tokens have ``length`` tokens each.
 
-        Raises ConfigError if the task has none: then `scratch plan` cannot serve it.
+        Raises ConfigError if the task has no fixed shapes; `scratch plan` cannot serve it then.
         """
         raise ConfigError(
             f"the batches of {self.name} have no shape that is known beforehand, so that no step can be planned: plan "
@@ -112,13 +113,13 @@ class Task(BatchHandling):
         )
 
     def predict(self, folder: Path, model_class: type[PretrainedModel], options: Any) -> None:
-        """Print what the model of a folder answers; ``options`` are of the class ``PredictOptions``."""
+        """Print the predictions of the model in a folder. ``options`` is a ``PredictOptions``."""
         raise NotImplementedError(f"{type(self).__name__} must define predict(folder, model_class, options)")
 
     def predict_rows(self, folder: Path, model: Any, rows: Rows, options: Any) -> list[Any]:
-        """Return what the model of a folder answers to each row, as JSON can hold it.
+        """Return the model's prediction for each row, as a value that JSON can hold.
 
-        Raises DataError for a row that it cannot read.
+        Raises DataError for a row that the model cannot read.
         """
         raise NotImplementedError(f"{type(self).__name__} must define predict_rows(folder, model, rows, options)")
 

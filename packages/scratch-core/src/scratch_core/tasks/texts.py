@@ -1,4 +1,4 @@
-"""What the tasks on encoded texts share: options, the model and its tokenizer, and running it on many texts."""
+"""Code shared by the tasks of text encoders: options, the model and its tokenizer, and running it on many texts."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ from scratch_core.tasks.options import RowOptions, flag
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderOptions(RowOptions):
-    """Options of every task on encoded texts."""
+    """Options of every task of text encoders."""
 
     paths: ClassVar[tuple[str, ...]] = ("data", "tokenizer", "start")
 
@@ -34,10 +34,10 @@ class EncoderOptions(RowOptions):
     file; question answering "question", "context" and "answer", or SQuAD's .json. The default is made from the source
     of Python's own standard library."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """A folder with a tokenizer.json or a vocab.txt. The default is learned from the training data; with --start, the
-    checkpoint's own."""
+    """A folder with a tokenizer.json or a vocab.txt. By default, a tokenizer is learned from the training data; with
+    --start, the checkpoint's own is used."""
     sequence_length: int = 128
-    """Tokens of an example, [CLS] and [SEP] included."""
+    """Tokens per example, including [CLS] and [SEP]."""
     evaluation_examples: int = 1000
     """Largest number of held-out examples for the final figures."""
 
@@ -52,7 +52,7 @@ class EncoderOptions(RowOptions):
 def build(
     spec: ModelSpec, task: str, options: EncoderOptions, texts: Iterable[str], labels: tuple[str, ...] | None = None
 ) -> tuple[Any, WordPiece]:
-    """Return the model with its tokenizer; a new tokenizer is learned from ``texts``, a new head is for ``labels``.
+    """Return the model and its tokenizer. A new tokenizer is learned from ``texts``; a new head predicts ``labels``.
 
     Raises ConfigError if the tokenizer or the length of the examples does not fit the model.
     """
@@ -84,7 +84,7 @@ def build(
 
 
 def text_shapes(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the shapes of what an encoder reads."""
+    """Return the shapes of an encoder's inputs."""
     names = ("input_ids", "attention_mask", "token_type_ids")
     return {name: jax.ShapeDtypeStruct((batch_size, length), jnp.int32) for name in names}
 
@@ -100,7 +100,7 @@ def tokenizer_of(model: Any) -> WordPiece:
 
 
 def room(model: Any, special: int) -> int:
-    """Return how many tokens of a text the model has positions for, beside ``special`` ones."""
+    """Return how many tokens of a text fit into the model's positions beside ``special`` special tokens."""
     return model.config.max_positions - special
 
 
@@ -111,10 +111,10 @@ def run(
     batch_size: int = 32,
     progress: bool = False,
 ) -> list[Any]:
-    """Return what the model returns for each joined text (ids, token types), as numpy arrays without padding rows.
+    """Return the model's output for each joined text (ids, token types), as numpy arrays without padding rows.
 
-    Texts of similar length run together, the longest first; batches have few shapes, so that few are compiled. What
-    belongs to tokens keeps the padding behind the text.
+    Texts of similar length run together, the longest first. Batches have few different shapes, to compile few programs.
+    Outputs per token keep the padding after the text.
     """
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
     results: list[Any] = [None] * len(rows)
@@ -141,13 +141,13 @@ def _forward(model: Any, input_ids: jax.Array, attention_mask: jax.Array, token_
 
 
 def _rounded(count: int, least: int) -> int:
-    """Return the next larger size of those that batches have: four for each doubling."""
+    """Round up to one of the sizes that batches have. There are four sizes per doubling."""
     step = max(least, 1 << max((count - 1).bit_length() - 3, 0))
     return -(-count // step) * step
 
 
 class Evaluation:
-    """The examples of a source in order, as batches of one shape; the last is filled up with labels not counted."""
+    """The examples of a source in order, in batches of one shape. The padding of the last has labels of -100."""
 
     def __init__(self, source: Any, batch_size: int, targets: Sequence[str] = ("labels",)):
         self.source, self.batch_size, self.targets = source, batch_size, targets
@@ -175,7 +175,7 @@ class Evaluation:
 
 
 def split(items: Sequence[Any], keys: Sequence[str], fraction: float = 0.1) -> tuple[list[Any], list[Any]]:
-    """Return the items to train on and those held out: about ``fraction``, chosen by the hash of their keys."""
+    """Return the training items and the held-out items: about ``fraction`` of all, chosen by the hash of their keys."""
     parts: tuple[list[Any], list[Any]] = [], []
     for item, key in zip(items, keys, strict=True):
         number = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big")
@@ -184,5 +184,5 @@ def split(items: Sequence[Any], keys: Sequence[str], fraction: float = 0.1) -> t
 
 
 def fingerprint(items: Any) -> str:
-    """Return a sha256 of all items, by which a resumed run knows that its data is still the same."""
+    """Return a sha256 of all items. A resumed run compares it to check that its data has not changed."""
     return hashlib.sha256(json.dumps(items).encode()).hexdigest()

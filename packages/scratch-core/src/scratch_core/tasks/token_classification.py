@@ -1,4 +1,4 @@
-"""Token classification: a class for each part of a text, such as the names in it."""
+"""Token classification: finds the parts of a text that have a class, such as names."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ AGGREGATIONS = ("none", "simple", "first", "average", "max")
 
 @dataclasses.dataclass(frozen=True)
 class Entity:
-    """A part of a text that has a class: its probability, its characters ``start`` to ``end``, and these themselves."""
+    """A part of a text with a class: its probability, and its characters ``start`` to ``end``, which are ``text``."""
 
     label: str
     score: float
@@ -55,14 +55,15 @@ class TagOptions:
     text: Annotated[str, tyro.conf.Positional]
     """The text."""
     aggregation: str = "first"
-    """How the classes of tokens become those of words: first, average or max of a word; simple: tokens; none."""
+    """How to combine tokens: first, average or max give one class to each word; simple joins neighbouring tokens of
+    one class; none keeps each token."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Predict every line of a .jsonl file, and write the lines with a "prediction" here. TEXT is then that file; its
     lines have a "text"."""
 
 
 class TokenClassificationTask(Task):
-    """A class for each word of a text; its first piece carries it."""
+    """A class for each word of a text, predicted at the first piece of the word."""
 
     name: ClassVar[str] = "token_classification"
     unit: ClassVar[str] = "tokens"
@@ -109,7 +110,7 @@ class TokenClassificationTask(Task):
         return {"input_ids": ids, "labels": rng.integers(0, config.num_classes, ids.shape).astype(np.int32)}
 
     def shapes(self, config: Any, batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Return the shapes of the texts and of what is to be found in them."""
+        """Return the shapes of the texts and of their labels."""
         return {**text_shapes(batch_size, length), "labels": jax.ShapeDtypeStruct((batch_size, length), jnp.int32)}
 
     def predict(self, folder: Path, model_class: Any, options: TagOptions) -> None:
@@ -129,12 +130,12 @@ TASK = TokenClassificationTask()
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TagJob(Job):
-    """A run on texts with labelled parts: ends with accuracy and F1."""
+    """A run on texts with labelled parts: prints accuracy and F1."""
 
     texts: Sequence[TaggedText]
 
     def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
-        """Print loss and accuracy beside that of the most frequent class, and F1 of the entities of some texts."""
+        """Print the loss, the accuracy beside that of the most frequent class, and F1 of the entities of some texts."""
         super().show_after(folder, results)
         labels = np.concatenate([batch["labels"][batch["labels"] != IGNORED] for batch in self.held_out])
         print(f"  always the most frequent class  {np.max(np.bincount(labels)) / len(labels):.4f}")
@@ -152,9 +153,9 @@ class TagJob(Job):
 class TaggedTexts:
     """Texts with labelled parts in tokens. Item i: "input_ids", "attention_mask", "token_type_ids", "labels" [T].
 
-    ``labels`` are O, and B- and I- with the name of each class: the first word of a part has B-, its other words I-, so
-    that neighbours of one class stay two parts. The first piece of a word has the class of the part that its first
-    character is in; the other pieces have -100.
+    ``labels`` are O, and B- and I- with the name of each class. The first word of a part has B-, its other words I-, so
+    that two neighbouring parts of one class stay separate. The first piece of a word has the class of the part that
+    contains its first character; the other pieces have -100.
     """
 
     def __init__(self, texts: Sequence[TaggedText], tokenizer: WordPiece, length: int, labels: tuple[str, ...]):
@@ -183,11 +184,11 @@ class TaggedTexts:
 def tag(model: Any, texts: Sequence[str], *, aggregation: str = "first", progress: bool = False) -> list[list[Entity]]:
     """Return the parts of each text whose class is not O, in their order.
 
-    ``aggregation``, as in transformers: "none" gives each token with its class; "simple" puts neighbours of one class
-    together; "first", "average" and "max" give all pieces of a word one class before that: of its first piece, of the
-    mean of their probabilities, or of the piece that is most certain. B- and I- before a class's name mark where a part
-    begins and goes on; without them, neighbours of one class are one part. A text that is too long loses its end.
-    Raises ConfigError for another aggregation.
+    ``aggregation`` is as in transformers. "none" gives each token with its class. "simple" joins neighbouring tokens of
+    one class. "first", "average" and "max" first give one class to all pieces of a word: that of its first piece, of
+    the mean of their probabilities, or of the piece with the highest probability. The prefix B- marks the start of a
+    part and I- its continuation; without them, neighbours of one class are one part. A text that is too long is cut at
+    its end. Raises ConfigError for another aggregation.
     """
     if aggregation not in AGGREGATIONS:
         raise ConfigError(f"aggregation={aggregation!r} must be one of: {', '.join(AGGREGATIONS)}")
@@ -234,7 +235,7 @@ def _entities(logits_TC: np.ndarray, pieces: Pieces, text: str, names: list[str]
 
 
 def _joins(before: str, name: str) -> bool:
-    """Return whether a token of class ``name`` goes on with the part of the one before it."""
+    """Return whether a token of class ``name`` continues the part of the token before it."""
     return _kind(before) == _kind(name) and not name.startswith(BEGINS)
 
 

@@ -1,4 +1,4 @@
-"""What a model package's tests use: contracts to inherit, golden comparisons, shapes checked against names, meshes."""
+"""Tools for the tests of model packages: contracts to inherit, golden comparisons, checks of shapes and meshes."""
 
 from scratch_core.lazy import lazy
 

@@ -1,10 +1,10 @@
-"""What every model of a task must keep, as test classes that a package's tests inherit.
+"""The contract of each task: test classes that the tests of every model package inherit.
 
     class TestLlama(CausalLMContract):
         model_class = Llama
         decayed = ("layers.*.attention.query.kernel", ...)
 
-The tests of a package add what only its model promises.
+The tests of a package add checks of properties that only its model has.
 """
 
 import dataclasses
@@ -33,24 +33,24 @@ from scratch_core.testing.vision import (
 
 
 class ModelContract:
-    """What holds of every model, whatever its task."""
+    """Checks for every model of any task."""
 
     model_class: ClassVar[Any]
     decayed: ClassVar[tuple[str, ...]]
-    """The parameters of ``config`` under weight decay, with ``*`` for the number of a layer."""
+    """The parameters with weight decay, with ``*`` for the number of a layer."""
 
     config: ClassVar[Any] = None
-    """The configuration that the tests build; None: the preset ``tiny``."""
+    """The configuration of the tested model; None: the preset ``tiny``."""
 
     spec: ClassVar[ModelSpec]
     model: ClassVar[Any]
     overfit_rate: ClassVar[float] = 3e-3
     meshes: ClassVar[tuple[str, ...]] = ("4x2",)
-    """The meshes whose losses must be those of one device; 4x2 splits over both axes at once."""
+    """The meshes whose losses must equal those of one device; 4x2 splits over both axes at once."""
 
     @classmethod
     def setup_class(cls) -> None:
-        """Build the model that the tests read; a test that changes one builds its own with :meth:`create`."""
+        """Build the model that the tests share. A test that changes the model builds its own with :meth:`create`."""
         cls.spec = find_spec(cls.model_class)
         cls.config = cls.config or cls.model_class.Config.tiny()
         cls.model = cls.create()
@@ -62,16 +62,16 @@ class ModelContract:
         return cls.model_class(cls.config, rngs=nnx.Rngs(0))
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
-        """Run a test that takes ``preset`` once for each preset; for a class that is not the default, for the first."""
+        """Run a test with a ``preset`` argument for each preset, or for the first if the class is not the default."""
         if "preset" in metafunc.fixturenames:
             spec = find_spec(metafunc.cls.model_class)
             default = spec.model() is metafunc.cls.model_class
             metafunc.parametrize("preset", list(spec.presets)[: None if default else 1])
 
     def test_is_registered(self):
-        """The spec names this class for its task, and each architecture is an entry point to it.
+        """The spec names this class for its task, and each of its architectures is an entry point to it.
 
-        So is each trunk, if it is not a class of its own.
+        A trunk is an entry point to this class too, or to its own class.
         """
         assert self.spec.model(self.model_class.task) is self.model_class
         points = {point.name: point for point in entry_points(group=ARCHITECTURES)}
@@ -80,7 +80,7 @@ class ModelContract:
             assert found is self.model_class or name in found.architectures
 
     def test_presets_have_their_number_of_parameters(self, preset):
-        """A preset tells that of the default class."""
+        """The number is that of the default class."""
         assert count_parameters(self.spec.model(), self.spec.config(preset)) == self.spec.presets[preset]
 
     def test_config_survives_a_round_trip(self, preset):
@@ -113,7 +113,7 @@ class ModelContract:
 
 
 class CausalLMContract(FineTuningContract, ModelContract):
-    """What holds of every decoder: causality, caching, padding, generation, fine-tuning."""
+    """Checks for every decoder: causality, caching, padding, generation, fine-tuning."""
 
     def test_logits_have_the_shape_of_the_tokens(self):
         logits = jitted(self.model)(jnp.ones((2, 7), jnp.int32))
@@ -157,7 +157,7 @@ class CausalLMContract(FineTuningContract, ModelContract):
         _raises("input_ids has 2 rows, the cache 1", decode, np.ones((2, 3), np.int32), cache)
 
     def test_every_leaf_of_a_cache_has_the_batch_first(self):
-        """To index the leaves is to reorder the rows, as beam search does."""
+        """Indexing the leaves reorders the rows, as beam search does."""
         rng, order = np.random.default_rng(0), np.array([2, 0, 0])
         ids = rng.integers(0, self.model.config.vocab_size, (3, 8)).astype(np.int32)
         mask = np.array([[1] * 5, [0, 0, 1, 1, 1], [0, 1, 1, 1, 1]])
@@ -169,7 +169,7 @@ class CausalLMContract(FineTuningContract, ModelContract):
 
 
 class SequenceToSequenceContract(ModelContract):
-    """What holds of every encoder-decoder: causality of the target, caching, padding, generation."""
+    """Checks for every encoder-decoder: causality of the target, caching, padding, generation."""
 
     def inputs(self) -> tuple[np.ndarray, np.ndarray]:
         """Return random sources [2, 9] and targets [2, 7]."""
@@ -193,7 +193,7 @@ class SequenceToSequenceContract(ModelContract):
         assert np.abs(np.asarray(forward(read, target)) - logits).max(axis=-1).min() > 1e-6
 
     def test_cached_and_padded_decoding_equal_the_full_pass(self):
-        """Target tokens come in chunks of 1, 4 and 2; the source is padded on either side, and its padding is noise."""
+        """Target tokens come in chunks of 1, 4 and 2. The source has padding with arbitrary tokens on either side."""
         source, target = self.inputs()
         full = np.asarray(jitted(self.model)(source, target))
         decode = jitted(self.model, "decode")
@@ -228,13 +228,13 @@ class SequenceToSequenceContract(ModelContract):
 
 
 class EncoderContract(ModelContract):
-    """What holds of every encoder of texts, whatever its head."""
+    """Checks for every text encoder, with any head."""
 
     rows: ClassVar[bool] = False
-    """Whether the output is one for each text, not one for each token."""
+    """True if there is one output per text, False if there is one per token."""
 
     def outputs(self, ids: np.ndarray, mask: np.ndarray | None = None, types: np.ndarray | None = None) -> np.ndarray:
-        """Return what the model returns, tuples stacked on a last axis."""
+        """Return the model's output; a tuple is stacked on a new last axis."""
         found = jitted(self.model)(ids, mask, types)
         return np.stack(found, axis=-1) if isinstance(found, tuple) else np.asarray(found)
 
@@ -252,7 +252,7 @@ class EncoderContract(ModelContract):
             assert moved.min() > 1e-6
 
     def test_padding_changes_no_result(self):
-        """On either side, whatever tokens stand there."""
+        """Padding may be on either side and hold any tokens."""
         ids = self.ids()
         alone = self.outputs(ids)
         for left in (3, 0):
@@ -267,14 +267,14 @@ class EncoderContract(ModelContract):
 
 
 class MaskedLMContract(EncoderContract):
-    """What holds of every masked LM."""
+    """Checks for every masked LM."""
 
     def test_logits_have_the_shape_of_the_tokens(self):
         assert self.outputs(self.ids()).shape == (2, 9, self.config.vocab_size)
 
 
 class SequenceClassificationContract(EncoderContract):
-    """What holds of every classifier of texts."""
+    """Checks for every text classifier."""
 
     rows: ClassVar[bool] = True
 
@@ -283,14 +283,14 @@ class SequenceClassificationContract(EncoderContract):
 
 
 class TokenClassificationContract(EncoderContract):
-    """What holds of every classifier of tokens."""
+    """Checks for every token classifier."""
 
     def test_logits_are_one_number_per_token_and_class(self):
         assert self.outputs(self.ids()).shape == (2, 9, self.config.num_classes)
 
 
 class QuestionAnsweringContract(EncoderContract):
-    """What holds of every model that finds an answer in a text."""
+    """Checks for every model that finds an answer in a text."""
 
     def test_logits_are_two_numbers_per_token(self):
         start, end = jitted(self.model)(self.ids())
@@ -298,17 +298,17 @@ class QuestionAnsweringContract(EncoderContract):
 
 
 class ImageClassificationContract(ModelContract):
-    """What holds of every image classifier."""
+    """Checks for every image classifier."""
 
     def test_config_survives_a_round_trip(self, preset):
-        """A preset names no classes; its config.json names them LABEL_0 and so on."""
+        """A preset has no class names; its config.json names the classes LABEL_0 and so on."""
         config = self.spec.config(preset)
         again = type(config).from_hf(config.to_hf())
         assert dataclasses.replace(again, labels=()) == config
         assert type(config).from_hf(again.to_hf()) == again
 
     def test_the_names_of_the_classes_decide_and_not_their_order_in_the_file(self):
-        """Data and checkpoints count the same classes differently: transformers#12822, #5196."""
+        """Data and checkpoints may order the same classes differently: transformers#12822, #5196."""
         config = self.config.with_labels(("dog", "cat", "owl"))
         fields = config.to_hf()
         fields["id2label"] = dict(reversed(fields["id2label"].items()))
@@ -331,7 +331,7 @@ class ImageClassificationContract(ModelContract):
 
 
 def find_spec(model_class: Any) -> ModelSpec:
-    """Return the spec that offers a class; a package of two generations of a model has a spec for each."""
+    """Return the spec that offers a class. A package with two generations of a model has a spec for each."""
     package = model_class.__module__.partition(".")[0]
     for point in entry_points(group=MODELS):
         spec = point.load() if point.module == package else None

@@ -14,7 +14,7 @@ PROGRAMS: tuple[Any, ...] = (prefill, decode_loop, beam.prefill, beam.decode_loo
 
 
 def check_decoding(model: Any, seed: int = 0) -> None:
-    """Cached = uncached, in chunks of any length; a padded row = the row alone, whatever stands at the pads."""
+    """Cached = uncached, in chunks of any length; a padded row = the row alone, with any tokens as padding."""
     B, T = 3, 23
     forward, decode = jitted(model), jitted(model, "decode")
     ids_BT = np.random.default_rng(seed).integers(0, model.config.vocab_size, (B, T)).astype(np.int32)
@@ -53,7 +53,7 @@ def check_decoding(model: Any, seed: int = 0) -> None:
 
 
 def check_causal(model: Any, seed: int = 0) -> None:
-    """Changing a token moves logits from there on, and none before."""
+    """Changing a token changes the logits from that position on, and none before it."""
     T = 12
     ids = np.random.default_rng(seed).integers(0, model.config.vocab_size, (1, T)).astype(np.int32)
     changed = ids.copy()
@@ -65,7 +65,7 @@ def check_causal(model: Any, seed: int = 0) -> None:
 
 
 def count_traces(model: Any, run: Callable[[], Any]) -> int:
-    """Return how often ``run`` made JAX trace ``model.decode``: once per compiled program."""
+    """Return how often JAX traces ``model.decode`` during ``run``: once per compiled program."""
     kind, traces = type(model), 0
     original = kind.decode
 
@@ -90,13 +90,13 @@ def check_two_traces(model: Any, write: Callable[..., Any] = generate) -> None:
             ids = np.ones((2, length), np.int32)
             write(model, ids, max_new_tokens=new)
 
-    for program in PROGRAMS:  # they may have been compiled for this model before
+    for program in PROGRAMS:  # earlier tests may have compiled them for this model
         program.clear_cache()
     assert count_traces(model, run) == 2
 
 
 def check_beam_search(model: Any, seed: int = 0) -> None:
-    """One beam equals greedy decoding, and the scores of several equal those of full passes: each has its own cache."""
+    """One beam equals greedy decoding, and the scores of several beams equal those computed by full passes."""
     B, T, W, new = 2, 18, 3, 8
     ids_BT = np.random.default_rng(seed).integers(0, model.config.vocab_size, (B, T)).astype(np.int32)
     mask_BT = np.array([[1] * T, [0] * 5 + [1] * (T - 5)])

@@ -1,6 +1,6 @@
-"""What makes a decoder safe to fine-tune: each check names the public issue in which it went wrong elsewhere.
+"""Checks that a decoder is safe to fine-tune. Each names the public issue in which another project had the fault.
 
-One compiled function, the loss and its gradients on rows of one shape, serves almost all of them.
+Almost all checks share one compiled function: the loss and its gradients on rows of one shape.
 """
 
 import json
@@ -32,8 +32,9 @@ def token_loss(model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
 class FineTuningContract:
     """The part of a decoder's contract that fine-tuning depends on.
 
-    A model whose loss has a term over the whole batch, such as a router's balance, sets ``token_loss`` to
-    :func:`scratch_core.losses.causal_lm_loss`: such a term does not add up over rows, here or in the reference.
+    If a model's loss has a term over the whole batch, such as a router's load balancing, the test sets ``token_loss``
+    to :func:`scratch_core.losses.causal_lm_loss`, because such a term does not add up over rows, here or in the
+    reference.
     """
 
     model: ClassVar[Any]
@@ -42,11 +43,11 @@ class FineTuningContract:
     token_loss: ClassVar[Any] = staticmethod(token_loss)
 
     lora_patterns: ClassVar[tuple[str, ...]] = ("*",)
-    """Which linear layers get an adapter of rank 2: all, where none is narrower."""
+    """The linear layers that get an adapter of rank 2; by default all, if none is narrower."""
 
     @property
     def untrained(self) -> Any:
-        """A new model in evaluation mode; a test class whose ``model`` is none overrides this."""
+        """A new model in evaluation mode. A test class whose ``model`` is not new overrides this."""
         return self.model
 
     def test_accumulation_over_rows_of_unequal_length_is_the_large_batch(self):
@@ -60,7 +61,7 @@ class FineTuningContract:
         _same(jax.tree.map(np.add, *parts), whole)
 
     def test_padding_on_either_side_gives_the_same_loss_and_gradients(self):
-        """Padding on the left gave NaN, or counted a token that was read from padding: transformers#30004."""
+        """Padding on the left gave NaN, or counted a token that was predicted from padding: transformers#30004."""
         ids = _rows(self.untrained)
         left = np.stack([np.roll(row, T - length) for row, length in zip(ids, LENGTHS, strict=True)])
         right = self._measure(ids, _mask("right"))
@@ -68,9 +69,9 @@ class FineTuningContract:
         _same(self._measure(left, _mask("left")), right)
 
     def test_documents_packed_together_do_not_see_each_other(self):
-        """Packed documents read each other unless something keeps them apart: trl#805, transformers#46634.
+        """Packed documents attend to each other unless the model prevents it: trl#805, transformers#46634.
 
-        Three documents in one row give the loss and the gradients that each gives in a row of its own: positions begin
+        Three documents in one row must give the same loss and gradients as in three separate rows: positions begin
         again, attention and state end with a document, and none predicts the first token of the next.
         """
         ids, lengths = _rows(self.untrained), (5, 2, 7)
@@ -93,12 +94,12 @@ class FineTuningContract:
         assert with_bos(np.array([5, 6], np.int32), None).tolist() == [5, 6]
 
     def test_the_first_loss_of_a_new_model_is_that_of_guessing(self):
-        """An initialisation that was changed gave 60 in place of 10: OLMo#678. Guessing costs ln V."""
+        """A changed initialisation gave a first loss of 60 instead of 10: OLMo#678. Guessing costs ln V."""
         total, weight, _ = self._measure(_rows(self.untrained), _mask("right"))
         assert abs(total / weight - math.log(self.untrained.config.vocab_size)) < 1.0
 
     def test_saved_and_loaded_three_times_gives_the_same_loss_and_files(self, tmp_path: Path):
-        """A config that changes from save to save: transformers#47940."""
+        """A config changed with every save: transformers#47940."""
         ids, mask, model, configs = _rows(self.untrained), _mask("right"), self.untrained, []
         for number in range(3):
             model.save_pretrained(tmp_path / str(number))
@@ -108,7 +109,7 @@ class FineTuningContract:
         jax.tree.map(np.testing.assert_array_equal, self._measure(ids, mask, model), self._measure(ids, mask))
 
     def test_merged_lora_equals_the_adapter(self):
-        """Adapters on every linear layer; on a tied head merging broke, and it is refused: unsloth#219."""
+        """Every linear layer gets an adapter. Merging broke tied heads, so an adapter there is refused: unsloth#219."""
         model, rng = self.create(), np.random.default_rng(0)
         model.eval()
         add_lora(model, *self.lora_patterns, rank=2, rngs=nnx.Rngs(1))
@@ -142,9 +143,10 @@ class FineTuningContract:
     def _measure(
         self, ids_BT: np.ndarray, mask_BT: np.ndarray, model: Any = None, documents: np.ndarray | None = None
     ) -> Any:
-        """Return sum, weight and {path: gradient of the sum}; ``model``: another one of the same structure.
+        """Return sum, weight and {path: gradient of the sum}. ``model`` may be another model of the same structure.
 
-        ``documents`` None means one in each row, and is passed as such, so that one compilation serves all tests.
+        ``documents`` None means one document in each row. It is passed as an array, so that all tests share one
+        compilation.
         """
         documents = np.zeros_like(ids_BT) if documents is None else documents
         batch = {"input_ids": ids_BT, "attention_mask": mask_BT, "document_ids": documents}
@@ -165,7 +167,7 @@ def _sums(graphdef: Any, loss: Any, parameters: Any, rest: Any, batch: Any) -> A
 
 
 def _loss(model: Any, loss: Any, ids_BT: np.ndarray, mask_BT: np.ndarray) -> tuple[float, float]:
-    """Return sum and weight alone, of a model of any structure."""
+    """Return only sum and weight, for a model of any structure."""
     graphdef, state = nnx.split(model)
     batch = {"input_ids": ids_BT, "attention_mask": mask_BT}
     total, weight = jax.jit(lambda state: loss(nnx.merge(graphdef, state), batch))(state)
@@ -173,7 +175,7 @@ def _loss(model: Any, loss: Any, ids_BT: np.ndarray, mask_BT: np.ndarray) -> tup
 
 
 def _rows(model: Any, seed: int = 0) -> np.ndarray:
-    """Return B texts, each real up to its length."""
+    """Return B random rows of T tokens."""
     return np.random.default_rng(seed).integers(1, model.config.vocab_size, (B, T)).astype(np.int32)
 
 
@@ -183,7 +185,7 @@ def _mask(side: str) -> np.ndarray:
 
 
 def _same(found: Any, expected: Any) -> None:
-    """Compare sum, weight and gradients; each gradient within a share of its own largest value."""
+    """Compare sum, weight and gradients. The tolerance of a gradient is relative to its largest value."""
     assert np.isfinite(found[0])
     np.testing.assert_allclose(found[:2], expected[:2], rtol=RTOL)
     assert found[2].keys() == expected[2].keys()

@@ -1,7 +1,7 @@
-"""Comparison with what a reference implementation computed.
+"""Comparison with the recorded outputs of a reference implementation.
 
-Tolerances are for float32 on a CPU, and are never a parameter that a test could loosen, save where a reference is known
-to be noisier (``atol``).
+Tolerances are for float32 on a CPU. Tests cannot loosen them, except where a reference is known to be noisier
+(``atol``).
 """
 
 import json
@@ -40,7 +40,7 @@ def with_legacy_config(golden: Path, folder: Path) -> Path:
 
 
 def assert_close(actual: Any, expected: np.ndarray, atol: float, what: str) -> None:
-    """Fail unless the arrays have one shape and no difference beyond ``atol``."""
+    """Fail unless the arrays have the same shape and differ by at most ``atol``."""
     actual = np.asarray(actual)
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
     worst = np.abs(actual.astype(np.float64) - expected).max()
@@ -48,7 +48,7 @@ def assert_close(actual: Any, expected: np.ndarray, atol: float, what: str) -> N
 
 
 def jitted(model: nnx.Module, method: str = "__call__") -> Callable[..., Any]:
-    """Return a method of the model as one compiled function, which saves tests the compiling of each operation."""
+    """Return a method of the model as one compiled function, so that tests do not compile each operation separately."""
     graphdef, state = nnx.split(model)
 
     @partial(jax.jit, static_argnames="last_only")
@@ -94,7 +94,7 @@ def check_causal_lm(folder: Path, io: dict[str, np.ndarray]) -> None:
 
 
 def check_round_trip(golden: Path, folder: Path) -> None:
-    """Import, export into ``folder``, import and export again: the same bytes per tensor all along."""
+    """Import, export into ``folder``, import and export again; every tensor must keep its bytes."""
     original = read_tensors(golden)
     for name in ("once", "twice"):
         save(load(golden), folder / name)
@@ -107,7 +107,7 @@ def check_round_trip(golden: Path, folder: Path) -> None:
 
 
 def check_bare_trunk(model: Any, folder: Path, name: str, prefix: str) -> None:
-    """Save the model as transformers saves its trunk alone, and load that with a fresh head: the trunk is the same."""
+    """Save only the trunk, as transformers does, and load it with a fresh head. The trunk must be unchanged."""
     save(model, folder)
     fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(fields | {"architectures": [name]}), encoding="utf-8")

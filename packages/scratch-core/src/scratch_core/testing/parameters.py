@@ -13,14 +13,14 @@ from scratch_core.weights import flatten
 
 
 class _FixedStream(nnx.RngStream):
-    """A random stream that does not count: under tracing, counting takes time quadratic in the number of draws."""
+    """A random stream that does not count its draws. Under tracing, counting takes time quadratic in their number."""
 
     def __call__(self) -> jax.Array:
         return self.key[...]
 
 
 def abstract(model_class: type[PretrainedModel], config: Any) -> PretrainedModel:
-    """Return the model of a configuration with shapes in place of arrays."""
+    """Return the model of a configuration, with shapes instead of arrays."""
 
     def create() -> PretrainedModel:
         rngs: Any = nnx.Rngs(0)
@@ -33,7 +33,7 @@ def abstract(model_class: type[PretrainedModel], config: Any) -> PretrainedModel
 def count_parameters(model_class: type[PretrainedModel], config: Any) -> int:
     """Return the number of parameters of a configuration, without allocating them.
 
-    A stack of identical layers is counted from its first three: tracing eighty takes many seconds.
+    A stack of identical layers is extrapolated from its first three, because tracing eighty takes many seconds.
     """
 
     def count(config: Any) -> int:
@@ -50,7 +50,7 @@ def count_parameters(model_class: type[PretrainedModel], config: Any) -> int:
 
 
 def decayed_parameters(model_class: type[PretrainedModel], config: Any) -> list[str]:
-    """Return the paths under weight decay, with ``*`` for the number of a layer, sorted."""
+    """Return the sorted paths of the parameters with weight decay, with ``*`` for the number of a layer."""
     from scratch_core.train.optimizers import decay_mask
 
     parameters = nnx.to_pure_dict(nnx.state(abstract(model_class, config), nnx.Param))

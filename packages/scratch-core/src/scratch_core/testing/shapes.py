@@ -1,7 +1,7 @@
-"""Array names carry their shape, and this checks that they tell the truth: ``x_BTD`` has three axes.
+"""Checks that arrays have the shapes that their names state: ``x_BTD`` must have three axes.
 
-The modules of ``scratch_*`` packages are compiled with one call at the end of each function that has such names. Other
-code runs as it always does, so that a whole test session can afford the check.
+The modules of ``scratch_*`` packages are compiled with one extra call at the end of each function that has such names.
+Other code runs unchanged, so that the check is cheap enough for a whole test session.
 """
 
 import ast
@@ -18,9 +18,9 @@ OWN = "scratch_core.testing"  # pytest rewrites its assertions instead
 
 
 def check_names(local: Mapping[str, Any], where: str) -> None:
-    """Raise AssertionError unless each array in ``local`` has as many axes as its name has letters.
+    """Raise AssertionError unless the number of axes of each array in ``local`` is the number of letters in its name.
 
-    One letter means one size: that of the integer of this name, or of the first axis that has it.
+    A letter must mean the same size everywhere: that of the integer of this name, or of the first axis with the letter.
     """
     size = {k: v for k, v in local.items() if len(k) == 1 and k.isupper() and isinstance(v, int)}
     for name, value in local.items():
@@ -32,13 +32,13 @@ def check_names(local: Mapping[str, Any], where: str) -> None:
 
 
 def check_shapes_on_import() -> None:
-    """Check the names of arrays, tracers too, in each module of a ``scratch_*`` package that is imported after this."""
+    """Check array names in every ``scratch_*`` module that is imported after this call. Tracers are checked too."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder(MetaPathFinder):
-    """Finds the modules of ``scratch_*`` packages, and has them compiled with checks."""
+    """Finds the modules of ``scratch_*`` packages, and lets `_Loader` compile them with checks."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -52,7 +52,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(SourceFileLoader):
-    """Compiles a module with checks, and leaves the cache of compiled modules alone."""
+    """Compiles a module with checks, without writing to the cache of compiled modules."""
 
     def get_code(self, fullname: str) -> CodeType:
         path = self.get_filename(fullname)

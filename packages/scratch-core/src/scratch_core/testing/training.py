@@ -17,7 +17,7 @@ MESHES = {"1x1": (1, 1), "8x1": (8, 1), "1x4": (1, 4), "4x2": (4, 2)}
 
 
 def overfit_one_batch(model: Any, batch: Any, *, steps: int = 60, rate: float = 3e-3) -> float:
-    """Train on one batch with Adam; fail unless the loss falls below a tenth. A step that is not finite fails too."""
+    """Train on one batch with Adam. Fails unless the loss falls below a tenth, or if a step is not finite."""
     trainer = Trainer(model, optax.adam(rate), max_skipped=1)
     before = trainer.evaluate([batch])["loss"]
     trainer.fit([batch] * steps, steps)
@@ -27,9 +27,9 @@ def overfit_one_batch(model: Any, batch: Any, *, steps: int = 60, rate: float = 
 
 
 def check_meshes(model_class: Any, config: Any, meshes: Sequence[str] = ("8x1", "1x4", "4x2")) -> None:
-    """Three training steps on meshes of simulated devices give the losses of one device.
+    """Check that three training steps on meshes of simulated devices give the losses of one device.
 
-    Each mesh is fsdp x tensor. Needs a process with 8 devices.
+    Each mesh is fsdp x tensor. The process must have 8 devices.
     """
     assert len(jax.devices()) >= 8, (
         f"this needs 8 devices, {len(jax.devices())} are here: call "
@@ -52,5 +52,5 @@ def _losses(model_class: Any, config: Any, batch: Any, size: tuple[int, int]) ->
 
 
 def random_batch(task: str, config: Any, batch_size: int = 8) -> Any:
-    """Return the task's batch of noise, always the same. Raises ConfigError for a task that is not installed."""
+    """Return the task's random batch, always the same. Raises ConfigError for a task that is not installed."""
     return find_task(task).noise(config, batch_size)

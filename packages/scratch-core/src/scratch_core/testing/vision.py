@@ -32,14 +32,14 @@ def check_image_classifier(golden: Path, atol: float = LOGITS) -> None:
 
 
 def noise(config: Any, batch_size: int, size: int = 32, seed: int = 0) -> jax.Array:
-    """Return images [B, Y, X, C] of noise, in the configuration's image size or else of ``size`` x ``size``."""
+    """Return random images [B, Y, X, C] of the configuration's image size, or of ``size`` x ``size`` if it has none."""
     size = config.image_size or size  # None: any size
     shape = (batch_size, size, size, config.num_channels)
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
 def check_images_are_independent(model: VisionModel) -> None:
-    """In evaluation an image has the logits that it has alone, whatever its neighbours; another image has others."""
+    """In evaluation, the logits of an image do not depend on the other images of the batch, only on the image."""
     model.eval()
     images, others, forward = noise(model.config, 4), noise(model.config, 4, seed=1), jitted(model)
     together = np.asarray(forward(images))
@@ -51,7 +51,7 @@ def check_images_are_independent(model: VisionModel) -> None:
 
 
 def check_new_head_on_a_frozen_trunk(model: VisionModel, folder: Path) -> None:
-    """Training a new head alone leaves every other array as it was, to the bit, and the head survives a checkpoint."""
+    """Training only a new head leaves every other array unchanged, bit for bit, and the head survives a checkpoint."""
     replace_head(model, ("cat", "dog", "owl"), rngs=nnx.Rngs(7))
     before = _learned(model)
     batch = {"images": noise(model.config, 6), "labels": jnp.array([0, 1, 2, 0, 1, 2])}
@@ -72,7 +72,7 @@ def check_new_head_on_a_frozen_trunk(model: VisionModel, folder: Path) -> None:
 
 
 def check_bfloat16(model_class: type[VisionModel], config: Any) -> None:
-    """Computing in bfloat16 keeps parameters and gradients float32, and gives the logits to bfloat16's precision."""
+    """In bfloat16, parameters and gradients stay float32, and logits agree to bfloat16's precision."""
     exact, narrow = (model_class(config, dtype=dtype, rngs=nnx.Rngs(0)) for dtype in (jnp.float32, jnp.bfloat16))
     batch = {"images": noise(config, 4), "labels": jnp.arange(4)}
     # Compared in training mode, where batch norm keeps the activations of a random network in bounds.
@@ -96,15 +96,15 @@ def check_bfloat16(model_class: type[VisionModel], config: Any) -> None:
 
 
 def check_dropout(model_class: type[VisionModel], dropping: Any, without: Any) -> None:
-    """In training, each call drops other features, and the seed decides which; evaluation drops nothing.
+    """In training, each call drops different features, chosen by the seed; evaluation drops nothing.
 
-    ``dropping`` and ``without`` are one configuration with a rate and without it.
+    ``dropping`` and ``without`` are the same configuration with and without a dropout rate.
     """
     images = noise(dropping, 4)
     first, second, other = (model_class(dropping, rngs=nnx.Rngs(params=0, dropout=seed)) for seed in (1, 1, 2))
     plain = model_class(without, rngs=nnx.Rngs(params=0, dropout=1))
     nnx.update(plain, nnx.state(first, nnx.Param))
-    forward = nnx.jit(lambda model, images: model(images))  # the count of draws is handed back to the model
+    forward = nnx.jit(lambda model, images: model(images))  # nnx.jit also returns the count of draws to the model
     draws = [np.asarray(forward(model, images)) for model in (first, first, second, other)]
     np.testing.assert_array_equal(draws[0], draws[2])
     assert np.abs(draws[0] - draws[1]).max() > 1e-4
@@ -115,5 +115,5 @@ def check_dropout(model_class: type[VisionModel], dropping: Any, without: Any) -
 
 
 def _learned(model: Any) -> dict[str, np.ndarray]:
-    # Copies: the training step donates the arrays themselves.
+    # Copies, because the training step donates the arrays.
     return {path: np.array(value) for path, value in flatten(nnx.state(model, (nnx.Param, nnx.BatchStat))).items()}

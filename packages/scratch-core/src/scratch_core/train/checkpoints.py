@@ -1,9 +1,9 @@
-r"""Checkpoints of a run: written by Orbax in the background, the newest few kept, every array checked when read.
+r"""Checkpoints of a run: Orbax writes them in the background, keeps the newest few, and every read is checked.
 
-Orbax writes a step atomically (a kill during a save leaves the steps before it intact), but it does not notice a
-flipped bit when it loads. So each step's metadata holds a digest of every array, computed from the values before they
-are written, and a digest of these descriptions themselves. `restore` compares the digests, names the damaged array,
-and goes back to the newest intact step.
+Orbax writes a step atomically (a kill during a save leaves the earlier steps intact), but it does not notice a flipped
+bit when it loads. So each step's metadata holds a digest of every array, computed before the array is written, and a
+digest of the metadata itself. `restore` compares the digests, names the damaged array, and goes back to the newest
+intact step.
 
 The digest of an array with elements $x_i$ read as unsigned integers is
 
@@ -31,7 +31,7 @@ from scratch_core.folders import why_not_written
 
 
 class Restored(NamedTuple):
-    """What `Checkpoints.restore` found: the step, its state, and a line for each newer step that was damaged."""
+    """The result of `Checkpoints.restore`: the step, its state, and a line for each newer step that was damaged."""
 
     step: int
     state: Any
@@ -39,14 +39,14 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in ``folder``: the newest ``keep`` are kept, and the ``keep_best`` of lowest score.
+    """The checkpoints of one run, in ``folder``. Keeps the newest ``keep`` and the ``keep_best`` with the lowest score.
 
-    A state is any pytree of jax arrays, sharded or not; typed PRNG keys are stored as their data. One process at a
-    time may write there: `FolderLock` of the run sees to it. Raises CheckpointError if ``folder`` cannot be used.
+    A state is any pytree of jax arrays, sharded or not; typed PRNG keys are stored as their data. Only one process at a
+    time may write to the folder; the run's `FolderLock` ensures it. Raises CheckpointError if ``folder`` is unusable.
     """
 
     def __init__(self, folder: str | Path, keep: int = 3, keep_best: int = 0):
-        from orbax.checkpoint import v1 as ocp  # 2 s of import: only when there is something to save or restore
+        from orbax.checkpoint import v1 as ocp  # takes 2 s to import, so only when it is needed
 
         self.folder = Path(folder).absolute()
         if self.folder.exists() and not self.folder.is_dir():
@@ -61,25 +61,25 @@ class Checkpoints:
         try:
             try:
                 self._orbax: Any = ocp.training.Checkpointer(str(self.folder), **options)
-            except ValueError:  # of one damaged step: Orbax opens all or none
+            except ValueError:  # one step is damaged, and then Orbax opens none
                 self._set_aside_damaged(ocp)
                 self._orbax = ocp.training.Checkpointer(str(self.folder), **options)
-        except Exception as error:  # of the file system or of Orbax
+        except Exception as error:  # from the file system or from Orbax
             raise CheckpointError(
                 f"{self.folder} cannot be opened: {why_not_written(error, self.folder, 0)}"
             ) from error
         self._saving: tuple[int, int, Any] | None = None  # step, bytes, Orbax's answer
 
     def steps(self) -> list[int]:
-        """Return the steps that are there, oldest first."""
+        """Return the saved steps, oldest first."""
         return sorted(found.step for found in self._orbax.checkpoints)
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
-        """Start to write ``state``; returns as soon as its values are copied, so that it may be donated.
+        """Start to write ``state``. Returns when its values are copied, so that ``state`` may then be donated.
 
-        ``score`` is for ``keep_best``, such as a held-out loss: lower is better. A save still under way is waited for
-        first: Orbax would drop the second one silently. A damaged step of the same number is replaced. Raises
-        CheckpointError if the save before this one failed.
+        ``score`` is for ``keep_best``, such as a held-out loss: lower is better. Waits for an unfinished save first,
+        because Orbax would silently drop the second one. Replaces a damaged step of the same number. Raises
+        CheckpointError if the previous save failed.
         """
         self.wait()
         arrays = jax.tree.map(_to_array, state)
@@ -98,7 +98,7 @@ class Checkpoints:
         self._saving = (step, size, response)
 
     def wait(self) -> None:
-        """Return when the save under way is on disk. Raises CheckpointError if it is not."""
+        """Wait until the current save is on disk. Raises CheckpointError if it failed."""
         if self._saving is None:
             return
         (step, size, response), self._saving = self._saving, None
@@ -110,7 +110,7 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder}: step {step} was not saved, and Orbax gave no reason")
 
     def _not_saved(self, step: int, size: int, error: Exception) -> CheckpointError:
-        """Remove what was written of a step, and return the error that says why it failed."""
+        """Remove the partial files of a step, and return the error that says why its save failed."""
         for partial in self.folder.glob(f"{step}.*tmp*"):
             shutil.rmtree(partial, ignore_errors=True)
         return CheckpointError(
@@ -120,8 +120,8 @@ class Checkpoints:
     def restore(self, like: Any, *, best: bool = False) -> Restored | None:
         """Return the newest intact step in the structure, dtypes and shardings of ``like``; None if there is no step.
 
-        With ``best`` the intact one of lowest score, the first of equal ones; those saved without a score come last,
-        the newest first. Raises CheckpointError if there are steps, but each is damaged or of another structure.
+        With ``best``, return the intact step of lowest score instead, the earliest if scores are equal. Steps without a
+        score come last, the newest first. Raises CheckpointError if all steps are damaged or of another structure.
         """
         self.wait()
         unusable = list(self._set_aside)
@@ -139,7 +139,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Wait for the save under way and release Orbax's threads. Raises CheckpointError if that save failed."""
+        """Wait for the current save and end Orbax's threads. Raises CheckpointError if that save failed."""
         try:
             self.wait()
         finally:
@@ -151,7 +151,7 @@ class Checkpoints:
             if path.name.isdigit():
                 try:
                     ocp.checkpointables_metadata(path)
-                except OSError:  # it may be sound
+                except OSError:  # the step itself may be intact
                     raise
                 except Exception as error:
                     aside = path.rename(path.with_name(f"damaged-{path.name}"))
@@ -193,7 +193,7 @@ class _Unusable(Exception):
 
 
 class _Preserve:
-    """Orbax's policy of what to keep: the newest ``newest`` steps and the ``best`` of lowest score."""
+    """Orbax's preservation policy: keeps the newest ``newest`` steps and the ``best`` steps of lowest score."""
 
     def __init__(self, newest: int, best: int):
         self._newest, self._best = newest, best
@@ -219,14 +219,14 @@ def _by_score(checkpoint: Any) -> tuple[float, int]:
 
 
 class _Always:
-    """Orbax's policy of when to save: whenever it is asked to."""
+    """Orbax's save policy: saves whenever it is called."""
 
     def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
         return True
 
 
 def _quieten() -> None:
-    """Keep Orbax's traces of failures, hundreds of lines each, out of the output: they are raised as well."""
+    """Suppress Orbax's logged tracebacks of hundreds of lines; the failures are raised anyway."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     if _not_of_orbax not in (log := logging.getLogger("asyncio")).filters:
         log.addFilter(_not_of_orbax)
@@ -247,7 +247,7 @@ def _digest(x: jax.Array) -> jax.Array:
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)  # 8 bytes: one more axis, of length 2
     index = jnp.zeros(bits.shape, jnp.uint32)
-    for axis in range(bits.ndim):  # of the whole array, wherever its pieces live
+    for axis in range(bits.ndim):  # indices of the whole array, however it is sharded
         stride = math.prod(bits.shape[axis + 1 :]) % 2**32
         index = index + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)
     return _mix(bits ^ _mix(index)).sum(dtype=jnp.uint32)
@@ -260,7 +260,7 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 def _digests(arrays: Any) -> list[tuple[str, jax.Array, np.ndarray]]:
-    # One after another: independent collectives in flight at once can block each other on simulated devices.
+    # One after another, because concurrent independent collectives can deadlock on simulated devices.
     return [(name, x, jax.device_get(_digest(x))) for name, x in _named(arrays)]
 
 
@@ -295,7 +295,7 @@ def _to_key(raw: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of what went wrong; Orbax hides it in the cause."""
+    """Return the first line of the innermost cause, where Orbax hides the actual error."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -1,4 +1,4 @@
-"""Learning curves of one or several runs as an SVG, which any browser shows and which needs no library to write."""
+"""Learning curves of one or several runs as an SVG. Any browser shows it, and writing it needs no library."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -80,7 +80,7 @@ def _panel(title: str, lines: Mapping[str, list[tuple[int, float]]], names: list
         parts.append(f'<text x="{place(x, ys[0])[0]:.1f}" y="{bottom + 16}" text-anchor="middle">{x:g}</text>')
     for name, line in lines.items():
         colour = COLOURS[names.index(name) % len(COLOURS)]
-        if len(line) == 1:  # a line would not show it
+        if len(line) == 1:  # a line of one point would be invisible
             x, y = place(*line[0])
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
         where = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))

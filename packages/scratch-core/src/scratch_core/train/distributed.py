@@ -1,10 +1,10 @@
-"""Several processes as one run, on JAX's own runtime: who starts, who speaks, who stops when.
+"""Several processes as one run, on JAX's own runtime: starting, printing and stopping together.
 
-Every process runs the same program on its own devices. Process 0 alone writes metrics, prints, and saves the model; all
-of them write checkpoints together.
+Every process runs the same program on its own devices. Only process 0 writes metrics, prints, and saves the model; all
+processes write checkpoints together.
 
-When one of them ends, however it ends, the others end too, with exit code 2: at once where the system closes its
-connections, as after a kill; within 100 s, JAX's time without a heartbeat, where a machine or its network is gone.
+When one process ends for any reason, the others end too, with exit code 2. They end at once if the system closes its
+connections, as after a kill. They end within 100 s, JAX's heartbeat timeout, if a machine or its network is gone.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ from scratch_core.errors import ConfigError, TrainingError
 MEETING_SECONDS = 300.0
 """How long `start` waits for the other processes."""
 PREPARING_SECONDS = 3600.0
-"""How long `wait_for_all` waits: reading a large text may take one process longer than another."""
+"""How long `wait_for_all` waits. It is long because one process may read a large text more slowly than another."""
 RESTART = "look at what the others print, and start all of them again, with --resume if the run has begun"
 STATUS = re.compile(r"[A-Z_]{5,}: ")
-"""How the errors of JAX's runtime begin: with a word such as UNAVAILABLE."""
+"""Matches the start of a JAX runtime error, such as "UNAVAILABLE: "."""
 
-_kept: list[Any] = []  # the handler of SIGABRT, which C calls
+_kept: list[Any] = []  # keeps the C callback for SIGABRT alive
 _started = _lost = False
 
 
@@ -44,10 +44,10 @@ def start(
     process_id: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Join the other processes: ``coordinator`` is HOST:PORT of process 0, "auto" what SLURM or Kubernetes set.
+    """Join the other processes at ``coordinator``: HOST:PORT of process 0, or "auto" under SLURM or Kubernetes.
 
-    Does nothing if it is None. Must run before JAX computes anything. While it waits, up to MEETING_SECONDS, it calls
-    ``check``, which may raise. Raises ConfigError if the processes cannot meet.
+    Does nothing if ``coordinator`` is None. Must run before JAX computes anything. Waits up to MEETING_SECONDS and
+    calls ``check``, which may raise, meanwhile. Raises ConfigError if the processes cannot meet.
     """
     global _started
     if coordinator is None:
@@ -87,7 +87,7 @@ def start(
 
 
 def _check_address(coordinator: str, processes: int | None, process_id: int | None) -> None:
-    """Raise ConfigError for what JAX would answer with an abort or with an error that does not say what is wrong."""
+    """Raise ConfigError for arguments on which JAX would abort, or raise an error that does not name the cause."""
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ConfigError(f"--coordinator {coordinator} must be HOST:PORT with a port in 1 .. 65535")
@@ -106,9 +106,10 @@ def _check_address(coordinator: str, processes: int | None, process_id: int | No
 
 
 def _end_when_aborted() -> None:
-    """Say what to do and exit with 2 when JAX aborts: that is all it does when process 0 has gone, or one came twice.
+    """When JAX aborts, print what to do and exit with code 2.
 
-    Python's own handlers never run then, so C calls this one.
+    JAX aborts without a message for the user when process 0 has gone, or when two processes have the same id. Python's
+    own signal handlers do not run then, so this handler is called from C.
     """
     if os.name != "posix":
         return
@@ -130,9 +131,9 @@ def _then_leave(hook: Any) -> Any:
 
 
 def leave(code: int) -> None:
-    """End this process at once if it is one of several that has failed, so that the others notice.
+    """End this process at once if it is one of several, so that the others notice that it has failed.
 
-    Otherwise it would wait at its exit for the others, and they in their next step for it.
+    Otherwise this process would wait for the others at its exit, while they wait for it in their next step.
     """
     if _started:
         for stream in (sys.stdout, sys.stderr):
@@ -142,19 +143,19 @@ def leave(code: int) -> None:
 
 
 def has_lost_process() -> bool:
-    """Return whether another process has gone: what is to be done together cannot be waited for then."""
+    """Return whether another process has gone. Then no collective operation can finish, so do not wait for one."""
     return _lost
 
 
 def is_first() -> bool:
-    """Return whether this is process 0, which writes what is written once."""
+    """Return whether this is process 0, which writes the files that only one process may write."""
     return jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Return when every process has come to this point, within PREPARING_SECONDS; ``what`` names it, used once.
+    """Wait up to PREPARING_SECONDS until every process has reached this point. Each ``what`` may be used only once.
 
-    The first collective operation must follow at once: Gloo, which serves CPUs, waits for the others for 30 s alone.
+    The first collective operation must follow at once, because Gloo (the CPU backend) waits only 30 s for the others.
     """
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
@@ -172,7 +173,7 @@ def from_first(numbers: np.ndarray) -> np.ndarray:
 
 
 def any_signal(received: str | None) -> str | None:
-    """Return the name of a signal that any process has ``received``, the same one in all; None if none has."""
+    """Return the name of a signal that any process has ``received``, None if none has. All processes get the same."""
     if jax.process_count() == 1:
         return received
     from jax.experimental import multihost_utils
@@ -184,7 +185,7 @@ def any_signal(received: str | None) -> str | None:
 
 @contextlib.contextmanager
 def one_voice() -> Generator[None]:
-    """Within it, the processes other than 0 print nothing to stdout."""
+    """Silence the stdout of all processes except process 0."""
     if is_first():
         yield
         return
@@ -194,7 +195,7 @@ def one_voice() -> Generator[None]:
 
 @contextlib.contextmanager
 def written_by_first(folder: Path) -> Generator[Path]:
-    """Yield ``folder`` in process 0, and in the others a folder that is removed: all take part, one keeps the files."""
+    """Yield ``folder`` in process 0 and a temporary folder in the others: all of them write, one keeps the files."""
     if is_first():
         yield folder
     else:
@@ -204,10 +205,10 @@ def written_by_first(folder: Path) -> Generator[Path]:
 
 @contextlib.contextmanager
 def lost_process() -> Generator[None]:
-    """Within it, what JAX raises when another process has gone becomes a TrainingError that says what to do."""
+    """Turn the error that JAX raises when another process has gone into a TrainingError that says what to do."""
     try:
         yield
-    except (jax.errors.JaxRuntimeError, ValueError) as error:  # which of them depends on where JAX notices
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # the type depends on where JAX notices
         if jax.process_count() == 1 or not STATUS.match(str(error)):
             raise
         global _lost

@@ -1,4 +1,4 @@
-"""What a run measures on held-out data while it trains, and when that tells it to stop."""
+"""Evaluation on held-out data during training, and early stopping."""
 
 import dataclasses
 import math
@@ -12,15 +12,15 @@ from scratch_core.train.distributed import from_first
 from scratch_core.train.step import LossFunction
 
 HELD_OUT = "held_out_"
-"""What the names of held-out numbers begin with in metrics.jsonl."""
+"""The prefix of held-out metrics in metrics.jsonl."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What `Trainer.fit` measures as it goes: `Trainer.evaluate` with ``dataset`` and ``metrics``.
+    """The held-out evaluation during `Trainer.fit`: `Trainer.evaluate` with ``dataset`` and ``metrics``.
 
-    It does so after every ``every`` steps and after the last one; 0: only after the last. ``patience`` ends the run
-    after this many evaluations in a row without a lower loss; 0: never. Raises ConfigError for a number below 0.
+    It runs after every ``every`` steps and after the last one (0: only after the last). The run stops early after
+    ``patience`` evaluations in a row without a lower loss (0: never). Raises ConfigError for a number below 0.
     """
 
     dataset: Iterable[Any]
@@ -44,7 +44,7 @@ class Evaluation:
 
 @dataclasses.dataclass
 class Best:
-    """The lowest held-out loss of a run so far, after which step it was, and how many evaluations came since."""
+    """The lowest held-out loss of a run so far, its step, and the number of evaluations since then."""
 
     loss: float = math.inf
     step: int = 0
@@ -52,7 +52,7 @@ class Best:
 
     @classmethod
     def logged(cls, records: Iterable[Mapping[str, Any]]) -> Self:
-        """Return that of the lines of a metrics.jsonl, which process 0 alone reads: the same one in all processes."""
+        """Return the best of the lines of a metrics.jsonl. Only process 0 reads them; all processes get its result."""
         best = cls()
         for record in records:
             if isinstance(loss := record.get(HELD_OUT + "loss"), float):
@@ -61,7 +61,7 @@ class Best:
         return cls(float(loss), int(step), int(since))
 
     def add(self, step: int, loss: float) -> None:
-        """Note an evaluation. A loss that is not a number is no improvement."""
+        """Record an evaluation. A NaN loss is not an improvement."""
         if loss < self.loss:
             self.loss, self.step, self.since = loss, step, 0
         else:

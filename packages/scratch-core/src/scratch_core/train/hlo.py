@@ -1,8 +1,8 @@
-"""What a compiled program does, read from its text: products, collectives, and what is kept for the backward pass.
+"""The cost of a compiled program, read from its text: products, collectives, and activations.
 
-The text is XLA's HLO after all passes, ``jax.stages.Compiled.as_text()``: of a program for several devices, what each
-of them runs. Shapes are those of one device. XLA's own cost analysis counts the body of a loop once; here it counts as
-often as the loop runs, which the compiler notes where it knows it, as it does for `jax.lax.scan`.
+The text is XLA's HLO after all passes, ``jax.stages.Compiled.as_text()``. For several devices, it is the program that
+each of them runs, with the shapes of one device. XLA's own cost analysis counts the body of a loop once; this module
+multiplies it by the trip count, which the compiler records where it knows it, as for `jax.lax.scan`.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from functools import cached_property
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
 Leaf = tuple[str, int]
-"""An array of a computation: the instruction that makes it, and its place among the arrays that this one makes."""
+"""An array of a computation: the name of the instruction that makes it, and its index among that one's results."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Instruction:
 
     @property
     def bytes(self) -> int:
-        """The size of what it makes."""
+        """The size of its results."""
         return sum(_bytes(shape) for shape in self.shapes)
 
     def called(self) -> list[str]:
-        """Return the computations that a fusion, a call or a conditional runs; of a conditional they are branches."""
+        """Return the computations that a fusion or a call runs, or the branches of a conditional."""
         names = re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%([\w.-]+)", self.attributes)
         branches = _first(r"branch_computations=\{([^}]*)\}", self.attributes)
         return [*names, *re.findall(r"%([\w.-]+)", branches)]
@@ -52,18 +52,18 @@ class Instruction:
 
     @property
     def trips(self) -> int | None:
-        """How often the body of a loop runs, None if the compiler does not know."""
+        """The trip count of a loop, None if the compiler does not know it."""
         found = _first(r'"known_trip_count":\{"n":"(\d+)"', self.attributes)
         return int(found) if found else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What running a computation once costs a device.
+    """The cost for one device of running a computation once.
 
-    ``flops`` are the multiplications and additions of matrix products and convolutions. ``collectives`` give for each
-    kind how often it runs and the bytes of the larger of its two sides, input and output. ``unknown`` counts the loops
-    whose number of turns is not known: their bodies count once.
+    ``flops`` counts the multiplications and additions of matrix products and convolutions. ``collectives`` maps each
+    kind to how often it runs and to its bytes: those of its input or its output, whichever is larger. ``unknown``
+    counts the loops of unknown trip count, whose bodies count once.
     """
 
     flops: int = 0
@@ -71,7 +71,7 @@ class Cost:
     unknown: int = 0
 
     def plus(self, other: "Cost", times: int = 1) -> "Cost":
-        """Return the cost of this and, ``times`` times, of the other."""
+        """Return this cost plus ``times`` times the other."""
         kinds = {}
         for kind in COLLECTIVES:
             (count, size), (more, larger) = (cost.collectives.get(kind, (0, 0)) for cost in (self, other))
@@ -95,7 +95,7 @@ class Program:
         self._costs: dict[str, Cost] = {}
 
     def cost(self, computation: str | None = None) -> Cost:
-        """Return what one run of a computation costs (None: of the program). Of branches the dearest counts."""
+        """Return the cost of one run of a computation (None: the program). A conditional costs its dearest branch."""
         name = self.entry if computation is None else computation
         if name not in self._costs:
             shapes = {each.name: each for each in self.computations[name]}
@@ -124,8 +124,8 @@ class Program:
         """Return the bytes that the forward pass computes and the backward pass reads: the activations.
 
         Each array counts once, with the shape and dtype that the program gives it. Gathered and rounded copies of
-        parameters are among them, parameters and batch are not. What a rematerialised block computes again belongs to
-        the backward pass. With micro-batches it is what one of them keeps.
+        parameters count; the parameters themselves and the batch do not. Values that a rematerialised block
+        recomputes belong to the backward pass. With micro-batches, the result is for one micro-batch.
         """
         fused = {name for each in self._all() if each.opcode == "fusion" for name in each.called()}
         return max(self._kept(name) for name in self.computations if name not in fused)
@@ -157,7 +157,7 @@ class Program:
         return itertools.chain.from_iterable(self.computations.values())
 
     def _unchanged(self, body: str) -> set[int]:
-        """Return the places of the arrays that the body of a loop hands on as it got them."""
+        """Return the indices of the arrays that the body of a loop returns unchanged."""
         made = {each.name: each for each in self.computations[body]}
         (root,) = [each for each in made.values() if each.is_root]
         places = set()
@@ -170,12 +170,13 @@ class Program:
         return places
 
 
-# In the order of precedence for an instruction without a name stack: what reads the backward pass is of it.
+# An instruction without a name stack takes the largest of its operands' passes (compared as strings), so that one that
+# reads a backward value counts as backward.
 _FORWARD, _BACKWARD = "1 forward", "2 backward"
 
 
 def _pass(scope: str) -> str:
-    """Return which pass a name stack is of, "" for neither: JAX names them jvp(...) and transpose(jvp(...))."""
+    """Return the pass that a name stack belongs to, "" for neither. JAX writes jvp(...) and transpose(jvp(...))."""
     return _BACKWARD if "transpose(" in scope else _FORWARD if "jvp(" in scope else ""
 
 
@@ -200,7 +201,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Return where the bracket that opens at ``start`` closes."""
+    """Return the index of the bracket that closes the one at ``start``."""
     depth = 0
     for found in re.compile(r"[()]").finditer(text, start):
         depth += 1 if found[0] == "(" else -1
@@ -237,7 +238,7 @@ def _dot_flops(dot: Instruction, left: tuple[int, ...]) -> int:
 
 
 def _convolution_flops(convolution: Instruction, image: tuple[int, ...], kernel: tuple[int, ...]) -> int:
-    """Return 2 for each product with a value of the image; products with padding and with dilation are no work."""
+    """Return 2 FLOPs for each product with a value of the image. Products with padding or dilation do not count."""
     letters = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
     if letters is None:
         return 0
@@ -251,7 +252,7 @@ def _convolution_flops(convolution: Instruction, image: tuple[int, ...], kernel:
 
 
 def _products(window: str, number: int, size: int, places: int, length: int) -> int:
-    """Return how many pairs of a place of the result and a place of the kernel meet a value, along one axis."""
+    """Return how many pairs of an output position and a kernel position read a value of the image, along one axis."""
 
     def of(name: str) -> int:
         numbers = _numbers(window, name)

@@ -1,7 +1,7 @@
-"""LoRA adapters as files, apart from their base: those of the PEFT library, both ways.
+"""Reads and writes LoRA adapters, without their base model, in the format of the PEFT library.
 
-adapter_config.json says rank and alpha. adapter_model.safetensors has two matrices for each adapted layer, under the
-name that the layer has in the reference, which the model's key table knows:
+adapter_config.json holds rank and alpha. adapter_model.safetensors has two matrices for each adapted layer, under the
+layer's name in the reference, which comes from the model's key table:
 
     base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight    [r, in]     our A, transposed
     base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight    [out, r]    our B, transposed
@@ -42,14 +42,14 @@ IMPLEMENTED: Mapping[str, tuple[Any, ...]] = {
     "layer_replication": ([], None),
     "lora_bias": (False, None),
 }
-"""Fields of adapter_config.json that change the result, and their values that we implement."""
+"""Fields of adapter_config.json that change the result, with the values that are implemented."""
 
 
 def save_lora(model: Any, folder: str | Path) -> None:
-    """Write the adapters alone, in float32, as PEFT does; other files in the folder stay.
+    """Write only the adapters, in float32 and PEFT's format; other files in the folder stay.
 
-    Raises ConfigError without adapters, and where PEFT's files cannot hold them: ranks or scales that differ, or a
-    kernel that is no matrix in the reference. Raises CheckpointError if the folder cannot be written.
+    Raises ConfigError if there are no adapters, or if PEFT's format cannot hold them because ranks or scales differ or
+    a kernel is not a matrix in the reference. Raises CheckpointError if the folder cannot be written.
     """
     adapted, tensors, targets = adapters(model), {}, []
     forms = {(layer.rank, layer.alpha) for layer in adapted.values()}
@@ -89,10 +89,10 @@ def save_lora(model: Any, folder: str | Path) -> None:
 
 
 def load_lora(model: Any, folder: str | Path) -> list[str]:
-    """Put the adapters of a folder, ours or PEFT's, onto a base model; return the paths of the adapted layers.
+    """Add the adapters in a folder, written by us or by PEFT, to a base model; return the paths of the adapted layers.
 
-    Raises ConfigError for a kind of adapter that is not implemented, CheckpointError if a file cannot be read or does
-    not fit the model. The model is then unchanged.
+    Raises ConfigError for a kind of adapter that is not implemented, and CheckpointError if a file cannot be read or
+    does not fit the model. After an error, the model is unchanged.
     """
     folder = Path(folder)
     rank, alpha = _read_config(folder / CONFIG)
@@ -141,7 +141,7 @@ def _read_config(path: Path) -> tuple[int, float]:
 
 
 def _check_base(model: Any, path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Raise CheckpointError if weights that PEFT copied from the base are not those of ``model``."""
+    """Raise CheckpointError if base weights that PEFT saved with the adapter differ from those of ``model``."""
     base = to_hf(model) if tensors else {}
     for key, value in tensors.items():
         own = base.get(key.removeprefix(PREFIX).replace(".base_layer.", "."))
@@ -150,7 +150,7 @@ def _check_base(model: Any, path: Path, tensors: Mapping[str, np.ndarray]) -> No
 
 
 def _their_name(model: Any, path: str, layer: Any) -> str | None:
-    """Return the reference's name of a linear layer; None if its kernel is no matrix [out, in] or [in, out] there."""
+    """Return the reference's name of a linear layer, None if its kernel is not a matrix there."""
     rules = [rule for rule in model.rules(model.config) if isinstance(rule, Rule)]
     found = find_rule(rules, f"{path}.kernel", layer.kernel.shape)
     if found is None or found[0].stacked is not None:

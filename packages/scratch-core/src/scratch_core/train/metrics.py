@@ -1,4 +1,4 @@
-"""What a run reports: a JSONL file always, a progress bar on a terminal, plain lines elsewhere."""
+"""Reporting of a run: always a JSONL file, and a progress bar on a terminal or plain lines elsewhere."""
 
 import contextlib
 import errno
@@ -44,7 +44,7 @@ class MetricsLog:
             raise CheckpointError(f"{self.path} cannot be written: {reason}") from error
 
     def read(self) -> list[dict[str, Any]]:
-        """Return all sound lines: a torn one (the machine went down), or one without a step, is left out."""
+        """Return all valid lines. Lines that are incomplete (after a crash) or have no step are left out."""
         if self.path is None or not self.path.exists():
             return []
         records = []
@@ -58,7 +58,7 @@ class MetricsLog:
         return records
 
     def truncate_after(self, step: int) -> None:
-        """Drop the lines of later steps: the run that resumes at ``step`` writes them again."""
+        """Drop the lines of later steps, because a run that resumes at ``step`` writes them again."""
         if self.path is None or not self.path.exists():
             return
         kept = [record for record in self.read() if record["step"] <= step]
@@ -75,7 +75,7 @@ class Throughput:
         self._count = 0
 
     def add(self, count: int) -> None:
-        """Note that a step over ``count`` units is done."""
+        """Record that a step over ``count`` units is done."""
         if self._since is None:
             self._since = time.monotonic()
         else:
@@ -83,7 +83,7 @@ class Throughput:
 
     @contextlib.contextmanager
     def paused(self) -> Generator[None]:
-        """Leave the time that is spent within out of the rate."""
+        """Exclude the time spent inside from the rate."""
         start = time.monotonic()
         yield
         if self._since is not None:
@@ -99,7 +99,7 @@ class Throughput:
 
 
 class Profile:
-    """Writes a profiler's trace of three steps into a folder (None: not), after the two that compile and warm up."""
+    """Writes a profiler's trace of three steps into a folder (None: no trace), after two steps of warming up."""
 
     def __init__(self, folder: Path | None):
         self.folder, self._taken, self._running = folder, 0, False
@@ -109,11 +109,11 @@ class Profile:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """End a trace under way."""
+        """End an unfinished trace."""
         self._stop()
 
     def advance(self) -> None:
-        """Note that a step was taken."""
+        """Record that a step was taken."""
         self._taken += 1
         if self.folder is not None and self._taken == 2:
             jax.profiler.start_trace(self.folder)
@@ -129,7 +129,7 @@ class Profile:
 
 @cache
 def matrix_product_rate(dtype: Any) -> float:
-    """Return the floating-point operations per second of a large matrix product here, the best of three."""
+    """Return the FLOP/s of a large matrix product on this device, the best of three."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
     product, seconds = jax.jit(jnp.matmul), []
     matrix = jnp.ones((size, size), dtype)
@@ -142,7 +142,7 @@ def matrix_product_rate(dtype: Any) -> float:
 
 
 class Progress:
-    """Shows how far a run is: a bar on a terminal, a plain line per logged step elsewhere. Used as a context.
+    """Shows the progress of a run: a bar on a terminal, or a plain line per logged step. A context manager.
 
     ``unit`` is what the rates of `report` count, such as "tokens".
     """
@@ -189,7 +189,7 @@ class Progress:
             return
         measured = "" if held_out is None else f"held-out loss {held_out:.4f}"
         parts = [f"step {step}/{self.total}", f"loss {loss:.4f}", measured, speed, self._left(step)]
-        with contextlib.suppress(OSError):  # nobody reads it any more: that is no reason to stop
+        with contextlib.suppress(OSError):  # a closed output must not stop the run
             print("  ".join(part for part in parts if part), file=self.stream, flush=True)
 
     def _left(self, step: int) -> str:

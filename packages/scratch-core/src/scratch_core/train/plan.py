@@ -1,7 +1,7 @@
-"""What a training step holds and does on each device, read off the step that is compiled for simulated devices.
+"""The memory and the work of a training step on each device, read from the step compiled for simulated devices.
 
-The model and the batch are shapes without values, so that a step of any size can be compiled on any machine: what
-compiles is the step that `Trainer` takes, with the same shardings.
+The model and the batch are shapes without values, so that a step of any size can be compiled on any machine. It is
+the step that `Trainer` runs, with the same shardings.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ from scratch_core.train.step import TrainingStep, model_loss
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What each device holds, in bytes, and does in one step.
+    """The memory of each device in bytes, and its work in one step.
 
-    ``parameters`` and ``optimizer`` are its shards of them, ``other`` its part of the batch, the random numbers and
-    the counts. ``temporary`` is what the compiled step needs beside them while it runs, without which it cannot
-    start; the ``activations``, which the forward pass computes and the backward pass reads, are in it
-    (`Program.kept`); unless layers are scanned, not all at the same time, so that their sum can be larger.
-    ``outputs`` are results that do not take the place of an argument. ``flops`` and ``collectives`` are those of
-    `hlo.Cost`, and so is ``unknown``, the number of loops that count as one turn.
+    ``parameters`` and ``optimizer`` are the device's shards. ``other`` is its part of the batch, the random state and
+    the counts. ``temporary`` is the additional memory that the compiled step allocates before it runs. It includes
+    the ``activations``, which the forward pass computes and the backward pass reads (`Program.kept`). Their sum can
+    exceed ``temporary``, because without scanned layers they are not all alive at the same time. ``outputs`` are
+    results that do not reuse the memory of an argument. ``flops``, ``collectives`` and ``unknown`` (the number of
+    loops counted as one iteration) are those of `hlo.Cost`.
     """
 
     parameters: int
@@ -58,10 +58,11 @@ def plan_step(
     handling: BatchHandling | None = None,
     accumulate: int = 1,
 ) -> Plan:
-    """Return the plan of a step on a mesh of the devices of this process, of which none is used.
+    """Return the plan of a step on a mesh of this process's devices. The step is compiled, but not run.
 
-    ``build()`` returns the model, whose loss is trained on; its arrays are not made. ``batch`` is a tree of
-    `jax.ShapeDtypeStruct`, axis 0 the examples of all devices. Raises ConfigError if they cannot be split.
+    ``build()`` returns the model, which is trained on its own loss; its arrays are not allocated. ``batch`` is a tree
+    of `jax.ShapeDtypeStruct` whose axis 0 counts the examples of all devices. Raises ConfigError if the mesh cannot
+    split that axis evenly.
     """
     model: Any = abstract_model(build, mesh)
     model.train()
@@ -76,7 +77,7 @@ def plan_step(
 
 
 def read_plan(compiled: jax.stages.Compiled, state: Mapping[str, Any]) -> Plan:
-    """Return the plan of a compiled training step, whose first argument is like ``state``, arrays or their shapes."""
+    """Return the plan of a compiled training step. ``state`` is its first argument, as arrays or as their shapes."""
     memory: Any = compiled.memory_analysis()
     program = Program(compiled.as_text() or "")
     cost = program.cost()

@@ -1,4 +1,4 @@
-"""What a run says of its steps: to metrics.jsonl, to loggers, and to whoever watches."""
+"""Reports the steps of a run: to metrics.jsonl, to other loggers, and to the terminal."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,10 +12,11 @@ from scratch_core.train.metrics import Progress, Throughput
 
 
 class Report:
-    """Reads the metrics of steps from the device; logs the first, every ``every`` th, the last and the evaluated ones.
+    """Reads the metrics of each step from the device and logs some steps.
 
-    ``steps`` is the number of the last. ``unit`` is what the throughput counts. ``learning_rate`` is a schedule, None:
-    not logged. ``utilisation`` is the share of the device's rate that one unit per second takes, None: not known.
+    Logged are the first step, every ``every``-th, the last, the skipped and the evaluated ones. ``steps`` is the
+    number of the last step. ``unit`` names what the throughput counts. ``learning_rate`` is a schedule (None: not
+    logged). ``utilisation`` is the share of the device's peak rate that one unit per second takes (None: not known).
     """
 
     def __init__(
@@ -36,9 +37,9 @@ class Report:
     def add(
         self, step: int, metrics: Mapping[str, Any], held_out: Mapping[str, float] | None = None
     ) -> tuple[float, int]:
-        """Note that ``step`` is done; return its loss, and "skipped".
+        """Record that ``step`` is done; return its loss and its "skipped" count.
 
-        ``metrics`` are those of `Trainer.steps`, ``held_out`` what `Trainer.evaluate` measured after the step.
+        ``metrics`` come from `Trainer.steps`, ``held_out`` from `Trainer.evaluate` after the step.
         """
         loss, norm, skipped = (
             x.item() for x in jax.device_get([metrics[k] for k in ("loss", "gradient_norm", "skipped")])
@@ -66,7 +67,7 @@ class Report:
 
     @contextmanager
     def evaluating(self, metrics: Mapping[str, Any]) -> Generator[None]:
-        """Leave the time that is spent within out of the throughput, once the step of these metrics is done."""
+        """Wait for the step of these metrics, then exclude the time spent inside from the throughput."""
         jax.block_until_ready(metrics["loss"])
         with self._throughput.paused():
             yield

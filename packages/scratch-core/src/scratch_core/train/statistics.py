@@ -1,13 +1,13 @@
-r"""Running statistics at other parameters than the trained ones: those that an average of parameters is evaluated with.
+r"""Recomputes the running statistics of batch norms for other parameters than the trained ones, such as an average.
 
-A batch norm keeps moving averages of what it saw while the trained parameters moved. They do not belong to the
-parameters that a schedule-free method or a moving average evaluates. With these held fixed, the statistics over the
-batches $k = 1 \dots K$, all of one size, of means $\mu_k$ and variances $\sigma_k^2$ are
+A batch norm keeps moving averages over the batches of training, while the trained parameters change. These averages
+do not fit the parameters that a schedule-free method or a moving average evaluates. With those parameters held fixed,
+the statistics over batches $k = 1 \dots K$ of equal size, with means $\mu_k$ and variances $\sigma_k^2$, are
 
 $$ \mu = \frac 1K \sum_k \mu_k, \qquad \sigma^2 = \frac 1K \sum_k \left(\sigma_k^2 + (\mu_k - \mu)^2\right) \tag{1} $$
 
-which are those of all values at once. Each layer is given what the layers before it make of a batch with that batch's
-own statistics, as in training. Source: Wu and Johnson 2021, https://arxiv.org/abs/2105.07576, section 3.
+which equal the mean and variance of all values together. As in training, the layers normalise each batch with that
+batch's own statistics. Source: Wu and Johnson 2021, https://arxiv.org/abs/2105.07576, section 3.
 """
 
 from collections.abc import Iterable
@@ -24,11 +24,11 @@ from scratch_core.train.step import LossFunction, model_loss
 
 
 def moving_layers(model: nnx.Module) -> list[Any]:
-    """Return the layers whose running statistics move in training, in a fixed order: frozen ones are left out.
+    """Return the layers whose running statistics change in training, in a fixed order. Frozen layers are left out.
 
-    They have ``mean`` and ``var`` (nnx.BatchStat), ``momentum`` and ``use_running_average``: flax's BatchNorm, or one
-    for which a momentum of None means all batches since its ``count`` was 0, with equal weights. Raises ConfigError
-    for a layer that keeps statistics in another way.
+    Each has ``mean`` and ``var`` (nnx.BatchStat), ``momentum`` and ``use_running_average``. It is flax's BatchNorm, or
+    a layer for which a momentum of None averages all batches since its ``count`` was 0 with equal weights. Raises
+    ConfigError for a layer that keeps statistics in another way.
     """
     layers = []
     for path, module in nnx.iter_modules(model):
@@ -49,10 +49,10 @@ def moving_layers(model: nnx.Module) -> list[Any]:
 def recompute_statistics(model: nnx.Module, batches: Iterable[Any], loss_fn: LossFunction = model_loss) -> None:
     """Set the running statistics of ``model`` to those over ``batches`` at its present parameters, eq. 1.
 
-    For a model whose parameters were averaged or replaced after training. ``batches`` are of one size, such as some of
-    those that were trained on; ``loss_fn(model, batch)`` runs the model on one. Dropout is off, nothing else of the
-    model changes, and it is left in evaluation mode. A model without running statistics is not run at all. Raises
-    DataError without a batch and for batches of several shapes, ConfigError as :func:`moving_layers`.
+    Use it for a model whose parameters were averaged or replaced after training. ``batches`` have one size; some
+    training batches will do. ``loss_fn(model, batch)`` runs the model on one. Dropout is off, nothing else of the
+    model changes, and the model is left in evaluation mode. A model without running statistics is not run. Raises
+    DataError without a batch and for batches of different shapes, and ConfigError like :func:`moving_layers`.
     """
     model.eval()
     layers = moving_layers(model)
@@ -76,21 +76,21 @@ def recompute_statistics(model: nnx.Module, batches: Iterable[Any], loss_fn: Los
             )
         statistics = _add(graphdef, loss_fn, np.int32(k), statistics, rest, batch)
     if shapes is None:
-        raise DataError("running statistics need at least one batch: give some of those that were trained on")
+        raise DataError("running statistics need at least one batch: give some training batches")
     for layer, found in zip(layers, moving_layers(nnx.merge(graphdef, statistics, rest)), strict=True):
         layer.mean[...], layer.var[...] = found.mean[...], found.var[...]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _add(graphdef: Any, loss_fn: LossFunction, k: jax.Array, statistics: Any, rest: Any, batch: Any) -> Any:
-    """Return the statistics over k + 1 batches, of those over the k before and one more."""
+    """Return the statistics over k + 1 batches, given those over the first k and one more batch."""
     statistics = jax.tree.map(lambda x: jnp.where(k == 0, jnp.zeros_like(x), x), statistics)
     model = nnx.merge(graphdef, statistics, rest)
     layers = moving_layers(model)
     before = [(layer.mean[...], layer.var[...]) for layer in layers]
     loss_fn(model, batch)
     for layer, (mean, var) in zip(layers, before, strict=True):
-        if isinstance(layer, nnx.BatchNorm):  # it holds those of this batch alone now
+        if isinstance(layer, nnx.BatchNorm):  # with momentum 0 it now holds the statistics of this batch alone
             share, distance = 1 / (k + 1), layer.mean[...] - mean
             layer.mean[...] = mean + share * distance
             layer.var[...] = var + share * (layer.var[...] - var) + share * (1 - share) * distance**2

@@ -1,8 +1,8 @@
 r"""One optimizer step as a pure function: (state, batch) -> (state, metrics).
 
 The model is split once into a static definition and a state of plain arrays. A step merges them inside `jax.jit`, so
-that no module is walked in Python while training runs. With micro-batches $i = 1 \dots A$ of summed loss $S_i$ and
-weight $W_i$ (the number of targets), the gradient is that of the one large batch, whatever the padding:
+that Python does not traverse the modules at each step. With micro-batches $i = 1 \dots A$ of summed loss $S_i$ and
+weight $W_i$ (the number of targets), the gradient equals that of the one large batch, whatever the padding:
 
 $$ g = \frac{\sum_i \nabla S_i}{\sum_i W_i} \tag{1} $$
 """
@@ -34,8 +34,8 @@ def model_loss(model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
 class TrainingStep:
     """The step of a model whose definition in training mode is ``graphdef``.
 
-    ``trainable`` is the nnx filter of what is learned. The gradient of a batch is computed in ``accumulate`` parts.
-    ``norms`` adds the norms of gradients and parameters of each part of the model to the metrics.
+    ``trainable`` is the nnx filter of the parameters to learn. The gradient of a batch is computed in ``accumulate``
+    parts. ``norms`` adds the gradient and parameter norms of each part of the model to the metrics.
     """
 
     graphdef: nnx.GraphDef
@@ -47,7 +47,7 @@ class TrainingStep:
     norms: bool = False
 
     def initial_state(self, model: nnx.Module) -> State:
-        """Return the state before the first step: what is learned, the optimizer's state, and what is carried along."""
+        """Return the state before the first step: trainable parameters, optimizer state, and the rest of the model."""
         parameters, rest = self._split(model)
         return {
             "parameters": parameters,
@@ -58,10 +58,11 @@ class TrainingStep:
         }
 
     def shardings(self, model: nnx.Module, state: State, mesh: Mesh) -> State:
-        """Return where each array of ``state`` is on a mesh; both may be shapes without values.
+        """Return the sharding of each array of ``state`` on a mesh. ``model`` and ``state`` may be shapes only.
 
-        Parameters are where the model has them. An array of the optimizer that mirrors a parameter, under its path and
-        in its shape, is split as that is. What the optimizer has placed itself stays; all else is whole on each device.
+        Parameters keep the sharding that they have in the model. An optimizer array with the path and shape of a
+        parameter is sharded like that parameter. Arrays that the optimizer has placed itself stay there; all others
+        are replicated.
         """
         everywhere = NamedSharding(mesh, PartitionSpec())
 
@@ -85,7 +86,7 @@ class TrainingStep:
         }
 
     def __call__(self, state: State, batch: Any) -> tuple[State, dict[str, Any]]:
-        """Return the next state and "loss", "gradient_norm" and "skipped". An update that is not finite is left out."""
+        """Return the next state, and "loss", "gradient_norm" and "skipped". Skips an update that is not finite."""
         parameters, rest = state["parameters"], state["rest"]
         if self.accumulate == 1:
             gradients, total, weight, new_rest = self._gradients(parameters, rest, batch)
@@ -108,7 +109,7 @@ class TrainingStep:
             parameters = optax.apply_updates(old["parameters"], updates)
             return {"parameters": parameters, "optimizer": optimizer, "rest": new_rest}
 
-        # A branch, not a choice between old and new values, so that the donated arrays are updated in place.
+        # lax.cond instead of jnp.where, so that the donated arrays are updated in place.
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         old = {"parameters": parameters, "optimizer": state["optimizer"], "rest": rest}
         new = jax.lax.cond(finite, update, lambda old: old, old)
@@ -135,7 +136,7 @@ class TrainingStep:
 
 
 def _norms(tree: Any) -> dict[str, jax.Array]:
-    """Return the norm of each part: of each block of a stack, and of every other module of the model."""
+    """Return the norm of each part of the model: each block of a stack, and each other top-level module."""
     parts: dict[str, list[jax.Array]] = {}
     for path, leaf in unstack(flatten(tree)).items():
         name, _, rest = path.partition(".")

@@ -1,8 +1,8 @@
-"""The training loop: one jitted step (step.py) over a pure state, and around it what a run of hours needs.
+"""The training loop: one jitted step (step.py) over a pure state, with logging, evaluation, checkpoints and resuming.
 
-Batches are addressed by step (``dataset[k]``), so the step is the whole position in the data: a run that restores
-parameters, optimizer state, RNG and step continues exactly as if it had never stopped: bit for bit on the same machine
-with the same versions and the same number of cores. Another number of cores sums in another order and rounds otherwise.
+Batches are addressed by step (``dataset[k]``), so the step is the only position in the data. A run that restores
+parameters, optimizer state, RNG and step continues as if it had never stopped: bit for bit on the same machine with the
+same versions and the same number of cores. With another number of cores, sums have another order and round differently.
 """
 
 import io
@@ -32,20 +32,20 @@ from scratch_core.train.statistics import recompute_statistics
 from scratch_core.train.step import LossFunction, TrainingStep, model_loss
 
 STATISTICS_BATCHES = 16
-"""Over how many batches, the first of the training data, running statistics are computed again."""
+"""Running statistics are computed again over this many batches, the first of the training data."""
 
 
 def trained_parameters(optimizer_state: Any, parameters: Any) -> Any:
-    """Return the parameters as they are trained: what is evaluated with most optimizers."""
+    """Return the trained parameters; with most optimizers, these are evaluated."""
     return parameters
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How `Trainer.fit` ended: at which step, with which last loss, and by which signal (None: by none).
+    """The result of `Trainer.fit`: the last step, its loss, and the signal that interrupted the run (None: no signal).
 
-    ``held_out`` is what was measured after the last step, None if nothing was. ``best`` is the lowest held-out loss of
-    the run so far, of step 0 if there is none. ``hopeless`` says that the patience ran out.
+    ``held_out`` holds the evaluation after the last step, None if there was none. ``best`` is the lowest held-out loss
+    of the run so far, with step 0 if there is none. ``hopeless`` is True if the patience ran out.
     """
 
     step: int
@@ -59,22 +59,28 @@ class Outcome:
 class Trainer:
     """Trains ``model`` with an optax ``optimizer`` on ``loss_fn(model, batch) -> (sum, weight)``.
 
-    ``loss_fn`` None is the model's own loss. ``handling`` counts, places and splits batches; a task is one.
-    ``trainable`` is the nnx filter of what is learned; everything else (frozen parameters, running statistics, RNG) is
-    carried along. ``accumulate`` splits each batch into this many micro-batches. With a ``mesh`` the model is sharded
-    by the table in parallel.py and batches over its data axes; with several processes each gives its part of a batch
-    (`parallel.process_part`), and process 0 alone logs. With a ``folder``, metrics.jsonl and checkpoints/ are
-    written there, a checkpoint every ``save_every`` steps and at the end; the newest ``keep`` are kept. ``keep_best``
-    also saves after every evaluation of `fit`, and keeps this many of lowest held-out loss; `load_best` reads the best.
-    ``learning_rate`` (a schedule) is only for the log. After ``max_skipped`` updates in a row that were not finite,
-    fit raises. ``evaluation_parameters(optimizer_state, parameters)`` gives the parameters that are evaluated and that
-    the model gets at the end, for optimizers that keep a second set; running statistics, which belong to the trained
-    ones, are then computed again over the first batches of the training data. ``norms`` logs the norms of gradients
-    and parameters of each part of the model, ``profile`` writes a profiler's trace of three steps into the folder,
-    ``loggers`` get what metrics.jsonl gets.
+    ``loss_fn`` None is the model's own loss. ``handling`` counts, places and splits batches; a task can be one.
+    ``trainable`` is the nnx filter of the parameters to learn; everything else (frozen parameters, running statistics,
+    RNG) is carried along. ``accumulate`` splits each batch into this many micro-batches.
 
-    While steps are taken, the model's arrays are donated to them. Afterwards, also after an exception, the model holds
-    the trained ones, in evaluation mode. Raises ConfigError for a number that makes no sense.
+    With a ``mesh``, the model is sharded by the table in parallel.py, and batches over its data axes. With several
+    processes, each provides its part of a batch (`parallel.process_part`), and only process 0 logs.
+
+    With a ``folder``, metrics.jsonl and checkpoints/ are written there: a checkpoint every ``save_every`` steps and at
+    the end, of which the newest ``keep`` are kept. ``keep_best`` also saves after every evaluation of `fit`, and keeps
+    this many checkpoints with the lowest held-out loss; `load_best` reads the best. ``profile`` writes a profiler's
+    trace of three steps into the folder.
+
+    ``learning_rate`` (a schedule) is only for the log. ``norms`` logs the norms of gradients and parameters of each
+    part of the model. ``loggers`` get the same records as metrics.jsonl. `fit` raises after ``max_skipped`` updates in
+    a row that were not finite.
+
+    ``evaluation_parameters(optimizer_state, parameters)`` returns the parameters that are evaluated and put into the
+    model at the end, for optimizers that keep a second set. Running statistics belong to the trained parameters, so
+    they are then computed again over the first batches of the training data.
+
+    Steps donate the model's arrays. Afterwards, also after an exception, the model holds the trained arrays, in
+    evaluation mode. Raises ConfigError for a number out of range.
     """
 
     def __init__(
@@ -146,9 +152,9 @@ class Trainer:
     ) -> Outcome:
         """Train on ``dataset[k]`` for k from the present step up to ``steps`` (a total, not an addition).
 
-        ``evaluation`` says what to measure on the way and at the end; it goes to metrics.jsonl, and can end the run
-        early. The first SIGINT, SIGTERM or SIGHUP ends it with a checkpoint, after the step under way and, if one is
-        due then, its evaluation; ``interrupt`` is for a caller that has noted signals since before. Raises
+        ``evaluation`` describes the evaluations during and after training. Their results go to metrics.jsonl and can
+        end the run early. The first SIGINT, SIGTERM or SIGHUP ends the run with a checkpoint, after the current step
+        and its evaluation, if one is due. Pass ``interrupt`` if you have been recording signals already. Raises
         TrainingError when the loss is not finite ``max_skipped`` times in a row; these updates were skipped, so the
         model is still sound.
         """
@@ -201,10 +207,10 @@ class Trainer:
     def steps(self, dataset: Any, until: int) -> Generator[tuple[int, dict[str, Any]], None, None]:
         """Take the steps up to ``until`` one by one, and yield the number of each with its metrics.
 
-        For a loop of your own: ``for step, metrics in trainer.steps(dataset, 1000): ...``, with `save` and `evaluate`
+        Use it for your own loop: ``for step, metrics in trainer.steps(dataset, 1000): ...``, with `save` and `evaluate`
         where you want them. The metrics are those of `train_step`, still on the device, and "count", the units in the
-        batch. The model gets the trained arrays when the loop ends, also by break or by an exception; after those two
-        its running statistics are as trained, until `update_model`.
+        batch. The model gets the trained arrays when the loop ends, also by break or an exception. After a break or an
+        exception, its running statistics are those of training, until `update_model` is called.
         """
         step, (_, parts) = self.step, process_part(self.mesh)
         self._first_batches = lambda: (dataset[k] for k in range(min(STATISTICS_BATCHES, until)))
@@ -214,7 +220,7 @@ class Trainer:
                 metrics = self.train_step(batch)
                 step += 1
                 yield step, metrics | {"count": self.handling.count(batch) * parts}
-        except BaseException:  # which may be of the data: do not ask it for more
+        except BaseException:  # the data may have raised it, so do not read more batches for the statistics
             self._put_into_model(self.state["rest"])
             raise
         self.update_model()
@@ -222,8 +228,8 @@ class Trainer:
     def train_step(self, batch: Any) -> dict[str, jax.Array]:
         """Take one step on ``batch`` and return "loss", "gradient_norm" and "skipped", still on the device.
 
-        The step donates the arrays of the model, which stays unusable: `steps` and `fit` update it at their end, and
-        `update_model` whenever it is called.
+        The step donates the arrays of the model, so the model is unusable until `update_model` is called. `steps` and
+        `fit` call it at their end.
         """
         self._statistics = None
         self.state, metrics = self._step(self.state, self._placed(batch))
@@ -233,8 +239,8 @@ class Trainer:
         """Return the mean loss over all of ``dataset``, and the mean of each of ``metrics``, in evaluation mode.
 
         A metric has the form of a loss: (model, batch) -> (sum, weight). Each mean is sum / weight over the whole
-        dataset, so the sizes of the batches do not matter. With several processes each is given all of ``dataset``, and
-        reads its part of each batch. Raises DataError if nothing was counted, and otherwise as `update_model`.
+        dataset, so the sizes of the batches do not matter. With several processes, pass all of ``dataset`` to each; it
+        reads its part of each batch. Raises DataError if no target was counted, and ConfigError like `update_model`.
         """
         functions = {"loss": self.loss_fn, **(metrics or {})}
         totals = {name: [0.0, 0.0] for name in functions}
@@ -251,38 +257,38 @@ class Trainer:
         return {name: total / weight for name, (total, weight) in totals.items()}
 
     def update_model(self) -> None:
-        """Put the parameters that are evaluated into the model, with running statistics that belong to them.
+        """Put the evaluation parameters into the model, with running statistics that belong to them.
 
-        `fit` and `steps` do so at their end. Raises ConfigError if the statistics would have to be computed again, and
-        neither has seen the training data yet.
+        `fit` and `steps` call this at their end. Raises ConfigError if the statistics must be computed again, but
+        neither `fit` nor `steps` has seen the training data yet.
         """
         self._put_into_model(self._rest_to_evaluate())
 
     def save(self, score: float | None = None) -> None:
-        """Start to write a checkpoint of the present step; ``score`` is for ``keep_best``. Nothing without a folder."""
+        """Start to write a checkpoint of this step; ``score`` is for ``keep_best``. Does nothing without a folder."""
         if self.checkpoints is not None:
             self.checkpoints.save(self.step, self.state, score)
 
     def restore(self) -> list[str]:
         """Go to the newest intact checkpoint, if there is one; return a line for each damaged one that was skipped.
 
-        Metrics of later steps are dropped. Raises CheckpointError if none is intact, or if it is of another model.
+        Metrics of later steps are dropped. Raises CheckpointError if no checkpoint is intact or fits the model.
         """
         damaged = self._go_to(best=False)
         self.metrics.truncate_after(self.step)
         return damaged
 
     def load_best(self) -> list[str]:
-        """Go to the intact checkpoint of lowest score, and put it into the model; otherwise as `restore`.
+        """Go to the intact checkpoint of lowest score, and put it into the model. Returns and raises like `restore`.
 
-        For the end of a run: the newest checkpoint and the metrics stay, so that the run can still be resumed.
+        Call it at the end of a run. The newest checkpoint and the metrics stay, so that the run can still be resumed.
         """
         damaged = self._go_to(best=True)
         self.update_model()
         return damaged
 
     def close(self) -> None:
-        """Wait for the save under way, end Orbax's threads, and let other processes use the folder."""
+        """Wait for the current save, end Orbax's threads, and release the folder for other processes."""
         try:
             if self.checkpoints is not None and not has_lost_process():
                 self.checkpoints.close()
@@ -313,7 +319,7 @@ class Trainer:
         return loss
 
     def _utilisation(self) -> float | None:
-        """Return which share of the devices' rate of matrix products one unit per second takes."""
+        """Return the share of the devices' matrix-product rate that one unit per second takes."""
         if self._flops is None:
             return None
         dtypes = (getattr(module, "dtype", None) for _, module in nnx.iter_modules(self.model))
@@ -324,7 +330,7 @@ class Trainer:
         return self.evaluation_parameters(self.state["optimizer"], self.state["parameters"])
 
     def _rest_to_evaluate(self) -> Any:
-        """Return what belongs to the parameters that are evaluated: they may need running statistics of their own."""
+        """Return the rest of the state for the evaluation parameters, which may need their own running statistics."""
         rest, parameters = self.state["rest"], self._parameters_to_evaluate()
         if not self._keeps_statistics or parameters is self.state["parameters"] or self.step == 0:
             return rest
@@ -341,7 +347,7 @@ class Trainer:
         return nnx.to_pure_dict(nnx.split(model, self._trainable, ...)[2])
 
     def _put_into_model(self, rest: Any) -> None:
-        """Put the trained arrays into the model, in evaluation mode: steps donate the ones it had."""
+        """Put the trained arrays into the model, in evaluation mode. (Steps have donated its earlier arrays.)"""
         nnx.update(self.model, nnx.State(self._parameters_to_evaluate()), nnx.State(rest))
         self.model.eval()
 
