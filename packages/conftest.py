@@ -33,11 +33,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Set JAX up before the first test imports it."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.rootpath / ".pytest_cache" / "xla"))
-    os.environ.setdefault("XDG_CACHE_HOME", str(config.rootpath / ".pytest_cache" / "home"))  # not the user's
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     import jax
 
     jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache_folder(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
+    """Keep what is tokenised once out of the user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pytestconfig.rootpath / ".pytest_cache" / "home"))
 
 
 @pytest.fixture

@@ -37,14 +37,14 @@ def test_fine_tuning_gemma2_goes_from_a_checkpoint_to_a_checkpoint(root, tmp_pat
     arguments = [str(tmp_path / word) if not word.startswith("--") else word for word in arguments]
     example = load_example(root, "fine_tune_gemma2")
     base = read_tensors(tmp_path / "base")
-    for method in (
-        ["--steps", "12", "--learning-rate", "0.01"],
-        ["--steps", "60", "--learning-rate", "0.1", "--lora", "4"],
+    for method, share in (
+        (["--steps", "12", "--learning-rate", "0.01"], 0.8),
+        (["--steps", "60", "--learning-rate", "0.1", "--lora", "4"], 0.95),  # the random embedding stays as it is
     ):
         example.main([*arguments, "--batch-size", "4", *method])
         printed = capsys.readouterr().out
         before, after, again = map(float, re.findall(r"held-out loss (?:is )?([\d.]+)", printed))
-        assert after < 0.8 * before
+        assert after < share * before
         assert again == after
     changed = {key for key, value in read_tensors(tmp_path / "tuned").items() if not np.array_equal(value, base[key])}
     assert changed == {key for key in base if "_proj" in key}  # LoRA leaves embedding and norms as they were
