@@ -54,7 +54,7 @@ def _generate(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     allow_nonfinite: bool = False,
 ) -> None:
-    """Continue a prompt, written as it is generated.
+    """Continue a prompt and print the text as it is generated.
 
     Args:
         folder: A Hugging Face folder or a run of `scratch train`.
@@ -65,8 +65,8 @@ def _generate(
         top_p: Draw from the likeliest tokens that hold this share of the probability.
         min_p: Leave out tokens less likely than this share of the likeliest.
         repetition_penalty: Above 1 makes tokens that are there already less likely.
-        seed: Of the random draws.
-        dtype: Of the weights and the computation; the default is float32.
+        seed: Seed of the random draws.
+        dtype: Dtype of the weights and the computation; the default is float32.
         allow_nonfinite: Load weights that hold NaN or infinity.
     """
     from scratch_core.cli.generate import generate

@@ -193,7 +193,7 @@ def _run_child(environment: dict[str, str]) -> dict[str, Any]:
 
 
 def compile_once() -> None:
-    """Compile one function, of what a training step is made of, and print the cache's events and seconds as JSON."""
+    """Compile one function, made of a training step's operations, and print the cache's events and seconds as JSON."""
     import jax
     import jax.numpy as jnp
 

@@ -10,6 +10,6 @@ class _Console(Console):
 
 
 def console() -> Console:
-    """Return a console that does not fold lines where the output is no terminal."""
+    """Return a console that does not fold lines if the output is not a terminal."""
     terminal = _Console()
     return terminal if terminal.is_terminal else _Console(width=200)

@@ -23,7 +23,7 @@ class Stopped(ScratchError):
 class Interrupt:
     """While this context is open, the first SIGINT, SIGTERM or SIGHUP is only noted in ``received``; a later one acts.
 
-    Later means a second later: a launcher such as `uv run` may pass on a Ctrl-C that the terminal sent as well. With
+    A later signal counts only after a second: a launcher such as `uv run` may repeat the terminal's Ctrl-C. With
     ``exits`` the later one ends the process at once, after ``last_words``: an exception could be lost in a callback
     of a library, or be printed by one. A signal that was ignored before, as by `nohup`, stays so. When a terminal is
     closed, what is printed to it is dropped. Outside the main thread, where Python allows no handlers, it does nothing.
@@ -47,7 +47,7 @@ class Interrupt:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Put the handlers back that were there before."""
+        """Restore the previous handlers."""
         self._put_back()
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Memory: what a run will need, said before it is taken, and blocks that every training step asks for again."""
+"""Memory: an estimate of what a run needs, before it starts, and a setting that lets steps reuse freed blocks."""
 
 import ctypes
 import math

@@ -127,7 +127,7 @@ class Averaged(Optimizer):
 
     @property
     def schedule(self) -> str:
-        """That of the optimizer inside."""
+        """The schedule of the inner optimizer."""
         return self.inner.schedule
 
     def build(
