@@ -15,7 +15,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from side_by_side import Reference, Task, arguments, machine, print_setting, print_table, serve, take_turns, timed
+from side_by_side import (
+    Reference,
+    Task,
+    arguments,
+    machine,
+    parse,
+    print_setting,
+    print_table,
+    serve,
+    take_turns,
+    timed,
+)
 
 TEXTS, ROWS, LENGTH, CLASSES = 64, 8, 128, 4
 TASKS = {
@@ -122,11 +133,7 @@ def docstrings() -> list[str]:
 def main() -> None:
     """Run both sides and print the table."""
     parser = arguments(__doc__, rounds=4)
-    options = parser.parse_args()
-    if options.serve:
-        return serve_torch(options.serve)
-    if not options.reference_python:
-        parser.error("name the interpreter to compare with: --reference-python PYTHON")
+    options = parse(parser, serve_torch)
 
     from flax import nnx
     from scratch_bert import BertConfig, SentenceEncoder

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from side_by_side import Reference, Task, arguments, print_setting, print_table, serve, take_turns, timed
+from side_by_side import Reference, Task, arguments, parse, print_setting, print_table, serve, take_turns, timed
 
 WIDTH, HIDDEN, CLASSES, HEADS = 64, 64, 16, 8
 MODELS = ("gcn", "gat")
@@ -125,11 +125,7 @@ def main() -> None:
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("--nodes", type=int, default=100_000)
     parser.add_argument("--edges", type=int, default=1_000_000)
-    options = parser.parse_args()
-    if options.serve:
-        return serve_pytorch_geometric(options.serve)
-    if not options.reference_python:
-        parser.error("name the interpreter to compare with: --reference-python PYTHON")
+    options = parse(parser, serve_pytorch_geometric)
 
     from flax import nnx
     from scratch_core.train import keep_memory

@@ -10,7 +10,7 @@ share of the rate of a large matrix product.
 import tempfile
 
 from language_model import Ours, serve_transformers
-from side_by_side import Reference, arguments, machine, print_setting, print_table, take_turns
+from side_by_side import Reference, arguments, machine, parse, print_setting, print_table, take_turns
 
 PREFILL, NEW, TRAINING = 256, 64, (4, 256)
 SIZES = {"vocab_size": 32_000, "d_model": 768, "num_layers": 12, "num_heads": 12, "num_kv_heads": 12}
@@ -26,11 +26,7 @@ TASKS = {
 def main() -> None:
     """Run both sides and print the table."""
     parser = arguments(__doc__, rounds=4)
-    options = parser.parse_args()
-    if options.serve:
-        return serve_transformers("LlamaForCausalLM", options.serve, NEW, TRAINING)
-    if not options.reference_python:
-        parser.error("name the interpreter to compare with: --reference-python PYTHON")
+    options = parse(parser, lambda folder: serve_transformers("LlamaForCausalLM", folder, NEW, TRAINING))
 
     from flax import nnx
     from scratch_core.testing import count_parameters

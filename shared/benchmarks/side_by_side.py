@@ -32,6 +32,17 @@ def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
+def parse(parser: argparse.ArgumentParser, serve_reference: Callable[[str], object]) -> argparse.Namespace:
+    """Return the options of our side. In the reference's process, serve the tasks instead, and exit."""
+    options = parser.parse_args()
+    if options.serve:
+        serve_reference(options.serve)
+        sys.exit()
+    if not options.reference_python:
+        parser.error("name the interpreter to compare with: --reference-python PYTHON")
+    return options
+
+
 def serve(hello: Mapping[str, Any], tasks: Mapping[str, Callable[[int], float | None]]) -> None:
     """The reference's side: say hello, then run a task for each line of standard input and print its seconds.
 

@@ -11,7 +11,18 @@ of 128, without the encoder and the first token, whose best time so far is taken
 import tempfile
 from typing import Any
 
-from side_by_side import Reference, Task, arguments, machine, print_setting, print_table, serve, take_turns, timed
+from side_by_side import (
+    Reference,
+    Task,
+    arguments,
+    machine,
+    parse,
+    print_setting,
+    print_table,
+    serve,
+    take_turns,
+    timed,
+)
 
 SOURCE, NEW, TRAINING = 128, 64, (8, 64)
 TASKS = {
@@ -119,11 +130,7 @@ class Ours:
 def main() -> None:
     """Run both sides and print the table."""
     parser = arguments(__doc__, rounds=5)
-    options = parser.parse_args()
-    if options.serve:
-        return serve_torch(options.serve)
-    if not options.reference_python:
-        parser.error("name the interpreter to compare with: --reference-python PYTHON")
+    options = parse(parser, serve_torch)
 
     from flax import nnx
     from scratch_core.train import keep_memory

@@ -10,7 +10,18 @@ share of the rate of a large matrix product are of our side.
 import tempfile
 from typing import Any
 
-from side_by_side import Reference, Task, arguments, machine, print_setting, print_table, serve, take_turns, timed
+from side_by_side import (
+    Reference,
+    Task,
+    arguments,
+    machine,
+    parse,
+    print_setting,
+    print_table,
+    serve,
+    take_turns,
+    timed,
+)
 
 BATCH = 8
 MODELS = {"resnet": ("resnet50", 224), "vit": ("b16", 224), "swin": ("t_w8", 256)}  # preset, image size
@@ -102,11 +113,7 @@ def main() -> None:
     """Run both sides for each model and print a table for each."""
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=tuple(MODELS))
-    options = parser.parse_args()
-    if options.serve:
-        return serve_transformers(options.serve)
-    if not options.reference_python:
-        parser.error("name the interpreter to compare with: --reference-python PYTHON")
+    options = parse(parser, serve_transformers)
 
     from flax import nnx
     from scratch_core.registry import find

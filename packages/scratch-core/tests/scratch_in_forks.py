@@ -39,9 +39,9 @@ def run(arguments, output, devices=1, environment=None, hold=None, go=None, meet
 
 
 def serve():
-    import grain  # noqa: F401, and Orbax: everything that a fork would import again
-    from orbax.checkpoint import multihost, v1  # noqa: F401
-    from scratch_core.cli import train  # noqa: F401
+    import grain  # noqa: F401 each fork would import it again
+    from orbax.checkpoint import multihost, v1  # noqa: F401 each fork would import them again
+    from scratch_core.cli import train  # noqa: F401 each fork would import it again
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -74,8 +74,8 @@ def train(model, folder):
 
 
 def serve():
-    import grain  # noqa: F401, and Orbax: everything that a fork would import again
-    from orbax.checkpoint import v1  # noqa: F401
+    import grain  # noqa: F401 each fork would import it again
+    from orbax.checkpoint import v1  # noqa: F401 each fork would import it again
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:

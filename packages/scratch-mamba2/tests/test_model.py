@@ -41,6 +41,16 @@ class TestMamba2(CausalLMContract):
     )
 
 
+def test_many_documents_in_a_chunk_stay_exact():
+    """Each start adds -200 to the sums of log decays, whose rounding would show if it were not summed as well."""
+    model = Mamba2(dataclasses.replace(SMALL, chunk_size=256), rngs=nnx.Rngs(0))
+    model.eval()
+    ids = np.random.default_rng(0).integers(1, SMALL.vocab_size, (128, 2)).astype(np.int32)
+    documents = np.repeat(np.arange(128, dtype=np.int32), 2)[None]
+    packed = nnx.jit(lambda model, ids, documents: model(ids, None, documents))(model, ids.reshape(1, -1), documents)
+    assert_close(packed.reshape(128, 2, -1), np.asarray(jitted(model)(ids)), CACHED, "logits")
+
+
 def test_a_row_among_many_is_the_row_alone():
     """With 256 rows or more, XLA's CPU compiler gave wrong products with a state that it knew to be zeros."""
     sizes = {"num_heads": 8, "head_dim": 16, "d_state": 32, "chunk_size": 24}

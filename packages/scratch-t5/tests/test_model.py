@@ -10,7 +10,7 @@ from scratch_core import generate
 from scratch_core.errors import ConfigError
 from scratch_core.testing import SequenceToSequenceContract, jitted
 from scratch_t5 import T5, T5Config
-from scratch_t5.model import buckets
+from scratch_t5.position_bias import buckets
 
 STACK = ("attention.key", "attention.out", "attention.query", "attention.value")
 DECODER = tuple(f"cross_{name}" for name in STACK)

@@ -43,7 +43,7 @@ from scratch_mamba2 import convert, ssd
 from scratch_mamba2.config import Mamba2Config
 
 FORGET = -200.0
-"""The logarithm of a decay after which nothing is left: float32 ends at exp(-104). Sums of it stay exact enough."""
+"""The log decay at the start of a document: exp(-200) is 0 in float32. The sums in `ssd` also carry their rounding."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["window_BWC", "state_BGNRP"], meta_fields=[])

@@ -10,8 +10,8 @@ from typing import Any, Self
 from scratch_core.config import architectures, field, positive, tokens, unsupported
 from scratch_core.errors import ConfigError
 
-IGNORED = {"alibi_bias_max": 8, "expansion_ratio": 4}
-"""What transformers computes with, whatever these fields say. MosaicML's own code reads them."""
+FIXED = {"alibi_bias_max": 8, "expansion_ratio": 4}
+"""The values that transformers uses whatever these fields say. MosaicML's own code reads the fields."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +107,14 @@ class MPTConfig:
         if config._differs_in_transformers() and "MPTForCausalLM" not in architectures(fields):
             raise ConfigError(
                 f"config.json: {' and '.join(config._differs_in_transformers())} in a model of transformers, which "
-                f"computes with {IGNORED} whatever the file says: correct the file, or write "
+                f"computes with {FIXED} whatever the file says: correct the file, or write "
                 '"architectures": ["MPTForCausalLM"] into it if the model is one of MosaicML\'s code, which reads both'
             )
         return config
 
     def _differs_in_transformers(self) -> list[str]:
         """Return what transformers would ignore, as "name=value"."""
-        return [f"{name}={getattr(self, name)}" for name, fixed in IGNORED.items() if getattr(self, name) != fixed]
+        return [f"{name}={getattr(self, name)}" for name, fixed in FIXED.items() if getattr(self, name) != fixed]
 
     def to_hf(self) -> dict[str, Any]:
         """Return the fields of a config.json that every version of transformers reads.

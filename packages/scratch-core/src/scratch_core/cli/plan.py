@@ -1,6 +1,7 @@
 """`scratch plan NAME`: the memory of a training step on each device, compiled on simulated devices without weights."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -67,10 +68,7 @@ class Run:
     @property
     def devices(self) -> int:
         """The number of devices of the mesh."""
-        count = 1
-        for number in self.axes.values():
-            count *= number
-        return count
+        return math.prod(self.axes.values())
 
     def changed_from(self, other: "Run") -> str:
         """Return the options in which this run differs from another, as on the command line."""

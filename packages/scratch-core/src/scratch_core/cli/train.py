@@ -7,20 +7,20 @@ from the run itself.
 
 import dataclasses
 import signal
-from collections.abc import Generator, Sequence, Sized
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import tyro
 from flax import nnx
 
 from scratch_core import registry
 from scratch_core.cli import runs
 from scratch_core.cli.parsing import parse, parse_some
+from scratch_core.cli.preparing import Prepared, make_trainer, prepare
 from scratch_core.errors import ConfigError
 from scratch_core.folders import FolderLock, remove_abandoned
 from scratch_core.registry import ModelSpec
@@ -31,7 +31,7 @@ from scratch_core.train.interrupt import Interrupt
 from scratch_core.weights.saving import SAVING
 
 if TYPE_CHECKING:
-    from scratch_core.train import Evaluation, Optimizer, Trainer
+    pass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,19 +50,6 @@ class Choice:
         """Return the choice, with values missing on the command line taken from the options of a file."""
         own = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         return Choice(**({name: given[name] for name in dataclasses.asdict(self) if name in given} | own))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """Everything that a run needs except its folder. ``horizon`` is the length of its schedule in steps."""
-
-    spec: ModelSpec
-    task: Task
-    options: RunOptions
-    horizon: int
-    optimizer: "Optimizer"
-    job: Job
-    evaluation: "Evaluation"
 
 
 def run(name: str, arguments: Sequence[str], interrupt: Interrupt) -> int:
@@ -84,7 +71,7 @@ def run(name: str, arguments: Sequence[str], interrupt: Interrupt) -> int:
     distributed.start(options.coordinator, options.processes, options.process_id, interrupt.check)
     if first := distributed.is_first():
         runs.check_out(options.out)
-    prepared = _prepare(spec, task, options, options.steps)
+    prepared = prepare(spec, task, options, options.steps)
     job = prepared.job
     interrupt.check()
     folder, lock = Path(options.out or ""), None
@@ -119,7 +106,7 @@ def _resume(spec: ModelSpec, run: str, arguments: Sequence[str], interrupt: Inte
             remove_abandoned(folder, SAVING, all_of_them=True)
         runs.check_start(folder, record)
         runs.check_checkpoints(folder)
-        prepared = _prepare(spec, task, options, record["horizon"])
+        prepared = prepare(spec, task, options, record["horizon"])
         runs.check_data(folder, record, prepared.job.description, prepared.job.fingerprint)
         interrupt.check()
         record["options"] |= {name: getattr(options, name) for name in runs.FREE if name not in runs.NOT_RECORDED}
@@ -129,52 +116,6 @@ def _resume(spec: ModelSpec, run: str, arguments: Sequence[str], interrupt: Inte
     finally:
         if lock is not None:
             lock.release()
-
-
-def _prepare(spec: ModelSpec, task: Task, options: RunOptions, horizon: int) -> Prepared:
-    optimizer = _ready(spec, options)
-    job = task.prepare(spec, options)
-    _check_batch(job, options)
-    evaluation = _evaluation(job, options, horizon)
-    return Prepared(
-        spec=spec, task=task, options=options, horizon=horizon, optimizer=optimizer, job=job, evaluation=evaluation
-    )
-
-
-def _evaluation(job: Job, options: RunOptions, horizon: int) -> "Evaluation":
-    """Return the evaluation during the run. Raises ConfigError if there is none, but the options need one.
-
-    By default, evaluations take at most about a twentieth of the time: a forward pass takes a third of a step, and
-    there are at least 7 steps for each batch of held-out data.
-    """
-    from scratch_core.train import Evaluation
-
-    every = options.evaluate_every
-    if every is None:
-        size = len(job.held_out) if isinstance(job.held_out, Sized) else horizon
-        every = max(horizon // 10, 7 * size)
-        every = every if every < horizon else 0
-    for name in ("patience", "keep_best"):
-        if getattr(options, name) and not every:
-            raise ConfigError(
-                f"{flag(name)} {getattr(options, name)} needs evaluations before the last of {horizon} steps, and the "
-                "held-out data is too large for one by default: give --evaluate-every N"
-            )
-    return Evaluation(job.held_out, job.metrics, every, options.patience)
-
-
-def _ready(spec: ModelSpec, options: RunOptions) -> "Optimizer":
-    """Return the optimizer. Raises ConfigError if it does not exist, or if the model does not fit in memory."""
-    from scratch_core.train import find_optimizer, keep_memory  # slow to import; report wrong arguments first
-    from scratch_core.train.memory import check_memory, state_bytes
-
-    optimizer = find_optimizer(options.optimizer, options.average)
-    keep_memory()
-    if options.checkpoint is None:
-        built = optimizer.build(options.learning_rate, weight_decay=options.weight_decay, decayed=())
-        needed = state_bytes(built, spec.presets.get(options.preset, 0) // jax.process_count())
-        check_memory(needed, f"choose a smaller preset than {options.preset}, or a machine with more memory")
-    return optimizer
 
 
 def _with_resume(name: str, arguments: list[str]) -> list[str]:
@@ -229,7 +170,7 @@ def _train(run: Prepared, folder: Path, interrupt: Interrupt) -> int:
         count = sum(x.size for x in jax.tree.leaves(nnx.state(job.model, nnx.Param)))
         origin = options.preset if options.start is None else f"from {options.start}"
         print(f"model   {run.spec.name} {origin}, {count:,} parameters", flush=True)
-        trainer = _trainer(run, folder)
+        trainer = make_trainer(run, folder)
         try:
             for line in trainer.restore():
                 print(f"warning: {line}", flush=True)
@@ -273,48 +214,6 @@ def _train(run: Prepared, folder: Path, interrupt: Interrupt) -> int:
         print(f"saved in {folder}")
         print(f"next: {runs.command(*job.next_command(folder))}")
     return 0
-
-
-def _trainer(run: Prepared, folder: Path) -> "Trainer":
-    from scratch_core.train import Trainer
-    from scratch_core.train.loggers import open_loggers
-    from scratch_core.train.optimizers import SCHEDULES
-    from scratch_core.train.precision import compute_in
-
-    options, job, optimizer = run.options, run.job, run.optimizer
-    schedule = SCHEDULES[options.schedule or optimizer.schedule](options.learning_rate, run.horizon)
-    if options.dtype != "float32":
-        compute_in(job.model, getattr(jnp, options.dtype))
-    return Trainer(
-        job.model,
-        optimizer.build(schedule, weight_decay=options.weight_decay, decayed=job.model.decayed),
-        job.loss,
-        handling=run.task,
-        trainable=job.trainable,
-        accumulate=options.accumulate,
-        mesh=options.device_mesh(),
-        folder=folder,
-        save_every=options.save_every,
-        keep=options.keep,
-        keep_best=options.keep_best,
-        learning_rate=schedule,
-        evaluation_parameters=optimizer.evaluation_parameters,
-        norms=options.norms,
-        profile=options.profile,
-        loggers=open_loggers(options.log, folder) if distributed.is_first() else (),
-    )
-
-
-def _check_batch(job: Job, options: RunOptions) -> None:
-    """Raise ConfigError if a step does not fit in memory beside the model."""
-    from scratch_core.train.memory import batch_bytes, check_memory
-
-    if job.example is not None:
-        size, parts = options.batch_size, options.accumulate
-        share = max(parts, size // jax.process_count())
-        needed = batch_bytes(job.model, job.loss, job.trainable, job.example, share, parts)
-        remedy = f"choose a smaller --batch-size than {size}, or split it with --accumulate"
-        check_memory({f"a batch of {size:,}": needed}, remedy)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import gzip
 import hashlib
 import math
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +38,12 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 class Pictures:
     """Pillow images, resized once and kept in memory; each is normalised when it is read."""
 
-    def __init__(self, images: Iterable[Any], labels: Sequence[int] | np.ndarray, processor: ImageProcessor):
-        sized = [np.asarray(processor.resized(image)) for image in images]
-        self.labels, self.processor = np.asarray(labels, np.int32), processor  # iterating images may fill the labels
+    def __init__(self, examples: Iterable[tuple[Any, int]], processor: ImageProcessor):
+        sized, labels = [], []
+        for image, label in examples:
+            sized.append(np.asarray(processor.resized(image)))
+            labels.append(label)
+        self.labels, self.processor = np.array(labels, np.int32), processor
         stacked = np.stack(sized) if sized else np.zeros((0, 1, 1), np.uint8)
         self.images_NYXC = stacked[..., None] if stacked.ndim == 3 else stacked
 
@@ -143,7 +146,7 @@ def _in_memory(
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()[:16]
     channels = len(processor.mean) or (1 if train_images.ndim == 3 else 3)
     sources = [
-        Pictures((read_image(Image.fromarray(image), channels) for image in images), numbers, processor)
+        Pictures(((read_image(Image.fromarray(each), channels), n) for each, n in zip(images, numbers)), processor)
         for images, numbers in ((train_images, train_labels), (test_images, test_labels))
     ]
     return ImageSplit(*sources, labels, channels, description + reading.note, digest)
@@ -243,25 +246,19 @@ def _opened(
 ) -> Pictures | PictureFiles:
     """Return the images of files. To skip broken ones, files that are not kept in memory are all tried first."""
     late = len(files) * channels * math.prod(processor.size or ()) > IN_MEMORY
-    paths: list[Path] = []
-    labels: list[int] = []
 
-    def sound() -> Iterator[Any]:
+    def sound(files: list[tuple[Path, int]]) -> Iterator[tuple[Any, tuple[Path, int]]]:
         for path, number in files:
             try:
-                image = None if late and reading.on_error == "raise" else read_image(path, channels)
+                yield read_image(path, channels), (path, number)
             except DataError as error:
                 reading.bad(str(error), error)
-                continue
-            paths.append(path)
-            labels.append(number)
-            yield image
 
     if not late:
-        return Pictures(sound(), labels, processor)
-    for _ in sound():
-        pass
-    return PictureFiles(paths, np.array(labels), processor, channels)
+        return Pictures(((image, number) for image, (_, number) in sound(files)), processor)
+    if reading.on_error == "skip":
+        files = [file for _, file in sound(files)]
+    return PictureFiles([path for path, _ in files], np.array([number for _, number in files]), processor, channels)
 
 
 @dataclasses.dataclass(frozen=True)

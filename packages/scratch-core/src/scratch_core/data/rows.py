@@ -155,14 +155,14 @@ def _of_csv(path: Path) -> Iterator[Row]:
     try:
         # Bytes that are not UTF-8 become surrogates, so that the error can name their row.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-            if not rows.fieldnames:
+            rows = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+            columns = next(rows, [])
+            if not columns:
                 raise DataError(f"{path} is empty: its first row must name the columns")
-            for fields in rows:
-                shown = ",".join(str(value) for value in fields.values() if value is not None)
-                found: Any = fields
-                if fields.get(None) or None in fields.values():  # type: ignore[call-overload]
-                    found = ValueError(f"the row has not as many fields as the {len(rows.fieldnames)} of the header")
+            for values in filter(None, rows):
+                shown, found = ",".join(values), dict(zip(columns, values, strict=False))
+                if len(values) != len(columns):
+                    found = ValueError(f"the row has {len(values)} fields, the header has {len(columns)}")
                 elif any("\udc80" <= letter <= "\udcff" for letter in shown):
                     found = ValueError("the row is not UTF-8")
                 yield Row(f"row {rows.line_num}", shown.encode(errors="replace").decode(), found)
@@ -179,7 +179,7 @@ def _is_saved(path: Path) -> bool:
 
 def _of_datasets(source: str) -> Iterator[Row]:
     try:
-        import datasets  # ty: ignore[import-not-found]
+        import datasets
     except ImportError:
         raise MissingExtraError("datasets", source) from None
     path = Path(source)

@@ -4,8 +4,8 @@ A loop lets XLA see every block, so that the time to compile grows with their nu
 same weights with the arrays of all blocks stacked on a new first axis; `jax.lax.scan` goes along it and compiles one
 block, and an optimizer sees one array where there were many. Files do not differ: `to_hf` and `save` unstack.
 
-Rematerialisation (Chen et al. 2016, https://arxiv.org/abs/1604.06174) keeps of each block only its input for the
-backward pass, and computes the rest of the block once more there.
+Rematerialisation (Chen et al. 2016, https://arxiv.org/abs/1604.06174) keeps only the input of each block for the
+backward pass, and computes the rest of the block again there.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ Call = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 class ScannedBlocks(nnx.Module):
-    """``blocks`` as one, or as a few in turn where they alternate: block i is number i // P of ``kinds[i % P]``.
+    """``blocks`` as stacks, one for each of P alternating kinds: block i is number i // P of ``kinds[i % P]``.
 
     The modules in ``kinds`` only hold stacked arrays [repeats, ...]; indexing and iterating give the single blocks.
     Raises ConfigError if the blocks are not of one kind and no pattern of kinds repeats.

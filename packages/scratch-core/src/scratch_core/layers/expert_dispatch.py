@@ -60,7 +60,7 @@ def dispatch(
 
 
 def block_shape(num_choices: int, num_experts: int) -> tuple[int, int]:
-    """Return the number of blocks N and their rows R for so many choices, whatever their experts.
+    """Return the number of blocks N and their rows R for this many choices of any experts.
 
     R is about half of an expert's share of the rows, at least 4 and at most 128: longer blocks are faster for each row
     and hold more empty rows. Where there are fewer choices than experts, each is a block by itself.
@@ -89,7 +89,7 @@ def take_rows(x: jax.Array, index: jax.Array, places: jax.Array) -> jax.Array:
     """Return x[index] for x [rows, D], zero where the index (int32 [n]) is beyond the rows.
 
     places (int32 [rows, m]) names all positions in ``index`` that hold each row, n and more where there are fewer than
-    m. They turn the gradient into a gather: of a scatter, XLA's CPU compiler makes a loop over rows.
+    m. They make the gradient a gather; XLA's CPU compiler would turn a scatter into a loop over rows.
     """
     return x.at[index].get(mode="fill", fill_value=0)
 

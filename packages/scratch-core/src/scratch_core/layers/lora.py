@@ -4,8 +4,8 @@ Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1. With a ra
 
 $$ y = x W + b + \frac{\alpha}{r}\, (x A)\, B \tag{1} $$
 
-A starts random and B zero, so that the adapted layer starts as the layer that it was. (Rows and columns are swapped in
-the paper: its A and B are our transposed A and B.)
+A starts random and B zero, so that at first the adapted layer computes what the base layer does. (Rows and columns are
+swapped in the paper: its A and B are our transposed A and B.)
 
 Shapes: A is [*in, r] and B [r, *out] for a kernel [*in, *out].
 """
@@ -21,7 +21,7 @@ from scratch_core.layers.linear import Linear, dot_rows
 
 
 class LoRAParam(nnx.Variable):
-    """A matrix of an adapter, float32. It is no ``nnx.Param``: key tables, and filters of parameters, do not see it."""
+    """A matrix of an adapter, float32. It is not an ``nnx.Param``, so key tables and filters of parameters skip it."""
 
 
 class LoRALinear(Linear):

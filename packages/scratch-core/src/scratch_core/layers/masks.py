@@ -6,8 +6,8 @@ and sliding windows.
 
 A row may hold several documents, packed one behind the other. Then a position carries the number of its document too,
 in the bits above the 22 of its place: document d, place p is d * MAX_PLACES + p. A query reads keys from the start of
-its own document up to itself, so that no layer needs to be told about documents. What looks at a position as such,
-like a rotary embedding, asks :func:`places` for the lower bits.
+its own document up to itself, so that layers need no argument for documents. Layers that use the position itself, such
+as rotary embeddings, take its lower bits from :func:`places`. A document can therefore have at most 2^22 tokens.
 
 Shapes: B batch, T query positions, S key positions. A mask is True where query t may read key s.
 """
@@ -19,9 +19,9 @@ from jax.core import Tracer
 from scratch_core.errors import DataError
 
 MAX_PLACES = 1 << 22
-"""Tokens of a document at most, where a row holds several."""
+"""The largest number of tokens of a document, also where it has a row to itself."""
 MAX_DOCUMENTS = (1 << 31) // MAX_PLACES
-"""Documents of a row at most: 512, because positions are int32."""
+"""The largest number of documents in a row: 512, because positions are int32."""
 
 
 def positions_from_mask(

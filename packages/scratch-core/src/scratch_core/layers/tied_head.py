@@ -2,9 +2,9 @@ r"""The head of a language model that reads the embedding itself: $\mathrm{logit
 
 Source: Press and Wolf 2017, https://arxiv.org/abs/1608.05859. Decoding multiplies few rows by a large table, which
 should cost the time to read the table once. XLA's CPU compiler takes longer for ``x @ E.T``: for one row inside a loop
-it writes a transposed copy of E for every token, and for a few rows it reads E slowly. With E as the left operand it
-does neither; it would swap the operands of a product that is transposed at once, which the barrier prevents
-(shared/docs/cpu.md).
+it writes a transposed copy of E for every token, and for a few rows it reads E slowly. With E as the left operand, it
+does neither. The barrier keeps the compiler from merging the final transpose into the product, which would swap the
+operands again (shared/docs/cpu.md).
 
 Shapes: V vocabulary, M rows.
 """
@@ -15,7 +15,7 @@ import jax
 from flax import nnx
 
 FEW_ROWS = 16
-"""Up to how many rows E is the left operand; more of them hide the time to read it."""
+"""The largest number of rows for which E is the left operand. With more, the product takes longer than reading E."""
 
 
 def tied_logits(embedding: nnx.Embed, x: jax.Array) -> jax.Array:

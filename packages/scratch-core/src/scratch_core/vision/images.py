@@ -1,4 +1,4 @@
-"""Image files: opened with suspicion, and preprocessed as the checkpoint's own pipeline does.
+"""Image files: checked before they are opened, and preprocessed as the checkpoint's own pipeline does.
 
 ``preprocessor_config.json`` (transformers) or ``pretrained_cfg`` (timm) say how: resize, crop, scale, normalise.
 The pixels come from Pillow, whose resize filters are the ones both libraries were made for.
@@ -25,8 +25,8 @@ MAX_PIXELS = 100_000_000
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers, 0 to 5
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# What transformers' image processors do where their file does not say, by their name. A bare number as "size" means
-# a square where the default is one, else the shorter edge.
+# The defaults of transformers' image processors, by their name, for fields missing in the file. A bare number as
+# "size" means a square where the default is one, else the shorter edge.
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
 KINDS: dict[str, dict[str, Any]] = {
@@ -110,7 +110,7 @@ class ImageProcessor:
     """``((resize, crop)(pixels) * scale - mean) / std``, as float32 [rows, columns, channels].
 
     ``resize`` is (rows, columns), or the length of the shorter edge, or None. ``crop`` (rows, columns) is cut
-    from the centre, with zeros around what is smaller. mean and std () leave pixels as they are.
+    from the centre, and smaller images are padded with zeros. mean and std () leave pixels as they are.
     """
 
     resize: tuple[int, int] | int | None
