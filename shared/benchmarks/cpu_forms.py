@@ -101,6 +101,25 @@ for _rows in (1, 8):
     CASES[f"tied-head-{_rows}"] = partial(_tied_head, _rows)
 
 
+@case
+def t5_memory() -> Case:
+    """A loop in which one token after the other reads the same keys and values, as in T5's cross-attention."""
+    from scratch_core.layers import attend
+
+    def written(key_order, value_order, key, value, x):
+        back = [tuple(map(order.index, range(4))) for order in (key_order, value_order)]
+        key, value = lax.optimization_barrier((key.transpose(key_order), value.transpose(value_order)))
+
+        def step(_, x):
+            return attend(x, key.transpose(back[0]), value.transpose(back[1]), None, scale=1.0)
+
+        return lax.fori_loop(0, 64, step, x)
+
+    operands = arrays((8, 128, 8, 64), (8, 128, 8, 64), (8, 1, 8, 64))
+    plain, ours = partial(written, (0, 1, 2, 3), (0, 1, 2, 3)), partial(written, (0, 2, 1, 3), (0, 2, 3, 1))
+    return "64 tokens of 8 rows read 128 positions, 8 heads", plain, ours, operands, 1
+
+
 # ----------------------------------------------------------------------------------------------- images
 
 
