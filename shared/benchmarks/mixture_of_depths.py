@@ -7,11 +7,16 @@ standard library with the same number of floating-point operations, counted from
 takes more steps. Each size is trained twice: plain, and with every other block routed at capacity 1/8. Printed is the
 held-out loss in bits per byte, for the routed models both as they write (the predictor chooses) and as they train
 (the highest scores of the whole text, which looks ahead), and the time of a step beside its FLOPs.
+
+    uv run python shared/benchmarks/mixture_of_depths.py --step
+
+compares the training step of two models of 125 M parameters instead, one plain and one routed, which take turns.
 """
 
 import argparse
 import dataclasses
 import math
+import os
 import statistics
 import time
 from pathlib import Path
@@ -19,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from scratch_core.data.pipelines import TextEvaluation, Windows, training_batches
 from scratch_core.data.text import TokenSplit, load_text
@@ -73,11 +79,11 @@ def agreement(model: MixtureOfDepths, batch: Any) -> tuple[jax.Array, jax.Array]
     return (same, jnp.asarray(count)) if count else (jnp.ones(()), jnp.ones(()))
 
 
-def count_flops(model: MixtureOfDepths) -> float:
+def count_flops(model: MixtureOfDepths, rows: int, length: int) -> float:
     """Return the floating-point operations of the loss and its gradient for one batch, as the compiler counts them."""
     model.train()
     graphdef, parameters, rest = nnx.split(model, nnx.Param, ...)
-    batch = {"input_ids": jnp.zeros((ROWS, LENGTH), jnp.int32)}
+    batch = {"input_ids": jnp.zeros((rows, length), jnp.int32)}
 
     def loss(parameters: Any) -> jax.Array:
         return jnp.divide(*nnx.merge(graphdef, parameters, rest).loss(batch))
@@ -91,7 +97,7 @@ def count_flops(model: MixtureOfDepths) -> float:
 def train(d_model: int, capacity: float, budget: float, rate: float, tokens: TokenSplit, held_out: int) -> Run:
     """Train one model with the budget, and measure it."""
     model = MixtureOfDepths(config(d_model, capacity), rngs=nnx.Rngs(0))
-    flops = count_flops(model)
+    flops = count_flops(model, ROWS, LENGTH)
     steps = max(2, round(budget / flops))
     trainer = Trainer(model, adamw(warmup_cosine(rate, steps), decayed=model.decayed))
     batches, seconds = training_batches(Windows(tokens.train, LENGTH), ROWS, seed=0), []
@@ -117,6 +123,33 @@ def train(d_model: int, capacity: float, budget: float, rate: float, tokens: Tok
     )
 
 
+def compare_steps(turns: int, rows: int = 4, length: int = 256) -> None:
+    """Time training steps of a plain and a routed model of 125 M parameters in turns, beside their FLOPs."""
+    tokens = np.random.default_rng(0).integers(0, 32_000, 50_000, np.int32)
+    flops, steps, seconds = [], [], []
+    for capacity in (1.0, CAPACITY):
+        config = MixtureOfDepthsConfig(
+            32_000, 768, 12, num_heads=12, num_kv_heads=12, head_dim=64, d_ff=1728, capacity=capacity
+        )
+        model = MixtureOfDepths(config, rngs=nnx.Rngs(0))
+        flops.append(count_flops(model, rows, length))
+        batches = training_batches(Windows(tokens, length), rows, seed=0)
+        trainer = Trainer(model, adamw(warmup_cosine(1e-4, turns + 2), decayed=model.decayed))
+        steps.append(trainer.steps(batches, turns + 2))
+        seconds.append([])
+    for turn in range(turns + 2):
+        for run, times in zip(steps, seconds, strict=True):
+            before = time.perf_counter()
+            jax.block_until_ready(next(run)[1]["loss"])
+            if turn >= 2:  # the first step compiles
+                times.append(time.perf_counter() - before)
+    dense, routed = (statistics.median(times) for times in seconds)
+    print(f"{rows} x {length} tokens, 125 M parameters, float32, {os.cpu_count()} cores, jax {jax.__version__}")
+    print(f"dense {flops[0]:.3g} FLOPs, {dense:.3f} s; routed {flops[1]:.3g} FLOPs, {routed:.3f} s")
+    promised, found = flops[0] / flops[1], dense / routed
+    print(f"by its FLOPs {promised:.2f}x faster, measured {found:.2f}x: {found / promised:.0%} of it")
+
+
 def plot(runs: list[Run], budget: float, path: Path) -> None:
     """Draw the held-out loss over the size, dense and routed."""
     import matplotlib
@@ -140,13 +173,16 @@ def plot(runs: list[Run], budget: float, path: Path) -> None:
 def main() -> None:
     """Train every model, print the table, draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=float, default=2e11, help="FLOPs for each model")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[48, 64, 96], help="d_model, multiples of 16")
+    parser.add_argument("--budget", type=float, default=1e12, help="FLOPs for each model")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[16, 32, 48, 64, 96], help="d_model, multiples of 16")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--held-out", type=int, default=50_000, help="bytes of the held-out text")
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--step", action="store_true", help="compare the steps of 125 M parameters, and end")
     options = parser.parse_args()
     keep_memory()
+    if options.step:
+        return compare_steps(turns=9)
     tokens, runs = load_text(None, ByteTokenizer()), []
     print(f"{options.budget:.1e} FLOPs for each; a step is {ROWS} x {LENGTH} bytes\n")
     print("| model | parameters | FLOPs of a step | steps | s per step | bits per byte | with top-k | agreement |")
