@@ -113,7 +113,7 @@ def draw_beams(model: torch.nn.Module, prompt: torch.Tensor) -> dict | None:
 
 
 def legacy(fields: dict) -> dict:
-    """Return the config as versions before transformers 5 spell it."""
+    """Return the config as transformers before version 5 writes it."""
     fields = dict(fields)
     rope = fields.pop("rope_parameters")
     return {**fields, "torch_dtype": fields.pop("dtype"), "rope_theta": rope["rope_theta"], "rope_scaling": None}

@@ -10,7 +10,7 @@ Each is a tiny random model with its inputs and the outputs that transformers co
 attention, one thread. Another version of torch draws other weights, so that the files hold other numbers; the tests
 must pass with those too.
 
-``--beams`` only adds beams.json to the checkpoint in FOLDER/gpt2.
+With ``--beams``, the script only writes beams.json for the existing checkpoint in FOLDER/gpt2.
 """
 
 import argparse

@@ -137,7 +137,7 @@ def write_adapter(folder: Path, target: Path) -> None:
 
 
 def legacy(fields: dict) -> dict:
-    """Return the config as versions before transformers 5 spell it."""
+    """Return the config as transformers before version 5 writes it."""
     fields = dict(fields)
     rope = fields.pop("rope_parameters")
     fields["torch_dtype"], fields["rope_theta"] = fields.pop("dtype"), rope.pop("rope_theta")

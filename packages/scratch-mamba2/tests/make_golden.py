@@ -73,7 +73,7 @@ def expected(model: Mamba2ForCausalLM, length: int) -> dict[str, np.ndarray]:
 
 
 def legacy(fields: dict) -> dict:
-    """Return the config as versions before transformers 5 spell it: a bare Infinity, torch_dtype."""
+    """Return the config as transformers before version 5 writes it: a bare Infinity, torch_dtype."""
     fields = {**fields, "time_step_limit": [0.0, math.inf]}
     fields["torch_dtype"] = fields.pop("dtype")
     return fields

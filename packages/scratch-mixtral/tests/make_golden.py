@@ -110,7 +110,7 @@ def write_beams(folder: Path) -> None:
 
 
 def legacy(fields: dict) -> dict:
-    """Return the config as versions before transformers 5 spell it."""
+    """Return the config as transformers before version 5 writes it."""
     fields = dict(fields)
     rope = fields.pop("rope_parameters")
     fields["torch_dtype"], fields["rope_theta"] = fields.pop("dtype"), rope.pop("rope_theta")

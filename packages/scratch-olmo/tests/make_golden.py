@@ -111,7 +111,7 @@ def write_beams(folder: Path) -> None:
 
 
 def legacy(fields: dict) -> dict:
-    """Return the config as versions before transformers 5 spell it."""
+    """Return the config as transformers before version 5 writes it."""
     fields = dict(fields)
     fields["torch_dtype"] = fields.pop("dtype")
     return fields | {"rope_theta": fields.pop("rope_parameters")["rope_theta"], "rope_scaling": None}

@@ -39,7 +39,7 @@ class MixtureOfDepthsConfig:
         positive(self, "vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff")
         positive(self, "norm_epsilon", "max_positions", "route_every", "predictor_size")
         if not 0 < self.capacity <= 1:
-            raise ConfigError(f"capacity={self.capacity} must be greater than 0 and at most 1 (nothing is routed)")
+            raise ConfigError(f"capacity={self.capacity} must be greater than 0 and at most 1, the plain transformer")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}")
         if self.head_dim % 2:
