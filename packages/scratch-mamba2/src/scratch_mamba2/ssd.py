@@ -236,8 +236,8 @@ def semiseparable_mask(log_a: Array) -> Array:
     r"""Return the 1-semiseparable matrix $L$ of eq. 2, [..., T, T], from log_a [..., T].
 
     $\log L_{ts}$ is a difference of two running sums. If the decay is strong, the sums are large and nearly equal, and
-    their rounding errors matter (2e-4 for 64 steps of 100 in float32). So the rounding errors are summed as well, and
-    corrected.
+    their rounding errors matter (2e-4 for 64 steps with log_a = -100 in float32). So the rounding errors are summed as
+    well, and corrected.
     """
     T = log_a.shape[-1]
     causal = jnp.tril(jnp.ones((T, T), bool))

@@ -41,7 +41,7 @@ from scratch_mixtral.config import MixtralConfig
 
 
 class MixtureOfExperts(nnx.Module):
-    """The feed-forward layer: a router, and the experts of which it chooses some for each token."""
+    """The feed-forward layer: a router, and the experts among which it chooses for each token."""
 
     def __init__(self, config: MixtralConfig, *, dtype, rngs: nnx.Rngs):
         D, E = config.d_model, config.num_experts
