@@ -2,14 +2,14 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch", "transformers>=5", "safetensors", "numpy"]
 # ///
-"""Make golden folders like those beside this file, with the reference library. The tests never run it.
+"""Make golden folders like those beside this file, with the reference library. The tests never run this script.
 
     uv run packages/scratch-gemma/tests/make_golden.py FOLDER
     uv run packages/scratch-gemma/tests/make_golden.py FOLDER --beams-only   # beams of the checkpoints in FOLDER
 
-Each is a tiny random model with its inputs and the outputs that transformers computes from them: eval mode,
-eager attention, one thread. Another version of torch draws other weights, so the numbers differ from run to
-run of this script, never the relation between them.
+Each is a tiny random model with its inputs and the outputs that transformers computes from them: eval mode, eager
+attention, one thread. Another version of torch draws other weights, so that the files hold other numbers; the tests
+must pass with those too.
 """
 
 import argparse
@@ -24,19 +24,19 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GemmaConfig
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}
 SHAPE = {"hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 128} | ROPE
 SHAPE |= {"max_position_embeddings": 128, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-# Heads wider than D / N; caps, scale and window small enough to matter.
+# Heads wider than D / N; caps, scale and window so small that they change the outputs.
 GEMMA2 = {"intermediate_size": 80, "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 24}
 GEMMA2 |= {"sliding_window": 6, "attn_logit_softcapping": 2.5, "final_logit_softcapping": 5.0}
 GOLDENS = {
     "gemma": GemmaConfig(**SHAPE, intermediate_size=72, num_key_value_heads=1, head_dim=20),
     "gemma2": Gemma2Config(**SHAPE, **GEMMA2),
 }
-PAD = 5  # of the beams: the reference takes 0 for none
+PAD = 5  # for beam search: transformers takes 0 for no pad token
 GRADIENTS = ("model.layers.0.self_attn.k_proj.weight", "model.layers.1.mlp.down_proj.weight")
 
 
 def randomise(model: torch.nn.Module) -> None:
-    """Draw weights large enough for every part of the model to matter; norms multiply by 1 + w, so w is about 0."""
+    """Draw weights large enough for every part of the model to matter; norms multiply by 1 + w, so w has mean 0."""
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
 
@@ -70,9 +70,9 @@ def expected(model: torch.nn.Module, length: int) -> dict[str, np.ndarray]:
 
 
 def write_beams(folder: Path) -> None:
-    """Write beams.json beside a checkpoint: its beams under several settings, ended by tokens that they write.
+    """Write beams.json, the results of beam search with six settings, into the folder of a checkpoint.
 
-    Prompts are drawn until no two beams are so close that rounding decides which is better.
+    Prompts are drawn until no two beams have scores so close that rounding decides which is better.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     for seed in range(100):
@@ -81,15 +81,15 @@ def write_beams(folder: Path) -> None:
         if beams is not None:
             break
     else:
-        raise ValueError(f"{folder}: two beams are as good as equal for every prompt")
+        raise ValueError(f"{folder}: for every prompt, two beams have nearly equal scores")
     cases = ",\n".join(json.dumps(case) for case in beams.pop("cases"))
     (folder / "beams.json").write_text(f'{{{json.dumps(beams)[1:-1]},\n"cases": [\n{cases}\n]}}\n')
 
 
 def draw_beams(model: torch.nn.Module, prompt: torch.Tensor) -> dict | None:
-    """Return the beams of a prompt [3, 7], None if two are as good as equal.
+    """Return the beams of a prompt [3, 7], or None if two have nearly equal scores.
 
-    The longest row is the middle one, the others are padded on the left.
+    The middle row is the longest; the others are padded on the left.
     """
     padding = (torch.arange(7)[None] >= torch.tensor([3, 0, 5])[:, None]).long()
     run = {"attention_mask": padding, "max_new_tokens": 12, "do_sample": False, "pad_token_id": PAD}
@@ -113,7 +113,7 @@ def draw_beams(model: torch.nn.Module, prompt: torch.Tensor) -> dict | None:
 
 
 def legacy(fields: dict) -> dict:
-    """Return a config in the spelling from before transformers 5."""
+    """Return the config as transformers before version 5 writes it."""
     fields = dict(fields)
     rope = fields.pop("rope_parameters")
     return {**fields, "torch_dtype": fields.pop("dtype"), "rope_theta": rope["rope_theta"], "rope_scaling": None}

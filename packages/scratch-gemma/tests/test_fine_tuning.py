@@ -1,6 +1,6 @@
-"""Known ways in which fine-tuning Gemma 2 goes wrong, each with a test that fails if it did here.
+"""Known mistakes in fine-tuning Gemma 2, each with a test that fails if it happens here.
 
-shared/docs/fine_tuning_gemma2.md lists them with the reports that they come from.
+shared/docs/fine_tuning_gemma2.md lists them with the places where they were reported.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ LENGTHS = (12, 7, 3, 5)
 
 
 def padded_batch(side: str) -> dict[str, np.ndarray]:
-    """Rows of these lengths, padded to 12; the padding is longer than the window, so that some rows read nothing."""
+    """Rows of LENGTHS tokens, padded to 12: longer than the window, so that some windows are all padding."""
     rng, mask = np.random.default_rng(0), np.zeros((4, 12), np.int32)
     ids = np.full((4, 12), 258, np.int32)
     for row, length in enumerate(LENGTHS):
@@ -75,7 +75,7 @@ def test_only_the_answer_is_learned_with_its_end():
 
 @pytest.mark.parametrize("text", ["<bos>Hi", "<start_of_turn>user\nHi<end_of_turn>\n"])
 def test_a_text_that_holds_control_tokens_is_refused(text):
-    with pytest.raises(DataError, match=r"the prompt .* already holds <.*: give the text without it"):
+    with pytest.raises(DataError, match=r"the prompt .* already has <.*: give the text without them"):
         encode_chat(ByteTokenizer(), text, "Hello")
 
 
@@ -83,7 +83,7 @@ def test_a_tokenizer_without_bos_is_refused():
     class NoBos(ByteTokenizer):
         bos_id = None
 
-    with pytest.raises(DataError, match="bos_id=None and eos_id=257, Gemma needs both"):
+    with pytest.raises(DataError, match="bos_id=None and eos_id=257, but Gemma needs both"):
         encode_chat(NoBos(), "Hi", "Hello")
 
 

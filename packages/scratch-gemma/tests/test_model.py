@@ -1,4 +1,4 @@
-"""What must hold of Gemma and Gemma 2 whatever their weights: the contract of decoders, and their configurations."""
+"""What must hold of Gemma and Gemma 2 for any weights: the contract of decoders, and their configurations."""
 
 import dataclasses
 
@@ -35,8 +35,8 @@ class TestGemma2(CausalLMContract):
     overfit_rate = 1e-2
 
 
-def test_gemma2_reads_a_window_in_layers_0_2_and_everything_in_the_others():
-    """One layer alone: logits at position 9 move with token 4 and not with token 3, five and six positions earlier."""
+def test_gemma2_attends_to_a_window_in_layers_0_2_and_to_everything_in_the_others():
+    """In a single layer, the logits at position 9 depend on token 4 (5 positions back) and not on token 3 (6 back)."""
     config = dataclasses.replace(TestGemma2.config, num_layers=1)
     forward = jitted(Gemma2(config, rngs=nnx.Rngs(0)))
     ids = np.arange(10, dtype=np.int32)[None]
@@ -51,7 +51,7 @@ def test_gemma2_reads_a_window_in_layers_0_2_and_everything_in_the_others():
     assert windows == [6, None]
 
 
-def test_gemma2_keeps_only_the_window_of_its_sliding_layers():
+def test_gemma2_caches_only_the_window_in_its_sliding_layers():
     cache = TestGemma2.model_class(TestGemma2.config, rngs=nnx.Rngs(0)).init_cache(1, 500)
     assert [layer.capacity for layer in cache.layers] == [6, 500]
     assert cache.capacity == 500
@@ -92,7 +92,7 @@ def test_a_gemma2_config_that_cannot_be_built_says_why(change, message):
 
 
 @pytest.mark.parametrize("config_class", [GemmaConfig, Gemma2Config])
-def test_fields_that_are_absent_have_the_references_defaults_and_null_stays_null(config_class):
+def test_absent_fields_are_the_references_defaults_and_null_is_none(config_class):
     sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     fields = {name: value for name, value in config_class.tiny().to_hf().items() if name in sizes}
     read = config_class.from_hf({**fields, "num_attention_heads": 16})
@@ -102,7 +102,7 @@ def test_fields_that_are_absent_have_the_references_defaults_and_null_stays_null
     assert (null.bos_token_id, null.eos_token_id, null.pad_token_id) == (None, None, 0)
 
 
-def test_the_caps_of_gemma2_are_off_where_config_json_has_null():
+def test_a_cap_of_gemma2_is_off_if_config_json_has_null():
     fields = {**Gemma2Config.tiny().to_hf(), "attn_logit_softcapping": None, "final_logit_softcapping": None}
     config = Gemma2Config.from_hf(fields)
     assert (config.attention_cap, config.logit_cap) == (None, None)

@@ -1,4 +1,4 @@
-"""Golden checkpoints of transformers' GemmaForCausalLM and Gemma2ForCausalLM, through the key tables and back."""
+"""Comparison with golden checkpoints of transformers' GemmaForCausalLM and Gemma2ForCausalLM, loaded and saved."""
 
 import json
 from pathlib import Path

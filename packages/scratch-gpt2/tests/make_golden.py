@@ -2,13 +2,15 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch", "transformers>=5", "safetensors", "numpy"]
 # ///
-"""Make golden folders like those beside this file, with the reference library. The tests never run it.
+"""Make golden folders like those beside this file, with the reference library. The tests never run this script.
 
     uv run packages/scratch-gpt2/tests/make_golden.py FOLDER
 
-Each is a tiny random model with its inputs and the outputs that transformers computes from them: eval mode,
-eager attention, one thread. Another version of torch draws other weights, so the numbers differ from run to
-run of this script, never the relation between them. ``--beams`` adds beams.json to the checkpoint in FOLDER/gpt2.
+Each is a tiny random model with its inputs and the outputs that transformers computes from them: eval mode, eager
+attention, one thread. Another version of torch draws other weights, so that the files hold other numbers; the tests
+must pass with those too.
+
+With ``--beams``, the script only writes beams.json for the existing checkpoint in FOLDER/gpt2.
 """
 
 import argparse
@@ -26,7 +28,7 @@ LENGTH = 21
 
 
 def randomise(model: torch.nn.Module) -> None:
-    """Draw weights large enough for every part of the model to matter."""
+    """Draw weights so large that every part of the model changes the outputs."""
     for name, parameter in model.named_parameters():
         norm_scale = parameter.ndim == 1 and name.endswith("weight")
         torch.nn.init.normal_(parameter, mean=1.0 if norm_scale else 0.0, std=0.2)
@@ -62,21 +64,21 @@ def expected(model: GPT2LMHeadModel) -> dict[str, np.ndarray]:
 
 
 def write_beams(folder: Path) -> None:
-    """Write beams.json beside a checkpoint: what its beams are under some settings, ended by a token that they write.
+    """Write beams.json, the results of beam search with six settings, into the folder of a checkpoint.
 
-    The longest prompt is the middle one, the others are padded on the left. Raises if float64 gives other tokens: then
-    rounding decides between two candidates, and nothing can be compared.
+    The middle prompt is the longest; the others are padded on the left. Raises ValueError if float64 gives other
+    tokens, because rounding then decides between two candidates.
     """
-    # In float64 eager attention gives NaN for padding on the left, sdpa does not.
+    # In float64, eager attention gives NaN for padding on the left; sdpa does not.
     narrow = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     wide = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa").eval()
     torch.manual_seed(4)
-    # The pad is no token that ends a text, and not 0: for beams transformers 5.23 takes 0 for none.
+    # The pad token is not an end token, and not 0, which transformers 5.23's beam search takes for no pad token.
     prompt, new, pad = torch.randint(1, narrow.config.vocab_size, (3, 7)), 12, 127
     padding = (torch.arange(7)[None] >= torch.tensor([3, 0, 5])[:, None]).long()
     run = {"attention_mask": padding, "max_new_tokens": new, "do_sample": False, "pad_token_id": pad}
     run |= {"return_dict_in_generate": True, "output_scores": True}
-    # Tokens of the best continuations, early and late, so that rows end at different times.
+    # End tokens from early and late in the best continuations, so that rows end at different times.
     plain = narrow.generate(prompt, num_beams=2, eos_token_id=None, **run).sequences[:, 7:]
     eos = sorted({int(plain[row, step]) for row, step in ((0, 2), (0, 5), (1, 4), (2, 3), (2, 8))})
     cases = []
@@ -85,7 +87,7 @@ def write_beams(folder: Path) -> None:
         case |= {"num_return_sequences": 2}
         out, exact = (model.generate(prompt, eos_token_id=eos, **case, **run) for model in (narrow, wide))
         if not torch.equal(out.sequences, exact.sequences):
-            raise ValueError(f"{case}: float32 and float64 differ: draw other prompts")
+            raise ValueError(f"{case}: float32 and float64 give different tokens; draw other prompts")
         new_ids = out.sequences[:, 7:].unflatten(0, (3, -1)).tolist()
         scores = [[float(f"{score:.7g}") for score in row] for row in out.sequences_scores.view(3, -1).tolist()]
         cases.append({"settings": case, "new_ids": new_ids, "scores": scores})
@@ -96,7 +98,7 @@ def write_beams(folder: Path) -> None:
 
 
 def write_bare(golden: Path, folder: Path) -> None:
-    """Write the same checkpoint under the names of OpenAI's first ones, with the masks that those hold."""
+    """Write the same checkpoint with the keys and the causal masks of OpenAI's first checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         key.removeprefix("transformer."): value for key, value in load_file(golden / "model.safetensors").items()
@@ -109,7 +111,7 @@ def write_bare(golden: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Write every golden folder, or only the beams of one that is there."""
+    """Write every golden folder, or only the beams of an existing one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--beams", action="store_true", help="write only FOLDER/gpt2/beams.json")

@@ -1,4 +1,4 @@
-"""What must hold of GPT-2 whatever its weights: the contract of decoders, and its configurations."""
+"""What must hold of GPT-2 for any weights: the contract of decoders, and its configurations."""
 
 import dataclasses
 
@@ -24,14 +24,14 @@ class TestGPT2(CausalLMContract):
     )
 
 
-def test_the_first_loss_is_that_of_guessing():
+def test_the_initial_loss_is_that_of_a_uniform_guess():
     model = GPT2(TWO_LAYERS, rngs=nnx.Rngs(0))
     total, weight = model.loss({"input_ids": np.arange(64).reshape(2, 32)})
     assert abs(total / weight - np.log(TWO_LAYERS.vocab_size)) < 0.1
 
 
 @pytest.mark.parametrize("kind", ["embedding_dropout", "attention_dropout", "residual_dropout"])
-def test_each_dropout_acts_in_training_and_in_training_alone(kind):
+def test_each_dropout_acts_only_in_training(kind):
     plain = GPT2(TWO_LAYERS, rngs=nnx.Rngs(0))
     model = GPT2(dataclasses.replace(TWO_LAYERS, **{kind: 0.5}), rngs=nnx.Rngs(0))
     nnx.update(model, nnx.state(plain, nnx.Param))
@@ -41,7 +41,7 @@ def test_each_dropout_acts_in_training_and_in_training_alone(kind):
     np.testing.assert_array_equal(model(IDS), plain(IDS))
 
 
-def test_scores_are_divided_by_the_number_of_the_layer():
+def test_scale_by_layer_divides_scores_by_the_layers_number():
     plain, scaled = (
         GPT2(dataclasses.replace(TWO_LAYERS, scale_by_layer=on), rngs=nnx.Rngs(0)).layers for on in (False, True)
     )
@@ -56,13 +56,13 @@ def test_a_text_longer_than_the_table_of_positions_is_an_error():
     assert np.isfinite(model(IDS, np.array([[0, 1, 1, 1]]))).all()  # padding takes no position
 
 
-def test_a_head_of_its_own_is_saved(tmp_path):
+def test_an_untied_head_is_saved(tmp_path):
     model = GPT2(dataclasses.replace(TWO_LAYERS, tie_embeddings=False), rngs=nnx.Rngs(0))
     model.save_pretrained(tmp_path)
     np.testing.assert_array_equal(GPT2.from_pretrained(tmp_path)(IDS), model(IDS))
 
 
-def test_absent_token_ids_are_the_references_and_null_is_none():
+def test_absent_token_ids_are_the_references_defaults_and_null_is_none():
     fields = GPT2Config.small().to_hf()
     absent = {name: value for name, value in fields.items() if not name.endswith("token_id")}
     assert GPT2Config.from_hf(absent).eos_token_id == GPT2Config.from_hf(absent).bos_token_id == 50_256

@@ -1,4 +1,4 @@
-"""Golden checkpoints of transformers' GPT2LMHeadModel, through the key table and back."""
+"""Comparison with golden checkpoints of transformers' GPT2LMHeadModel, loaded and saved through the key table."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_round_trip_keeps_every_byte(tmp_path):
 
 
 def test_a_bare_checkpoint_is_written_under_todays_names(tmp_path):
-    """Without "transformer." and with masks, as GPT-2's first checkpoints are; all other bytes stay."""
+    """GPT-2's first checkpoints have masks and no "transformer." in their keys. All other bytes stay the same."""
     scratch_core.save(scratch_core.load(GOLDEN / "gpt2-bare"), tmp_path)
     bare, written = read_tensors(GOLDEN / "gpt2-bare"), read_tensors(tmp_path)
     expected = {f"transformer.{key}": value for key, value in bare.items() if not key.endswith(".attn.bias")}
@@ -51,8 +51,8 @@ def test_a_bare_checkpoint_is_written_under_todays_names(tmp_path):
     assert all(written[key].tobytes() == value.tobytes() for key, value in expected.items())
 
 
-def test_a_trunk_is_all_of_the_model(tmp_path):
-    """What GPT2Model saves has no head: it is the embedding. A head that the file repeats must equal it."""
+def test_a_checkpoint_without_a_head_loads_whole(tmp_path):
+    """GPT2Model saves no head, because the head is the embedding. A head in the file must equal the embedding."""
     fields = json.loads((GOLDEN / "gpt2-bare" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**fields, "architectures": ["GPT2Model"]}))
     tensors = read_tensors(GOLDEN / "gpt2-bare")

@@ -1,4 +1,4 @@
-"""What must hold of GPT-Neo whatever its weights: the contract of decoders, and its configurations."""
+"""What must hold of GPT-Neo for any weights: the contract of decoders, and its configurations."""
 
 import dataclasses
 
@@ -26,14 +26,14 @@ class TestGPTNeo(CausalLMContract):
     )
 
 
-def test_the_first_loss_is_that_of_guessing():
+def test_the_initial_loss_is_that_of_a_uniform_guess():
     model = GPTNeo(TWO_LAYERS, rngs=nnx.Rngs(0))
     total, weight = model.loss({"input_ids": np.arange(64).reshape(2, 32)})
     assert abs(total / weight - np.log(TWO_LAYERS.vocab_size)) < 0.1
 
 
 @pytest.mark.parametrize("kind", ["embedding_dropout", "attention_dropout", "residual_dropout"])
-def test_each_dropout_acts_in_training_and_in_training_alone(kind):
+def test_each_dropout_acts_only_in_training(kind):
     plain = GPTNeo(TWO_LAYERS, rngs=nnx.Rngs(0))
     model = GPTNeo(dataclasses.replace(TWO_LAYERS, **{kind: 0.5}), rngs=nnx.Rngs(0))
     nnx.update(model, nnx.state(plain, nnx.Param))
@@ -43,13 +43,13 @@ def test_each_dropout_acts_in_training_and_in_training_alone(kind):
     np.testing.assert_array_equal(model(IDS), plain(IDS))
 
 
-def test_every_second_layer_keeps_a_ring_of_its_window():
+def test_every_second_layer_caches_a_ring_of_its_window():
     model = GPTNeo(TWO_LAYERS, rngs=nnx.Rngs(0))
     cache = model.init_cache(batch_size=2, capacity=40)
     assert [(layer.is_ring, layer.capacity) for layer in cache.layers] == [(False, 40), (True, 8)]
 
 
-def test_a_local_layer_reads_its_window_and_no_more():
+def test_a_local_layer_attends_only_within_its_window():
     model = GPTNeo(dataclasses.replace(TWO_LAYERS, num_layers=1, attention=("local",)), rngs=nnx.Rngs(0))
     ids = np.arange(20)[None]
     changed = ids.copy()
@@ -82,13 +82,13 @@ def test_a_text_longer_than_the_table_of_positions_is_an_error():
     assert np.isfinite(model(IDS, np.array([[0, 1, 1, 1]]))).all()  # padding takes no position
 
 
-def test_a_head_of_its_own_is_saved(tmp_path):
+def test_an_untied_head_is_saved(tmp_path):
     model = GPTNeo(dataclasses.replace(TWO_LAYERS, tie_embeddings=False), rngs=nnx.Rngs(0))
     model.save_pretrained(tmp_path)
     np.testing.assert_array_equal(GPTNeo.from_pretrained(tmp_path)(IDS), model(IDS))
 
 
-def test_absent_token_ids_are_the_references_and_null_is_none():
+def test_absent_token_ids_are_the_references_defaults_and_null_is_none():
     fields = GPTNeoConfig.neo_125m().to_hf()
     absent = {name: value for name, value in fields.items() if not name.endswith("token_id")}
     assert GPTNeoConfig.from_hf(absent).eos_token_id == GPTNeoConfig.from_hf(absent).bos_token_id == 50_256

@@ -1,4 +1,4 @@
-"""Golden checkpoints of transformers' GPTNeoForCausalLM, through the key table and back."""
+"""Comparison with golden checkpoints of transformers' GPTNeoForCausalLM, loaded and saved through the key table."""
 
 import json
 from pathlib import Path
@@ -42,8 +42,8 @@ def test_round_trip_keeps_every_byte(tmp_path):
     check_round_trip(GOLDEN / "gpt-neo", tmp_path)
 
 
-def test_a_trunk_is_all_of_the_model(tmp_path):
-    """What GPTNeoModel saves has no head and no "transformer."; older files hold the masks and repeat the head."""
+def test_a_checkpoint_without_a_head_loads_whole(tmp_path):
+    """GPTNeoModel saves no head and no "transformer."; older files hold the masks and a copy of the head."""
     fields = json.loads((GOLDEN / "gpt-neo" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**fields, "architectures": ["GPTNeoModel"]}))
     tensors = {key.removeprefix("transformer."): value for key, value in read_tensors(GOLDEN / "gpt-neo").items()}

@@ -2,13 +2,13 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch", "transformers>=5", "peft", "safetensors", "numpy"]
 # ///
-"""Make golden folders like those beside this file, with the reference library. The tests never run it.
+"""Make golden folders like those beside this file, with the reference library. The tests never run this script.
 
     uv run packages/scratch-llama/tests/make_golden.py FOLDER
 
-Each is a tiny random model with its inputs and the outputs that transformers computes from them: eval mode,
-eager attention, one thread. Another version of torch draws other weights, so the numbers differ from run to
-run of this script, never the relation between them.
+Each is a tiny random model with its inputs and the outputs that transformers computes from them: eval mode, eager
+attention, one thread. Another version of torch draws other weights, so that the files hold other numbers; the tests
+must pass with those too.
 """
 
 import argparse
@@ -27,7 +27,7 @@ LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 500_000.0}
 PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}
 SHAPE = {"hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 2, "vocab_size": 128}
 
-# name: (config, length of the longest row, shards of at most)
+# name: (config, length of the longest row, maximum size of a shard)
 GOLDENS = {
     "llama2": ({"num_attention_heads": 4, "num_key_value_heads": 4, "rope_parameters": PLAIN}, 24, None),
     "llama2-bf16": ({"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": PLAIN}, 20, None),
@@ -47,7 +47,7 @@ GOLDENS = {
 
 
 def randomise(model: torch.nn.Module) -> None:
-    """Draw weights large enough for every part of the model to matter."""
+    """Draw weights so large that every part of the model changes the outputs."""
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
 
@@ -82,12 +82,12 @@ def expected(model: LlamaForCausalLM, length: int) -> dict[str, np.ndarray]:
 
 
 def write_beams(folder: Path) -> None:
-    """Write beams.json beside a checkpoint: what its beams are under many settings, ended by a token that they write.
+    """Write beams.json, the results of beam search with 27 settings, into the folder of a checkpoint.
 
-    The longest prompt is the middle one, the others are padded on the left. Raises if float64 gives other tokens: then
-    rounding decides between two candidates, and nothing can be compared.
+    The middle prompt is the longest; the others are padded on the left. Raises ValueError if float64 gives other
+    tokens, because rounding then decides between two candidates.
     """
-    # In float64 eager attention gives NaN for padding on the left, sdpa does not.
+    # In float64, eager attention gives NaN for padding on the left; sdpa does not.
     narrow = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     wide = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa").eval()
     torch.manual_seed(4)
@@ -95,7 +95,8 @@ def write_beams(folder: Path) -> None:
     padding = (torch.arange(7)[None] >= torch.tensor([3, 0, 5])[:, None]).long()
     run = {"attention_mask": padding, "max_new_tokens": new, "do_sample": False, "pad_token_id": pad}
     run |= {"return_dict_in_generate": True, "output_scores": True}
-    # Tokens of the best continuations, early and late: rows end at different times, and the three ways to stop differ.
+    # End tokens from early and late in the best continuations: rows end at different times, and the three values of
+    # early_stopping give different results.
     plain = narrow.generate(prompt, num_beams=2, eos_token_id=None, **run).sequences[:, 7:]
     eos = sorted({int(plain[row, step]) for row, step in ((0, 2), (0, 5), (1, 4), (2, 3), (2, 8))})
     cases = []
@@ -104,13 +105,13 @@ def write_beams(folder: Path) -> None:
         case |= {"num_return_sequences": 1 + num_beams // 2}
         out, exact = (model.generate(prompt, eos_token_id=eos, **case, **run) for model in (narrow, wide))
         if not torch.equal(out.sequences, exact.sequences):
-            raise ValueError(f"{case}: float32 and float64 differ: draw other prompts")
+            raise ValueError(f"{case}: float32 and float64 give different tokens; draw other prompts")
         new_ids = out.sequences[:, 7:].unflatten(0, (3, -1)).tolist()
         scores = [[float(f"{score:.7g}") for score in row] for row in out.sequences_scores.view(3, -1).tolist()]
         cases.append({"settings": case, "new_ids": new_ids, "scores": scores})
     for first, second in ((0, 1), (0, 2), (1, 2)):
         if all(cases[k + first]["new_ids"] == cases[k + second]["new_ids"] for k in range(0, len(cases), 3)):
-            raise ValueError("two ways to stop early never differ: draw other prompts")
+            raise ValueError("two values of early_stopping give the same tokens in every case; draw other prompts")
     shared = {"input_ids": prompt.tolist(), "attention_mask": padding.tolist(), "max_new_tokens": new}
     lines = ",\n".join(json.dumps(case) for case in cases)
     head = json.dumps(shared | {"eos_token_id": eos, "pad_token_id": pad})[1:-1]
@@ -118,7 +119,7 @@ def write_beams(folder: Path) -> None:
 
 
 def write_adapter(folder: Path, target: Path) -> None:
-    """Write a PEFT adapter for the checkpoint in ``folder``, with the logits of the adapted model on some tokens."""
+    """Write a PEFT adapter for the checkpoint in ``folder``, with input tokens and the adapted model's logits."""
     torch.manual_seed(6)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     targets = ["q_proj", "v_proj", "o_proj", "down_proj", "lm_head"]
@@ -136,7 +137,7 @@ def write_adapter(folder: Path, target: Path) -> None:
 
 
 def legacy(fields: dict) -> dict:
-    """Return a config in the spelling from before transformers 5."""
+    """Return the config as transformers before version 5 writes it."""
     fields = dict(fields)
     rope = fields.pop("rope_parameters")
     fields["torch_dtype"], fields["rope_theta"] = fields.pop("dtype"), rope.pop("rope_theta")

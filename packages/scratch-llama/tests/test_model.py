@@ -1,4 +1,4 @@
-"""What must hold of Llama whatever its weights: the contract of decoders, and its configurations."""
+"""What must hold of Llama for any weights: the contract of decoders, and its configurations."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def test_scanned_layers_have_the_same_files_and_train_on_a_mesh():
     np.testing.assert_allclose(trainer.train_step(batch)["loss"], expected, atol=1e-5)
 
 
-def test_computing_in_bfloat16_later_is_computing_in_it_from_the_start():
+def test_compute_in_bfloat16_gives_the_model_that_dtype_bfloat16_gives():
     given = Llama(TestLlama.config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     changed = Llama(TestLlama.config, rngs=nnx.Rngs(0))
     assert nnx.graphdef(given) != nnx.graphdef(changed)
@@ -59,7 +59,7 @@ def test_computing_in_bfloat16_later_is_computing_in_it_from_the_start():
     assert nnx.graphdef(given) == nnx.graphdef(changed)
 
 
-def test_more_layers_than_tensors_are_refused_before_they_are_built(tmp_path):
+def test_a_config_with_more_layers_than_tensors_is_refused_before_layers_are_built(tmp_path):
     model = Llama(LlamaConfig.tiny(), rngs=nnx.Rngs(0))
     model.save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
@@ -101,7 +101,7 @@ def test_linear_rope_scaling_is_read():
     np.testing.assert_allclose(read_rope(fields).frequencies(8) * 2, read_rope({}).frequencies(8))
 
 
-def test_an_absent_token_is_the_references_default_and_null_is_none():
+def test_an_absent_token_id_is_the_references_default_and_null_is_none():
     fields = LlamaConfig.tiny().to_hf()
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     absent = LlamaConfig.from_hf({name: value for name, value in fields.items() if name not in names})
@@ -116,7 +116,7 @@ def test_swish_is_silu():
     assert LlamaConfig.from_hf({**fields, "hidden_act": "swish"}) == LlamaConfig.from_hf(fields)
 
 
-def test_llama3_scaling_starts_at_the_models_length_where_none_is_named():
+def test_llama3_scaling_without_an_original_length_uses_max_position_embeddings():
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     fields = {**LlamaConfig.tiny().to_hf(), "rope_scaling": scaling}
     assert LlamaConfig.from_hf(fields).rope.scaling.original_length == fields["max_position_embeddings"]

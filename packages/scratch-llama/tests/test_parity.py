@@ -1,4 +1,4 @@
-"""Golden checkpoints of transformers' LlamaForCausalLM, through the key table and back."""
+"""Comparison with golden checkpoints of transformers' LlamaForCausalLM, loaded and saved through the key table."""
 
 import dataclasses
 import json
@@ -69,7 +69,7 @@ def test_an_adapter_of_peft_gives_its_logits_and_is_written_back(tmp_path):
     np.testing.assert_array_equal(again.head.kernel, merged.head.kernel)
     save_lora(model, tmp_path)
     theirs, ours = (load_file(folder / "adapter_model.safetensors") for folder in (ADAPTER, tmp_path))
-    assert {key for key in theirs if ".lora_" in key} == ours.keys()  # PEFT adds the head that it adapted
+    assert {key for key in theirs if ".lora_" in key} == ours.keys()  # PEFT also stores the adapted head
     for key, value in ours.items():
         np.testing.assert_array_equal(value, theirs[key], key)
     with pytest.raises(CheckpointError, match=r"lm_head.base_layer.weight, which is not the base's"):

@@ -1,4 +1,4 @@
-"""The plan of a training step of Llama is that of the step that the trainer takes, here on 8 simulated devices."""
+"""The plan of a training step of Llama equals the step that the trainer runs, on 8 simulated devices."""
 
 import functools
 
@@ -14,7 +14,7 @@ from scratch_core.train.plan import plan_step, read_plan
 from scratch_llama import Llama, LlamaConfig
 
 ROWS, LENGTH, WIDTH, VOCAB = 8, 16, 32, 96
-KERNELS = 2 * WIDTH * 32 + 2 * WIDTH * 16 + 3 * WIDTH * 64  # of a layer: query and out, key and value, feed-forward
+KERNELS = 2 * WIDTH * 32 + 2 * WIDTH * 16 + 3 * WIDTH * 64  # per layer: query and out, key and value, feed-forward
 TASK = find_task("causal_lm")
 ADAMW = adamw(1e-3)
 
@@ -36,7 +36,7 @@ def plan(layers=2, scan=False, accumulate=1):
 
 
 @pytest.mark.parametrize(("scan", "accumulate"), [(False, 1), (True, 2)], ids=["loop", "scan, remat, two parts"])
-def test_the_plan_is_that_of_the_step_that_the_trainer_takes(scan, accumulate):
+def test_the_plan_equals_the_step_that_the_trainer_runs(scan, accumulate):
     mesh, planned = make_mesh(fsdp=4, tensor=2), plan(2, scan, accumulate)
     trainer = Trainer(build(2, scan), ADAMW, handling=TASK, mesh=mesh, accumulate=accumulate)
     batch = TASK.place({"input_ids": np.zeros((ROWS, LENGTH), np.int32)}, mesh)
@@ -52,7 +52,7 @@ def test_the_plan_is_that_of_the_step_that_the_trainer_takes(scan, accumulate):
             assert held == sum(shard.data.nbytes for shard in shards if shard.device == device)
 
 
-def test_the_average_of_the_parameters_is_split_as_they_are():
+def test_the_average_of_the_parameters_is_sharded_like_the_parameters():
     mesh, optimizer = make_mesh(fsdp=4, tensor=2), find_optimizer("adamw", average=0.9)
     state = Trainer(build(1, False), optimizer.build(1e-3, weight_decay=0, decayed=()), mesh=mesh).state
     assert [x.sharding for x in jax.tree.leaves(state["optimizer"].average)] == [
@@ -60,37 +60,40 @@ def test_the_average_of_the_parameters_is_split_as_they_are():
     ]
 
 
-def test_the_flops_are_6_for_each_weight_and_token_and_12_for_each_product_of_attention():
+def test_the_plan_counts_6_flops_per_weight_and_token_plus_those_of_attention():
     tokens = ROWS * LENGTH
-    products = 6 * (2 * KERNELS + WIDTH * VOCAB) * tokens  # 2 forward, 4 backward; the head is no layer
-    attention = 12 * 2 * tokens * LENGTH * WIDTH  # the same of scores and of weighted values, masked or not
+    products = 6 * (2 * KERNELS + WIDTH * VOCAB) * tokens  # 2 forward, 4 backward; the last term is the head
+    attention = 12 * 2 * tokens * LENGTH * WIDTH  # scores and weighted values, masked or not, over 2 layers
     assert 8 * plan().flops == products + attention
-    again = 2 * 2 * (KERNELS - 64 * WIDTH) * tokens + attention // 3  # all but the last product of each layer
+    # Rematerialised layers compute all but their last product again.
+    again = 2 * 2 * (KERNELS - 64 * WIDTH) * tokens + attention // 3
     assert 8 * plan(2, True, 2).flops == products + attention + again
 
 
 def test_rematerialised_layers_keep_their_input_and_nothing_else():
     deep, shallow = plan(4, True, 2), plan(2, True, 2)
-    rows = ROWS // 4 // 2  # of a part of the batch, on each device
+    rows = ROWS // 4 // 2  # rows of a micro-batch on one device
     assert deep.activations - shallow.activations == 2 * rows * LENGTH * WIDTH * 4
     assert plan().activations > 5 * shallow.activations
 
 
 def test_collectives_of_a_step():
-    """Activations are split by their batch alone after the embedding and each layer (`parallel.constrain`).
+    """After the embedding and after each layer, activations are split by batch only (`parallel.constrain`).
 
-    Without that XLA made 49 all-gathers, 41 all-reduces and 21 all-to-alls, of 521 KB for each device instead of 168.
+    Without this constraint, XLA made 49 all-gathers, 41 all-reduces and 21 all-to-alls: 521 KB for each device instead
+    of 168.
     """
     counts = {kind: count for kind, (count, _) in plan().collectives.items()}
-    # Over fsdp, once for both passes: the 7 kernels of both layers and the head. For the embedding, whose columns are
-    # split over fsdp and whose rows over tensor: its columns, the tokens of all devices, and what was found for them.
+    # Over fsdp, once for both passes: the 7 kernels of each of the 2 layers, and the head. Three more for the
+    # embedding, whose columns are split over fsdp and whose rows over tensor: its columns, the tokens of all devices,
+    # and the rows found for these tokens.
     assert counts.pop("all-gather") == 7 * 2 + 1 + 3
-    # Each layer: over tensor the outputs of attention and feed-forward, and in the backward pass the gradients of
-    # their inputs; over fsdp the gradients of the kernels, some in one go. Once: the maximum and the sum of the softmax
-    # over a split vocabulary, the gradients of the head's input and of the embedding, three of the loss and the norm
-    # with the gradients that are left, three of the norm in the optimizer.
+    # For each layer: over tensor, the outputs of attention and feed-forward, and in the backward pass the gradients of
+    # their inputs; over fsdp, the gradients of the kernels, some of them combined. Once: the maximum and the sum of the
+    # softmax over a split vocabulary, the gradients of the head's input and of the embedding, three for the loss and
+    # the norm with the remaining gradients, three for the norm in the optimizer.
     assert counts.pop("all-reduce") == 8 * 2 + 10
-    # What was found in the embedding goes from columns to rows, and its gradient back; the tokens change places.
-    # Compilers differ in which kind they take.
+    # The embedded tokens change from split columns to split rows, their gradient changes back, and the tokens move.
+    # Compilers differ in which kind of collective they use for this.
     assert sum(counts.values()) == 3
     assert sum(size for _, size in plan().collectives.values()) < 180_000

@@ -2,13 +2,13 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch", "transformers>=5", "safetensors", "numpy"]
 # ///
-"""Make golden folders like those beside this file, with the reference library. The tests never run it.
+"""Make golden folders like those beside this file, with the reference library. The tests never run this script.
 
     uv run packages/scratch-mamba2/tests/make_golden.py FOLDER
 
 Each is a tiny random model with its inputs and the outputs that transformers computes from them: eval mode, one
-thread. Another version of torch draws other weights, so the numbers differ from run to run of this script, never the
-relation between them.
+thread. Another version of torch draws other weights, so that the files hold other numbers; the tests must pass with
+those too.
 """
 
 import argparse
@@ -30,7 +30,7 @@ GOLDENS = {"mamba2": (ONE, 21), "mamba2-groups": (TWO, 37)}
 
 
 def randomise(model: torch.nn.Module) -> None:
-    """Draw weights large enough for every part of the model to matter."""
+    """Draw weights so large that every part of the model changes the outputs."""
     for name, parameter in model.named_parameters():
         if name.endswith("A_log"):
             torch.nn.init.uniform_(parameter, 0.0, 2.0)
@@ -73,7 +73,7 @@ def expected(model: Mamba2ForCausalLM, length: int) -> dict[str, np.ndarray]:
 
 
 def legacy(fields: dict) -> dict:
-    """Return a config in the spelling from before transformers 5: a bare Infinity, torch_dtype."""
+    """Return the config as transformers before version 5 writes it: a bare Infinity, torch_dtype."""
     fields = {**fields, "time_step_limit": [0.0, math.inf]}
     fields["torch_dtype"] = fields.pop("dtype")
     return fields

@@ -42,7 +42,7 @@ class TestMamba2(CausalLMContract):
 
 
 def test_many_documents_in_a_chunk_stay_exact():
-    """Each start adds -200 to the sums of log decays, whose rounding would show if it were not summed as well."""
+    """Each start adds -200 to the sums of log decays, whose rounding errors would be visible without the correction."""
     model = Mamba2(dataclasses.replace(SMALL, chunk_size=256), rngs=nnx.Rngs(0))
     model.eval()
     ids = np.random.default_rng(0).integers(1, SMALL.vocab_size, (128, 2)).astype(np.int32)
@@ -51,8 +51,8 @@ def test_many_documents_in_a_chunk_stay_exact():
     assert_close(packed.reshape(128, 2, -1), np.asarray(jitted(model)(ids)), CACHED, "logits")
 
 
-def test_a_row_among_many_is_the_row_alone():
-    """With 256 rows or more, XLA's CPU compiler gave wrong products with a state that it knew to be zeros."""
+def test_a_row_among_many_gives_the_logits_of_the_row_alone():
+    """For 256 rows or more, XLA's CPU compiler computed wrong products with a state that it knew to be zero."""
     sizes = {"num_heads": 8, "head_dim": 16, "d_state": 32, "chunk_size": 24}
     forward = jitted(Mamba2(Mamba2Config(10, 64, 1, **sizes), rngs=nnx.Rngs(0)))
     ids_BT = np.random.default_rng(0).integers(0, 10, (512, 24)).astype(np.int32)
@@ -159,7 +159,7 @@ STATE_SPACES = {
 
 @pytest.fixture
 def state_spaces(tmp_path):
-    """A folder in the authors' layout: their config, singular embedding, rows padded, tied head written out."""
+    """A folder in the authors' layout: their config.json, "embedding" for "embeddings", padded rows, a tied head."""
     config = Mamba2Config.from_hf(STATE_SPACES)
     model = Mamba2(dataclasses.replace(config, layout="hf"), rngs=nnx.Rngs(0))
     tensors = scratch_core.to_hf(model)
@@ -237,7 +237,7 @@ def test_a_config_that_cannot_be_built_says_why(fields, change, message):
         Mamba2Config.from_hf({**fields, **change})
 
 
-def test_an_absent_token_is_the_references_default_and_null_is_none():
+def test_an_absent_token_id_is_the_references_default_and_null_is_none():
     fields = Mamba2Config.tiny().to_hf()
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     absent = Mamba2Config.from_hf({name: value for name, value in fields.items() if name not in names})

@@ -1,4 +1,4 @@
-"""Golden checkpoints of transformers' Mamba2ForCausalLM, through the key table and back."""
+"""Comparison with golden checkpoints of transformers' Mamba2ForCausalLM, loaded and saved through the key table."""
 
 import dataclasses
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_equals_the_reference(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_legacy_config_means_the_same(name, tmp_path):
+def test_the_legacy_config_gives_the_same_configuration(name, tmp_path):
     model = scratch_core.load(with_legacy_config(GOLDEN / name, tmp_path / name))
     assert model.config == scratch_core.load(GOLDEN / name).config
 
@@ -39,7 +39,7 @@ def test_round_trip_keeps_every_byte(name, tmp_path):
 
 @pytest.mark.parametrize("chunk_size", [4, 5])
 def test_chunk_size_does_not_change_the_logits(chunk_size):
-    """The reference moves by 2e-6 between chunk sizes; so may we."""
+    """The reference's own logits differ by 2e-6 between chunk sizes."""
     io, model = read_io(GOLDEN / "mamba2-groups"), scratch_core.load(GOLDEN / "mamba2-groups")
     expected = np.asarray(jitted(model)(io["input_ids"]))
     other = Mamba2(dataclasses.replace(model.config, chunk_size=chunk_size), rngs=nnx.Rngs(1))

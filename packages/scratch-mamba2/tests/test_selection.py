@@ -16,7 +16,7 @@ print(*(train(task, which, steps=360) for which in (True, False)))
 
 
 def test_selective_copying_needs_selection():
-    """In a process of its own, compiled with all optimisations: nearly all of its time is training."""
+    """Run in a separate process and compiled with all optimisations, because nearly all of its time is training."""
     flags = os.environ.get("XLA_FLAGS", "").replace(quick_flags(), "")
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(SCRIPTS)}
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, env=environment, check=True)

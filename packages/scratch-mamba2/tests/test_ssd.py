@@ -38,9 +38,9 @@ def make(dtype, *, T=29, G=2, B=2, H=4, P=3, N=5, decay="usual", state=True, see
     rng = np.random.default_rng(seed)
     low, high = DECAY[decay]
     log_a_BTH = rng.uniform(low, high, (B, T, H))
-    if decay == "mixed":  # strong steps between steps that keep nearly everything
+    if decay == "mixed":  # steps of strong decay between steps of almost none
         log_a_BTH = np.where(rng.random((B, T, H)) < 0.5, log_a_BTH, log_a_BTH * 1e-4)
-    # Divided by T so that outputs are of order one and the tolerances mean what they say.
+    # Divided by T so that outputs are of order one, as the absolute tolerances assume.
     arrays = [
         rng.normal(size=(B, T, H, P)),
         log_a_BTH,
@@ -53,7 +53,7 @@ def make(dtype, *, T=29, G=2, B=2, H=4, P=3, N=5, decay="usual", state=True, see
 
 
 def by_hand(x, log_a, B_, C_, h):
-    """Eq. 1 in NumPy float64, with loops: what every form must equal."""
+    """Eq. 1 in NumPy float64, with loops; every form must equal it."""
     x, log_a, B_, C_, h = (np.asarray(each, np.float64) for each in (x, log_a, B_, C_, h))
     R = x.shape[2] // B_.shape[2]
     y, h = np.zeros_like(x), h.copy()
@@ -145,8 +145,8 @@ def test_the_form_that_the_model_uses(T, chunk_size):
 
 
 @LENGTHS
-def test_the_form_that_the_model_uses_can_be_transformed(T, chunk_size):
-    """Its gradients are those of the recurrence, and `jax.vmap` maps it."""
+def test_the_form_that_the_model_uses_has_gradients_and_works_under_vmap(T, chunk_size):
+    """Its gradients equal those of the recurrence."""
     arrays = make("float32", T=T)
 
     def loss(form, arrays):
@@ -164,13 +164,13 @@ def test_the_form_that_the_model_uses_can_be_transformed(T, chunk_size):
 
 
 def test_the_form_is_chosen_for_the_device_of_the_program():
-    """Lowered for a GPU on a machine without one, the program has all chunks at once; for a CPU one at a time."""
-    arrays = make("float32", T=256)  # 4 rows and groups, 4 chunks, 2 heads in a group
+    """Lowered for a GPU (none is needed), the program computes all chunks at once; for a CPU, one at a time."""
+    arrays = make("float32", T=256)  # 2 rows x 2 groups, 4 chunks, 2 heads per group
     traced = jax.jit(partial(ssd.scan, chunk_size=64)).trace(*arrays)
     for platform, masks in (("cuda", "4x4x2x64x64xf32"), ("cpu", "4x2x64x64xf32")):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert f"tensor<{masks}>" in text
-    assert "tensor<4x4x2x64x64xf32>" not in text  # which is that of the CPU
+    assert "tensor<4x4x2x64x64xf32>" not in text  # ``text`` is now that for the CPU
 
 
 def test_a_step_is_a_step_of_the_recurrence(dtype):
@@ -191,4 +191,4 @@ def test_matrix_is_the_operator_and_its_blocks_have_low_rank():
         for boundary in range(8, T, 8):
             assert np.linalg.matrix_rank(L[boundary:, :boundary], tol=1e-10) == 1
             assert np.linalg.matrix_rank(M[boundary:, :boundary], tol=1e-10) == N
-        assert np.linalg.matrix_rank(M[:8, :8], tol=1e-10) == 8  # a diagonal block has full rank: hence the cost of T Q
+        assert np.linalg.matrix_rank(M[:8, :8], tol=1e-10) == 8  # a diagonal block has full rank, so it costs Q^2

@@ -2,13 +2,13 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch", "transformers>=5", "safetensors", "numpy"]
 # ///
-"""Make a golden folder like the one beside this file, with the reference library. The tests never run it.
+"""Make a golden folder like the one beside this file, with the reference library. The tests never run this script.
 
     uv run packages/scratch-mistral/tests/make_golden.py FOLDER
 
 It is a tiny random model, whose window is shorter than its texts, with its inputs and the outputs that transformers
-computes from them: eval mode, eager attention, one thread. Another version of torch draws other weights, so the numbers
-differ from run to run of this script, never the relation between them.
+computes from them: eval mode, eager attention, one thread. Another version of torch draws other weights, so that the
+files hold other numbers; the tests must pass with those too.
 """
 
 import argparse
@@ -25,7 +25,7 @@ GRADIENTS = ("model.layers.0.self_attn.k_proj.weight", "model.layers.1.mlp.down_
 
 
 def create() -> MistralForCausalLM:
-    """Return a model whose weights are large enough for every part of it to matter."""
+    """Return a model with weights so large that every part of it changes the outputs."""
     config = MistralConfig(
         vocab_size=128, hidden_size=48, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, sliding_window=8, max_position_embeddings=128, attn_implementation="eager",
@@ -66,12 +66,12 @@ def expected(model: MistralForCausalLM, length: int) -> dict[str, np.ndarray]:
 
 
 def write_beams(folder: Path) -> None:
-    """Write beams.json beside a checkpoint: what its beams are under six settings, ended by a token that they write.
+    """Write beams.json, the results of beam search with six settings, into the folder of a checkpoint.
 
-    The longest prompt is the middle one, the others are padded on the left. Raises if float64 gives other tokens: then
-    rounding decides between two candidates, and nothing can be compared.
+    The middle prompt is the longest; the others are padded on the left. Raises ValueError if float64 gives other
+    tokens, because rounding then decides between two candidates.
     """
-    # In float64 eager attention gives NaN for padding on the left, sdpa does not.
+    # In float64, eager attention gives NaN for padding on the left; sdpa does not.
     narrow = MistralForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     wide = MistralForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa").eval()
     torch.manual_seed(4)
@@ -79,7 +79,7 @@ def write_beams(folder: Path) -> None:
     padding = (torch.arange(7)[None] >= torch.tensor([3, 0, 5])[:, None]).long()
     run = {"attention_mask": padding, "max_new_tokens": new, "do_sample": False, "pad_token_id": pad}
     run |= {"return_dict_in_generate": True, "output_scores": True}
-    # Tokens of the best continuations, early and late: rows end at different times.
+    # End tokens from early and late in the best continuations, so that rows end at different times.
     plain = narrow.generate(prompt, num_beams=2, eos_token_id=None, **run).sequences[:, 7:]
     eos = sorted({int(plain[row, step]) for row, step in ((0, 2), (0, 5), (1, 4), (2, 3), (2, 8))})
     cases = []
@@ -87,7 +87,7 @@ def write_beams(folder: Path) -> None:
         case = {"num_beams": 3, "length_penalty": penalty, "early_stopping": early, "num_return_sequences": 2}
         out, exact = (model.generate(prompt, eos_token_id=eos, **case, **run) for model in (narrow, wide))
         if not torch.equal(out.sequences, exact.sequences):
-            raise ValueError(f"{case}: float32 and float64 differ: draw other prompts")
+            raise ValueError(f"{case}: float32 and float64 give different tokens; draw other prompts")
         new_ids = out.sequences[:, 7:].unflatten(0, (3, -1)).tolist()
         scores = [[float(f"{score:.7g}") for score in row] for row in out.sequences_scores.view(3, -1).tolist()]
         cases.append({"settings": case, "new_ids": new_ids, "scores": scores})
@@ -98,7 +98,7 @@ def write_beams(folder: Path) -> None:
 
 
 def legacy(fields: dict) -> dict:
-    """Return a config in the spelling from before transformers 5."""
+    """Return the config as transformers before version 5 writes it."""
     fields = dict(fields)
     fields["torch_dtype"] = fields.pop("dtype")
     return fields | {"rope_theta": fields.pop("rope_parameters")["rope_theta"], "rope_scaling": None}

@@ -1,4 +1,4 @@
-"""What must hold of Mistral whatever its weights: the contract of decoders, its window, and its configurations."""
+"""What must hold of Mistral for any weights: the contract of decoders, its window, and its configurations."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ CONFIG = MistralConfig(
 
 
 class TestMistral(CausalLMContract):
-    """With a window shorter than the texts of the tests, so that they go through the ring."""
+    """The window is shorter than the texts of the tests, so that the cache is a ring."""
 
     model_class = Mistral
     config = CONFIG
@@ -36,12 +36,12 @@ class TestMistral(CausalLMContract):
 
 
 def create(window: int | None) -> Mistral:
-    """Return a small model of two layers, always of the same weights."""
+    """Return a small model of two layers; its weights are always the same."""
     return Mistral(dataclasses.replace(CONFIG, num_layers=2, window=window), rngs=nnx.Rngs(0))
 
 
-def test_two_layers_reach_back_two_windows_and_no_further():
-    """W - 1 positions a layer, as figure 1 of the paper draws it; off by one is another token."""
+def test_two_layers_see_back_two_windows_and_no_further():
+    """Each layer adds W - 1 positions, as in figure 1 of the paper. The two positions tested are one apart."""
     reach = 2 * (WINDOW - 1)
     ids = np.random.default_rng(0).integers(0, 127, (1, reach + 2))
     forward = jitted(create(WINDOW))
@@ -54,7 +54,7 @@ def test_two_layers_reach_back_two_windows_and_no_further():
 
 
 def test_a_window_as_long_as_the_text_changes_nothing():
-    """The same weights, with a window that no text here fills and with none."""
+    """With the same weights, a window as long as the text gives the logits of a model without a window."""
     ids = np.random.default_rng(0).integers(0, 128, (1, 20))
     wide, full = (jitted(create(window))(ids) for window in (20, None))
     np.testing.assert_array_equal(wide, full)
@@ -66,7 +66,7 @@ def bytes_of(tree) -> int:
 
 
 def test_memory_does_not_grow_over_10_000_tokens():
-    """The ring has W slots however many tokens are written, and holds the last of them."""
+    """The ring has W slots for any number of generated tokens, and holds the last of them."""
     model, NEW = create(WINDOW), 10_000
     graphdef, state = nnx.split(model)
     prompt, eos, settings = np.array([[5, 9, 2]], np.int32), np.array([-1], np.int32), Sampling(temperature=1.0)
@@ -82,10 +82,10 @@ def test_memory_does_not_grow_over_10_000_tokens():
     assert (int(late.step), int(late.cache.length_B[0])) == (NEW, prompt.size + NEW - 1)
     assert bytes_of(late.cache) == bytes_of(early.cache) < bytes_of(create(None).init_cache(1, NEW)) / 1_000
     more = (size_10_000 - size_100) / (NEW - 100)
-    print(f"the compiled loop needs {more:.1f} more bytes for each token more")
-    assert more <= 8  # a token is an int32 of the argument, and of the result
+    print(f"each further token adds {more:.1f} bytes to the compiled loop")
+    assert more <= 8  # a token is an int32 in the argument and one in the result
 
-    # The next logits are those of the tokens in reach, read alone.
+    # The next logits equal those of a text that has only the tokens within reach.
     ids = np.asarray(late.tokens_BR)[:, -1 - 2 * (WINDOW - 1) :]
     logits, _ = jitted(model, "decode")(ids[:, -1:], late.cache)
     assert_close(logits[:, 0], np.asarray(jitted(model)(ids))[:, -1], CACHED, "the logits after 10,000 tokens")
@@ -110,7 +110,7 @@ def test_a_config_that_cannot_be_built_says_why(change, message):
 
 
 def test_a_field_that_is_absent_and_one_that_is_null_mean_different_things():
-    """As in transformers' MistralConfig: no sliding_window means 4096, null means none; and so for the others."""
+    """As in transformers' MistralConfig: an absent sliding_window means 4096, null means none; so for other fields."""
     fields = MistralConfig.tiny().to_hf()
     names = ("sliding_window", "num_key_value_heads", "bos_token_id", "eos_token_id", "pad_token_id")
     null = MistralConfig.from_hf({**fields, **dict.fromkeys(names)})
@@ -123,7 +123,7 @@ def test_a_field_that_is_absent_and_one_that_is_null_mean_different_things():
     assert (absent.bos_token_id, absent.eos_token_id, absent.pad_token_id) == (1, 2, None)
 
 
-def test_head_dim_is_apart_from_the_width():
+def test_head_dim_is_independent_of_d_model():
     config = MistralConfig.nemo_12b()
     assert config.num_heads * config.head_dim == 4096 != config.d_model
     older = MistralConfig.from_hf({**MistralConfig.mistral_7b_v0_1().to_hf(), "head_dim": None})

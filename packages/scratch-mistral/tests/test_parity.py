@@ -1,4 +1,4 @@
-"""Golden checkpoints of transformers' MistralForCausalLM, through the key table and back."""
+"""Comparison with golden checkpoints of transformers' MistralForCausalLM, loaded and saved through the key table."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What must hold of Mixtral whatever its weights: the contract of decoders, its routing, and its configurations."""
+"""What must hold of Mixtral for any weights: the contract of decoders, its routing, and its configurations."""
 
 import dataclasses
 import re
@@ -57,8 +57,8 @@ def test_experts_on_eight_devices_give_the_losses_of_one(sizes, batch, losses_on
     assert_close(losses(make_mesh(**sizes), batch), losses_on_one_device, 1e-5, f"losses of 3 steps on {sizes}")
 
 
-def test_experts_stay_where_they_are_and_tokens_travel(batch):
-    """One all-gather each of tokens, choices and gates, and one reduce-scatter of sums; no expert is gathered."""
+def test_tokens_move_between_devices_and_experts_do_not(batch):
+    """The program gathers tokens, choices and gates with one all-gather each, and sums with a reduce-scatter."""
     model, mesh = Mixtral(ONE_LAYER, rngs=nnx.Rngs(0)), make_mesh(expert=8)
     shard_model(model, mesh)
     kernel = model.layers[0].feed_forward.experts.gate.kernel[...]
@@ -72,7 +72,7 @@ def test_experts_stay_where_they_are_and_tokens_travel(batch):
     assert found == {"all-gather": 3, "reduce-scatter": 1, "all-reduce": 0, "all-to-all": 0, "collective-permute": 0}
 
 
-def test_a_batch_that_the_mesh_does_not_divide_is_computed_all_the_same():
+def test_a_batch_that_the_mesh_does_not_divide_gives_the_same_logits():
     model = Mixtral(ONE_LAYER, rngs=nnx.Rngs(0))
     ids = np.arange(15, dtype=np.int32).reshape(3, 5)
     expected = np.asarray(jitted(model)(ids))
@@ -80,7 +80,7 @@ def test_a_batch_that_the_mesh_does_not_divide_is_computed_all_the_same():
     assert_close(jitted(model)(ids), expected, 1e-5, "logits")
 
 
-def test_the_routers_loss_enters_the_loss_as_the_config_says(batch):
+def test_the_loss_adds_the_weighted_balancing_loss_if_the_config_says_so(batch):
     with_router = Mixtral(CONFIG, rngs=nnx.Rngs(0))
     without = Mixtral(dataclasses.replace(CONFIG, output_router_logits=False), rngs=nnx.Rngs(0))
     mask = jnp.asarray(np.random.default_rng(0).integers(0, 2, batch["input_ids"].shape)).at[:, :2].set(1)
@@ -93,7 +93,7 @@ def test_the_routers_loss_enters_the_loss_as_the_config_says(batch):
     np.testing.assert_allclose(total / weight, plain / weight + CONFIG.router_loss_weight * balance, rtol=1e-6)
 
 
-def test_balanced_routers_have_the_loss_that_each_formula_promises():
+def test_equal_load_gives_the_value_that_each_formula_predicts():
     """Each of 8 experts is the best of one token and the second best of another."""
     logits_8E = jnp.asarray(4 * np.eye(8) + 2 * np.roll(np.eye(8), 1, axis=1))
     routers = (logits_8E[None], logits_8E[None], logits_8E[None])
@@ -101,8 +101,8 @@ def test_balanced_routers_have_the_loss_that_each_formula_promises():
     np.testing.assert_allclose(balance_loss_switch(routers), 3, rtol=1e-6)  # layers
 
 
-def test_layers_that_use_few_experts_are_seen_by_switchs_loss_alone():
-    """Layer 0 uses the first half of the experts, layer 1 the second half: over both, all are used alike."""
+def test_only_switchs_loss_detects_layers_that_use_few_experts():
+    """Layer 0 uses the first half of the experts, layer 1 the second half: over both layers, all are used equally."""
     first = np.kron([[1, 0]], np.tile(np.eye(4), (2, 1))) * 20
     routers = (jnp.asarray(first)[None], jnp.asarray(np.roll(first, 4, axis=1))[None])
     np.testing.assert_allclose(balance_loss_hf(routers, 1), 1, rtol=1e-5)
@@ -129,7 +129,7 @@ def test_a_config_that_cannot_be_built_says_why(change, message):
         MixtralConfig.from_hf({**MixtralConfig.tiny().to_hf(), **change})
 
 
-def test_tokens_that_the_config_leaves_out_are_the_references_and_null_stays_null():
+def test_absent_token_ids_are_the_references_defaults_and_null_is_none():
     fields = MixtralConfig.mixtral_8x7b().to_hf()
     absent = {name: value for name, value in fields.items() if not name.endswith("token_id")}
     assert MixtralConfig.from_hf(absent).bos_token_id == 1

@@ -1,4 +1,4 @@
-"""The golden checkpoint of transformers' MixtralForCausalLM, through the key table and back."""
+"""Comparison with a golden checkpoint of transformers' MixtralForCausalLM, loaded and saved through the key table."""
 
 import dataclasses
 import json
@@ -48,9 +48,9 @@ def test_routers_and_their_loss_equal_the_references(name):
     _, routers = jitted(model, "hidden_and_router_logits")(ids, mask)
     for layer, logits_BTE in enumerate(routers):
         assert_close(np.asarray(logits_BTE)[real], io[f"router_logits.{layer}"][real], LOGITS, f"router {layer}")
-    assert_close(balance_loss_hf(routers, config.experts_per_token, mask), io["aux_loss"], LOSS, "router's loss")
+    assert_close(balance_loss_hf(routers, config.experts_per_token, mask), io["aux_loss"], LOSS, "balancing loss")
     total, weight = jitted(model, "loss")({key: io[key] for key in ("input_ids", "attention_mask", "labels")})
-    assert_close(total / weight, io["loss_with_aux"], LOSS, "loss with the router's")
+    assert_close(total / weight, io["loss_with_aux"], LOSS, "loss with the balancing loss")
 
 
 @pytest.mark.parametrize("name", NAMES)

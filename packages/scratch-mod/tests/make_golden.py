@@ -2,14 +2,13 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch", "transformers>=5", "safetensors", "numpy"]
 # ///
-"""Make golden folders like those beside this file, with the reference library. The tests never run it.
+"""Make golden folders like those beside this file, with the reference library. The tests never run this script.
 
     uv run packages/scratch-mod/tests/make_golden.py FOLDER
 
-No library has Mixture-of-Depths. At capacity 1.0 it must be the plain transformer, Llama: each golden is a tiny random
-Llama of transformers, with its inputs and outputs (eval mode, eager attention, one thread), under a config.json of
-ours. Another version of torch draws other weights, so the numbers differ from run to run of this script, never the
-relation between them.
+No library has Mixture-of-Depths. At capacity 1.0 it must equal the plain transformer, Llama. So each golden is a tiny
+random Llama of transformers, with its inputs and outputs (eval mode, eager attention, one thread) and our config.json.
+Another version of torch draws other weights, so that the files hold other numbers; the tests must pass with those too.
 """
 
 import argparse
@@ -66,7 +65,7 @@ def main() -> None:
         folder = arguments.folder / name
         torch.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(**SHAPE, **config, attn_implementation="eager")).eval()
-        for parameter in model.parameters():  # large enough for every part of the model to matter
+        for parameter in model.parameters():  # so large that every part of the model changes the outputs
             torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
         model.save_pretrained(folder)
         save_file(expected(model, 22), folder / "io.safetensors")

@@ -1,7 +1,7 @@
-"""What must hold of Mixture-of-Depths: the contract of decoders, routing, causality, and what it saves.
+"""What must hold of Mixture-of-Depths for any weights: the contract of decoders, routing, causality, saving.
 
-There is no reference implementation: these properties, and the equality with the plain transformer at capacity 1, are
-the proof.
+There is no reference implementation. The proof is these properties, and that the model equals the plain transformer at
+capacity 1.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class TestMixtureOfDepths(CausalLMContract):
 
     @classmethod
     def setup_class(cls):
-        """Build the model with embeddings so large that its predictor chooses some tokens and leaves others."""
+        """Build the model with embeddings so large that its predictor chooses some tokens and not others."""
         super().setup_class()
         cls.fresh = cls.create()
         cls.fresh.eval()
@@ -54,10 +54,10 @@ class TestMixtureOfDepths(CausalLMContract):
 
     @property
     def untrained(self):
-        """The model as it is created."""
+        """The model with its initial weights."""
         return self.fresh
 
-    def test_the_predictor_of_this_model_chooses_some_tokens_and_a_cache_holds_these_alone(self):
+    def test_the_predictor_chooses_some_tokens_and_the_cache_holds_only_these(self):
         ids = np.arange(20, dtype=np.int32)[None]
         x_BTD, _ = self.model.layers[0](self.model.embed(ids, None), jnp.arange(20)[None])
         chosen = np.flatnonzero(self.model.layers[1].predictor(x_BTD)[0] > 0)
@@ -74,7 +74,7 @@ class TestMixtureOfDepths(CausalLMContract):
         with pytest.raises(AssertionError):
             check_causal(model)
 
-    def test_training_reports_the_predictors_loss_and_evaluation_does_not(self):
+    def test_the_training_loss_includes_the_predictors_loss(self):
         model, batch = self.create(), {"input_ids": np.arange(24, dtype=np.int32).reshape(2, 12)}
         model.train()
         (total, weight), (logits, penalty) = nnx.jit(lambda m, b: (m.loss(b), m.route(b["input_ids"])))(model, batch)
@@ -83,7 +83,7 @@ class TestMixtureOfDepths(CausalLMContract):
         assert weight == 22
         assert 0.5 < penalty / 24 < 1.0  # an untrained predictor guesses: ln 2 for each token
 
-    def test_the_predictors_loss_moves_the_predictor_alone(self):
+    def test_the_predictors_loss_trains_only_the_predictor(self):
         model = self.create()
         ids = np.arange(24, dtype=np.int32).reshape(2, 12)
         gradients = nnx.jit(nnx.grad(lambda model: model.route(ids)[1]))(model)
@@ -97,7 +97,7 @@ class TestMixtureOfDepths(CausalLMContract):
         assert np.abs(gradients["layers"][1]["router"]["kernel"][...]).max() > 1e-6
 
     def test_padding_on_either_side_gives_one_loss(self):
-        """The number of chosen tokens is that of a row's real tokens: a row has the loss that it has alone."""
+        """How many tokens are chosen depends only on a row's real tokens, so padding does not change its loss."""
         model = self.create()
         loss = nnx.jit(lambda model, batch: model.loss(batch))
         ids = np.arange(100, 109, dtype=np.int32)
@@ -174,7 +174,7 @@ def flops(config: MixtureOfDepthsConfig, length: int) -> float:
 
 
 def test_the_compiled_program_does_less_for_a_smaller_capacity():
-    """A routed block costs C/T of its matrices and (C/T)^2 of its scores: two blocks fall to about 1 + C/T of 2."""
+    """A routed block costs C/T for its matrices and (C/T)^2 for its scores: two blocks cost 1 + C/T instead of 2."""
     dense, half, eighth = (flops(dataclasses.replace(SMALL, capacity=c), 256) for c in (1.0, 0.5, 0.125))
     print(f"FLOPs of 256 tokens: dense {dense:,.0f}, capacity 0.5 {half / dense:.3f}, 0.125 {eighth / dense:.3f}")
     assert half / dense < 0.76

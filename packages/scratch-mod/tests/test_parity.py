@@ -1,4 +1,4 @@
-"""At capacity 1.0 Mixture-of-Depths is the plain transformer: golden checkpoints of transformers' LlamaForCausalLM."""
+"""At capacity 1.0, Mixture-of-Depths equals golden checkpoints of transformers' LlamaForCausalLM."""
 
 from pathlib import Path
 

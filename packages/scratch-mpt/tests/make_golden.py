@@ -2,13 +2,15 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch", "transformers>=5", "safetensors", "numpy"]
 # ///
-"""Make golden folders like those beside this file, with the reference library. The tests never run it.
+"""Make a golden folder like the one beside this file, with the reference library. The tests never run this script.
 
     uv run packages/scratch-mpt/tests/make_golden.py FOLDER
 
-Each is a tiny random model with its inputs and the outputs that transformers computes from them: eval mode,
-eager attention, one thread. Another version of torch draws other weights, so the numbers differ from run to
-run of this script, never the relation between them. ``--beams`` adds beams.json to the checkpoint in FOLDER/mpt.
+It is a tiny random model with its inputs and the outputs that transformers computes from them: eval mode, eager
+attention, one thread. Another version of torch draws other weights, so that the files hold other numbers; the tests
+must pass with those too.
+
+With ``--beams``, the script only writes beams.json for the existing checkpoint in FOLDER/mpt.
 """
 
 import argparse
@@ -26,7 +28,7 @@ LENGTH = 21
 
 
 def randomise(model: torch.nn.Module) -> None:
-    """Draw weights large enough for every part of the model to matter."""
+    """Draw weights so large that every part of the model changes the outputs."""
     for name, parameter in model.named_parameters():
         norm_scale = parameter.ndim == 1 and name.endswith("weight")
         torch.nn.init.normal_(parameter, mean=1.0 if norm_scale else 0.0, std=0.2)
@@ -62,21 +64,21 @@ def expected(model: MptForCausalLM) -> dict[str, np.ndarray]:
 
 
 def write_beams(folder: Path) -> None:
-    """Write beams.json beside a checkpoint: what its beams are under some settings, ended by a token that they write.
+    """Write beams.json, the results of beam search with six settings, into the folder of a checkpoint.
 
-    The longest prompt is the middle one, the others are padded on the left. Raises if float64 gives other tokens: then
-    rounding decides between two candidates, and nothing can be compared.
+    The middle prompt is the longest; the others are padded on the left. Raises ValueError if float64 gives other
+    tokens, because rounding then decides between two candidates.
     """
-    # In float64 the reference gives NaN for padding on the left, so there each row is alone.
+    # In float64 the reference gives NaN for padding on the left, so there each row runs alone.
     narrow = MptForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     wide = MptForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager").eval()
     torch.manual_seed(4)
-    # The pad is no token that ends a text, and not 0: for beams transformers 5.23 takes 0 for none.
+    # The pad token is not an end token, and not 0, which transformers 5.23's beam search takes for no pad token.
     prompt, pad = torch.randint(1, narrow.config.vocab_size, (3, 7)), 127
     padding = (torch.arange(7)[None] >= torch.tensor([3, 0, 5])[:, None]).long()
     run = {"attention_mask": padding, "max_new_tokens": 12, "do_sample": False, "pad_token_id": pad}
     run |= {"return_dict_in_generate": True, "output_scores": True}
-    # Tokens of the best continuations, early and late, so that rows end at different times.
+    # End tokens from early and late in the best continuations, so that rows end at different times.
     plain = narrow.generate(prompt, num_beams=2, eos_token_id=None, **run).sequences[:, 7:]
     eos = sorted({int(plain[row, step]) for row, step in ((0, 2), (0, 5), (1, 4), (2, 3), (2, 8))})
     cases = []
@@ -92,7 +94,7 @@ def write_beams(folder: Path) -> None:
             if any(
                 text != new + [pad] * (len(text) - len(new)) for text, new in zip(texts, exact.tolist(), strict=True)
             ):
-                raise ValueError(f"{case}: float32 and float64 differ: draw other prompts")
+                raise ValueError(f"{case}: float32 and float64 give different tokens; draw other prompts")
         scores = [[float(f"{score:.7g}") for score in row] for row in out.sequences_scores.view(3, -1).tolist()]
         cases.append({"settings": case, "new_ids": new_ids, "scores": scores})
     shared = {"input_ids": prompt.tolist(), "attention_mask": padding.tolist(), "max_new_tokens": 12}
@@ -102,7 +104,7 @@ def write_beams(folder: Path) -> None:
 
 
 def main() -> None:
-    """Write every golden folder, or only the beams of one that is there."""
+    """Write the golden folder, or only the beams of an existing one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--beams", action="store_true", help="write only FOLDER/mpt/beams.json")

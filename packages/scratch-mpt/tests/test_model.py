@@ -1,4 +1,4 @@
-"""What must hold of MPT whatever its weights: the contract of decoders, and its configurations."""
+"""What must hold of MPT for any weights: the contract of decoders, and its configurations."""
 
 import dataclasses
 import json
@@ -27,14 +27,14 @@ class TestMPT(CausalLMContract):
     )
 
 
-def test_the_first_loss_is_that_of_guessing():
+def test_the_initial_loss_is_that_of_a_uniform_guess():
     model = MPT(TWO_LAYERS, rngs=nnx.Rngs(0))
     total, weight = model.loss({"input_ids": np.arange(64).reshape(2, 32)})
     assert abs(total / weight - np.log(TWO_LAYERS.vocab_size)) < 0.1
 
 
 @pytest.mark.parametrize("kind", ["embedding_dropout", "attention_dropout", "residual_dropout"])
-def test_each_dropout_acts_in_training_and_in_training_alone(kind):
+def test_each_dropout_acts_only_in_training(kind):
     plain = MPT(TWO_LAYERS, rngs=nnx.Rngs(0))
     model = MPT(dataclasses.replace(TWO_LAYERS, **{kind: 0.5}), rngs=nnx.Rngs(0))
     nnx.update(model, nnx.state(plain, nnx.Param))
@@ -60,7 +60,7 @@ def test_slopes_are_the_papers(heads, expected):
 
 
 def test_scores_fall_with_the_distance_by_the_slope():
-    """With queries of zero only the slopes are left."""
+    """With queries of zero, the scores are only the slopes times the distances."""
     attention = MPT(dataclasses.replace(TWO_LAYERS, num_heads=1), rngs=nnx.Rngs(0)).layers[0].attention
     D, T = TWO_LAYERS.d_model, 5
     kernel = jnp.zeros((D, 1, 3, D)).at[:, :, 2].set(jnp.eye(D)[:, None])
@@ -89,7 +89,7 @@ def test_the_softmax_scale_is_read():
     assert MPT(config, rngs=nnx.Rngs(0)).layers[0].attention.scale == 0.5
 
 
-def test_what_mosaicmls_code_alone_reads_survives_under_its_name(tmp_path):
+def test_fields_that_only_mosaicmls_code_reads_are_saved_under_its_name(tmp_path):
     """As in MPT-7B-StoryWriter, whose alibi_bias_max is 16."""
     model = MPT(dataclasses.replace(TWO_LAYERS, expansion_ratio=2, alibi_bias_max=16), rngs=nnx.Rngs(0))
     model.save_pretrained(tmp_path)
@@ -100,7 +100,7 @@ def test_what_mosaicmls_code_alone_reads_survives_under_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"expansion_ratio": 2}, {"attn_config": {"alibi_bias_max": 16}}])
-def test_what_transformers_ignores_is_refused_in_a_model_of_transformers(change):
+def test_fields_that_transformers_ignores_are_refused_in_a_model_of_transformers(change):
     fields = {"architectures": ["MptForCausalLM"], **MPTConfig.tiny().to_hf(), **change}
     with pytest.raises(ConfigError, match=r"(expansion_ratio=2|alibi_bias_max=16) in a model of transformers"):
         MPTConfig.from_hf(fields)
@@ -108,7 +108,7 @@ def test_what_transformers_ignores_is_refused_in_a_model_of_transformers(change)
     assert (config.expansion_ratio, config.alibi_bias_max) != (4, 8)
 
 
-def test_a_head_of_its_own_is_saved(tmp_path):
+def test_an_untied_head_is_saved(tmp_path):
     model = MPT(dataclasses.replace(TWO_LAYERS, tie_embeddings=False), rngs=nnx.Rngs(0))
     model.save_pretrained(tmp_path)
     np.testing.assert_array_equal(MPT.from_pretrained(tmp_path)(IDS), model(IDS))

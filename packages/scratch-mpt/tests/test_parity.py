@@ -1,4 +1,4 @@
-"""Golden checkpoints of transformers' MptForCausalLM, through the key table and back."""
+"""Comparison with golden checkpoints of transformers' MptForCausalLM, loaded and saved through the key table."""
 
 import json
 from pathlib import Path
@@ -42,8 +42,8 @@ def test_round_trip_keeps_every_byte(tmp_path):
     check_round_trip(GOLDEN / "mpt", tmp_path)
 
 
-def test_a_trunk_is_all_of_the_model(tmp_path):
-    """What MptModel saves has no head and no "transformer."; a head that a file repeats must equal the embedding."""
+def test_a_checkpoint_without_a_head_loads_whole(tmp_path):
+    """MptModel saves no head and no "transformer."; a head in the file must equal the embedding."""
     fields = json.loads((GOLDEN / "mpt" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**fields, "architectures": ["MptModel"]}))
     tensors = {key.removeprefix("transformer."): value for key, value in read_tensors(GOLDEN / "mpt").items()}

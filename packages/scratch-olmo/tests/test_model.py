@@ -1,4 +1,4 @@
-"""What must hold of OLMo and OLMo 2 whatever their weights: the contract of decoders, their norms, the z-loss."""
+"""What must hold of OLMo and OLMo 2 for any weights: the contract of decoders, their norms, the z-loss."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ SMALL = {"vocab_size": 128, "d_model": 64, "num_layers": 1, "num_heads": 4, "num
 
 
 class TestOlmo(CausalLMContract):
-    """Clipped where a part of the features is, and tied as OLMo 1B is."""
+    """With a bound that clips a part of the features, and with tied embeddings, as in OLMo 1B."""
 
     model_class = Olmo
     config = OlmoConfig(**SMALL, tie_embeddings=True, clip_qkv=1.0)
@@ -44,16 +44,16 @@ class TestOlmo2(CausalLMContract):
 
 
 @pytest.mark.parametrize(("model_class", "name"), [(Olmo, "tiny"), (Olmo2, "tiny")])
-def test_the_first_loss_is_that_of_guessing(model_class, name):
-    """ln V: an initialisation that gives other logits than small ones shows at once."""
+def test_the_initial_loss_is_that_of_a_uniform_guess(model_class, name):
+    """ln V. Initial weights that give large logits would raise it."""
     config = getattr(model_class.Config, name)()
     model = model_class(config, rngs=nnx.Rngs(0))
     total, weight = jitted(model, "loss")(random_batch("causal_lm", config, 4))
     assert abs(float(total / weight) - math.log(config.vocab_size)) < 0.3
 
 
-def test_every_matrix_of_olmo2_is_drawn_alike():
-    """Standard deviation 0.02, cut off at three, whatever its size and depth; the cut takes 1.3 % off."""
+def test_every_matrix_of_olmo2_has_the_same_initial_distribution():
+    """Standard deviation 0.02, truncated at three standard deviations, which lowers it by 1.3 %."""
     model = Olmo2(Olmo2Config.tiny(), rngs=nnx.Rngs(0))
     for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         if leaf.ndim > 1 and path[-1] != "scale":
@@ -62,7 +62,7 @@ def test_every_matrix_of_olmo2_is_drawn_alike():
 
 
 def test_queries_of_olmo2_do_not_grow_with_the_weights():
-    """QK-norm: weights a hundred times larger give the same queries and keys, over all heads together."""
+    """QK-norm: weights a hundred times larger give the same queries and keys, normalised over all heads together."""
     config = Olmo2Config(**SMALL)
     attention = NormedAttention(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
     x_BTD = jax.random.normal(jax.random.key(0), (1, 3, 64))
@@ -73,10 +73,10 @@ def test_queries_of_olmo2_do_not_grow_with_the_weights():
     np.testing.assert_allclose(grown[0], query, atol=1e-3)
     np.testing.assert_allclose(grown[1], key, atol=1e-3)
     np.testing.assert_allclose(grown[2], 100 * value, rtol=1e-4)
-    np.testing.assert_allclose(jnp.square(grown[0]).mean(axis=(2, 3)), 1.0, atol=1e-4)  # not of each head
+    np.testing.assert_allclose(jnp.square(grown[0]).mean(axis=(2, 3)), 1.0, atol=1e-4)  # over all heads together
 
 
-def test_the_norm_of_olmo_has_nothing_to_learn():
+def test_the_norm_of_olmo_has_no_parameters():
     x = jax.random.normal(jax.random.key(0), (2, 64)) * 7 + 3
     y = LayerNorm()(x)
     np.testing.assert_allclose([y.mean(axis=-1), y.std(axis=-1)], [[0, 0], [1, 1]], atol=1e-4)
@@ -84,8 +84,8 @@ def test_the_norm_of_olmo_has_nothing_to_learn():
     assert not [path for path in paths if "norm" in path]
 
 
-def test_the_z_loss_is_that_of_the_counted_targets():
-    """The loss with a weight less the one without it is the weight times the sum of log(Z)^2 over the targets."""
+def test_the_z_loss_counts_only_the_targets():
+    """The loss with the z-loss minus the loss without it is the weight times the sum of log(Z)^2 over the targets."""
     batch = {
         "input_ids": jnp.array([[5, 9, 70, 3], [8, 2, 0, 0]]),
         "attention_mask": jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]]),
@@ -100,7 +100,7 @@ def test_the_z_loss_is_that_of_the_counted_targets():
     np.testing.assert_allclose(float(total - without), expected, rtol=1e-5)
 
 
-def test_a_checkpoint_remembers_its_z_loss_and_the_references_has_none():
+def test_a_checkpoint_keeps_its_z_loss_weight_and_without_one_it_is_zero():
     config = Olmo2Config.tiny()
     assert Olmo2Config.from_hf(config.to_hf()).z_loss_weight == 1e-5
     fields = dataclasses.replace(config, z_loss_weight=0.0).to_hf()
@@ -134,7 +134,7 @@ def test_a_bound_of_zero_is_refused():
         OlmoConfig.from_hf({**OlmoConfig.tiny().to_hf(), "clip_qkv": 0})
 
 
-def test_tokens_that_are_absent_are_the_references_and_null_is_none():
+def test_absent_token_ids_are_the_references_defaults_and_null_is_none():
     fields = OlmoConfig.tiny().to_hf()
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     null = OlmoConfig.from_hf({**fields, **dict.fromkeys(names)})

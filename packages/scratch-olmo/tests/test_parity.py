@@ -1,4 +1,4 @@
-"""Golden checkpoints of transformers' OlmoForCausalLM and Olmo2ForCausalLM, through the key table and back."""
+"""Comparison with golden checkpoints of transformers' OlmoForCausalLM and Olmo2ForCausalLM, loaded and saved."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Configurations of Gemma (https://arxiv.org/abs/2403.08295) and Gemma 2 (https://arxiv.org/abs/2408.00118).
 
-The presets carry the figures of the released models' own config.json files.
+The presets have the values of the released models' config.json files.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ TANH_GELU = "gelu_pytorch_tanh"
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-    """What both generations have. Raises ConfigError for sizes that cannot be built."""
+    """The hyperparameters that both generations share. Raises ConfigError if no model can be built from them."""
 
-    tie_embeddings: ClassVar[bool] = True  # the head reads the embedding, in every Gemma
+    tie_embeddings: ClassVar[bool] = True  # in every Gemma, the head uses the embedding matrix
 
     vocab_size: int  # V
     d_model: int  # D
@@ -26,7 +26,7 @@ class _Sizes:
     num_heads: int  # N
     num_kv_heads: int  # K; 1 in Gemma 2B
     head_dim: int  # H; N * H need not be D
-    d_ff: int  # F, of each of the two inputs of GeGLU
+    d_ff: int  # F, width of each of the two branches of GeGLU
     rope: Rope = Rope(10_000.0)  # noqa: RUF009, frozen like the config
     norm_epsilon: float = 1e-6
     max_positions: int = 8192
@@ -64,10 +64,10 @@ class _Sizes:
 
 
 def _read_sizes(fields: Mapping[str, Any], num_kv_heads: int) -> dict[str, Any]:
-    """Return the fields of ``_Sizes``; ``num_kv_heads`` is the reference's default. Raises ConfigError."""
+    """Return the fields of ``_Sizes``; ``num_kv_heads`` is transformers' default. Raises ConfigError."""
     unsupported(fields, attention_bias=False, attention_dropout=0, tie_word_embeddings=True)
     unsupported(fields, use_bidirectional_attention=False)
-    fields = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, **fields}  # the reference's, if absent
+    fields = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, **fields}  # defaults of absent fields
     return {
         "vocab_size": field(fields, "vocab_size", int),
         "d_model": field(fields, "hidden_size", int),
@@ -87,14 +87,15 @@ def _read_sizes(fields: Mapping[str, Any], num_kv_heads: int) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class GemmaConfig(_Sizes):
-    """Gemma. Raises ConfigError for sizes that cannot be built."""
+    """The hyperparameters of Gemma. Raises ConfigError if no model can be built from them."""
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the configuration of a config.json in either spelling of rotary positions.
+        """Return the configuration of a config.json, also of one that spells rotary positions as before transformers 5.
 
-        ``hidden_act`` "gelu" means the tanh form too: Google's first files say so, and the models were trained with
-        tanh. Raises ConfigError for a missing or malformed field, and for one that is not implemented.
+        ``hidden_act`` "gelu" also means the tanh form: Google's first files say "gelu", but the models were trained
+        with the tanh form. Raises ConfigError for a missing or malformed field, and for a value that is not implemented
+        here.
         """
         unsupported(fields, hidden_act=(TANH_GELU, "gelu"), hidden_activation=TANH_GELU)
         return cls(**_read_sizes(fields, num_kv_heads=16))
@@ -118,31 +119,30 @@ class GemmaConfig(_Sizes):
 
     @classmethod
     def gemma_2b(cls) -> Self:
-        """Return Gemma 2B: one key/value head for all queries.
+        """Return Gemma 2B: one key/value head for all query heads.
 
-        Source: the paper's table 1, and the config.json, as
-        https://huggingface.co/BAAI/bge-reranker-v2-gemma repeats it.
+        Source: the paper's table 1, and the config.json, copied at https://huggingface.co/BAAI/bge-reranker-v2-gemma.
         """
         return cls(256_000, 2048, 18, num_heads=8, num_kv_heads=1, head_dim=256, d_ff=16_384)
 
     @classmethod
     def gemma_7b(cls) -> Self:
-        """Return Gemma 7B: 16 heads of 256 features, more than d_model=3072.
+        """Return Gemma 7B: 16 heads of 256 features, together more than d_model=3072.
 
-        Source: the paper's table 1, and the config.json, as
-        https://huggingface.co/juhwanlee/gemma-7B-alpaca-case-0-2 repeats it.
+        Source: the paper's table 1, and the config.json, copied at
+        https://huggingface.co/juhwanlee/gemma-7B-alpaca-case-0-2.
         """
         return cls(256_000, 3072, 28, num_heads=16, num_kv_heads=16, head_dim=256, d_ff=24_576)
 
 
 @dataclasses.dataclass(frozen=True)
 class Gemma2Config(_Sizes):
-    """Gemma 2. Raises ConfigError for sizes that cannot be built."""
+    """The hyperparameters of Gemma 2. Raises ConfigError if no model can be built from them."""
 
-    query_pre_attn_scalar: int = 256  # queries are divided by its square root, not by that of head_dim
-    attention_cap: float | None = 50.0  # bound of the attention scores; None: none
-    logit_cap: float | None = 30.0  # bound of the logits; None: none
-    window: int = 4096  # positions that layers 0, 2, 4, ... read; the others read all
+    query_pre_attn_scalar: int = 256  # queries are divided by its square root, not by sqrt(head_dim)
+    attention_cap: float | None = 50.0  # bound of the attention scores; None: no bound
+    logit_cap: float | None = 30.0  # bound of the logits; None: no bound
+    window: int = 4096  # in layers 0, 2, 4, ..., a query attends to this many positions; in the others to all
 
     def __post_init__(self):
         super().__post_init__()
@@ -151,10 +151,10 @@ class Gemma2Config(_Sizes):
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the configuration of a config.json in either spelling of rotary positions.
+        """Return the configuration of a config.json, also of one that spells rotary positions as before transformers 5.
 
-        A cap that is null is none; one that is absent has the reference's value. Raises ConfigError for a missing or
-        malformed field, and for one that is not implemented, such as layers that slide in another order.
+        A cap that is null means no cap; an absent cap has transformers' default. Raises ConfigError for a missing or
+        malformed field, and for a value that is not implemented, such as another order of sliding layers.
         """
         unsupported(fields, hidden_activation=TANH_GELU)
         sizes = _read_sizes(fields, num_kv_heads=4)
@@ -194,8 +194,8 @@ class Gemma2Config(_Sizes):
     def gemma2_2b(cls) -> Self:
         """Return Gemma 2 2B.
 
-        Source: the paper's table 1, and the config.json, as
-        https://huggingface.co/ModelSpace/GemmaX2-28-2B-Pretrain repeats it.
+        Source: the paper's table 1, and the config.json, copied at
+        https://huggingface.co/ModelSpace/GemmaX2-28-2B-Pretrain.
         """
         return cls(256_000, 2304, 26, num_heads=8, num_kv_heads=4, head_dim=256, d_ff=9216)
 
@@ -203,8 +203,8 @@ class Gemma2Config(_Sizes):
     def gemma2_9b(cls) -> Self:
         """Return Gemma 2 9B.
 
-        Source: the paper's table 1, and the config.json, as https://huggingface.co/ashercn97/blanked-v011
-        repeats it. Its first files had a query_pre_attn_scalar of 224, a mistake.
+        Source: the paper's table 1, and the config.json, copied at https://huggingface.co/ashercn97/blanked-v011.
+        The first released file had query_pre_attn_scalar=224 by mistake.
         """
         return cls(256_000, 3584, 42, num_heads=16, num_kv_heads=8, head_dim=256, d_ff=14_336)
 
@@ -212,7 +212,7 @@ class Gemma2Config(_Sizes):
     def gemma2_27b(cls) -> Self:
         """Return Gemma 2 27B, whose queries are scaled by d_model / num_heads = 144 instead of head_dim = 128.
 
-        Source: the paper's table 1, and the config.json, as copies of it have it.
+        Source: the paper's table 1, and copies of the config.json.
         """
         return cls(
             256_000, 4608, 46, num_heads=32, num_kv_heads=16, head_dim=128, d_ff=36_864, query_pre_attn_scalar=144

@@ -1,7 +1,7 @@
 """The key tables: the keys of Hugging Face's GemmaForCausalLM and Gemma2ForCausalLM beside ours.
 
-``post_attention_layernorm`` is two different layers: the norm before the feed-forward layer in Gemma, the norm after
-attention in Gemma 2.
+``post_attention_layernorm`` names two different layers: the norm before the feed-forward layer in Gemma, and the norm
+after attention in Gemma 2.
 """
 
 from scratch_core.weights import Copy, Rule, split_in, split_out, transpose
@@ -33,7 +33,7 @@ def gemma2_rules(config: Gemma2Config) -> list[Rule | Copy]:
 
 
 def _shared(config: GemmaConfig | Gemma2Config) -> list[Rule | Copy]:
-    """Return the rows of both. N query heads, K key/value heads, H head width."""
+    """Return the rows that both tables share. N query heads, K key/value heads, H head width."""
     N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
     # fmt: off
     return [

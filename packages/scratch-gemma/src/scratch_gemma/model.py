@@ -1,8 +1,8 @@
-r"""Gemma and Gemma 2: decoders with GeGLU, wide heads, and norms that multiply by one plus their weight.
+r"""Gemma and Gemma 2: decoders with GeGLU, wide heads, and norms that multiply by one plus a weight.
 
 Sources: Gemma Team 2024, https://arxiv.org/abs/2403.08295 (section 2) and https://arxiv.org/abs/2408.00118
-(section 2); what the reports leave out is as in Google's published code. Both scale the embedding, and their norm
-starts as the identity with $w = 0$:
+(section 2); details that the reports leave out follow Google's published code. Both models scale the embedding.
+The weight of their norms starts at $w = 0$:
 
 $$ x_0 = \sqrt{D}\, E[\mathrm{token}] \tag{1} $$
 $$ \mathrm{Norm}(x) = \frac{x}{\sqrt{\overline{x^2} + \epsilon}} \odot (1 + w) \tag{2} $$
@@ -16,8 +16,9 @@ A block of Gemma 2 also normalises what each of its layers returns:
 $$ h = x + \mathrm{Norm}(\mathrm{Attention}(\mathrm{Norm}(x))), \qquad
    y = h + \mathrm{Norm}(\mathrm{GeGLU}(\mathrm{Norm}(h))) \tag{4} $$
 
-Gemma 2 bounds its attention scores, with cap 50, and its logits, with cap 30, and scales queries by a constant $s$ of
-the configuration. Layers 0, 2, 4, ... read a window, the others read all:
+Gemma 2 bounds its attention scores (cap 50) and its logits (cap 30), and divides its scores by the square root of a
+constant $s$ of the configuration. $m$ is the mask: it allows a window in layers 0, 2, 4, ..., and all earlier positions
+in the other layers:
 
 $$ \mathrm{cap}_c(x) = c \tanh(x / c) \tag{5} $$
 $$ y = \mathrm{softmax}\left(\mathrm{cap}_{50}(q k^\top / \sqrt{s}) + m\right) v \tag{6} $$
@@ -51,7 +52,7 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return x normalised; all in float32, rounded to x's dtype last (Llama's rounds before it multiplies)."""
+        """Return x normalised; computed in float32 and rounded last (Llama's norm rounds before it multiplies)."""
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
         return (x32 * (1 + self.scale[...].astype(jnp.float32))).astype(x.dtype)  # eq. 2
@@ -94,7 +95,7 @@ class Gemma(CausalLM):
         return embed_scaled(self.embedding, input_ids)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Return logits_BTV, float32, for normalised x_BTD; the head reads the embedding itself."""
+        """Return logits_BTV, float32, for normalised x_BTD; the head uses the embedding matrix."""
         return tied_logits(self.embedding, x_BTD).astype(jnp.float32)
 
 
@@ -104,7 +105,7 @@ def _embedding(config: GemmaConfig | Gemma2Config, dtype: Any, rngs: nnx.Rngs) -
 
 
 def embed_scaled(embedding: nnx.Embed, input_ids: jax.Array) -> jax.Array:
-    r"""Return x_BTD of eq. 1. $\sqrt{D}$ is rounded to the embedding's dtype first, as when the models were trained."""
+    r"""Return x_BTD of eq. 1. $\sqrt{D}$ is rounded to the embedding's dtype first, as in the models' training."""
     x_BTD = embedding(input_ids)
     return x_BTD * jnp.asarray(x_BTD.shape[-1] ** 0.5, x_BTD.dtype)  # eq. 1
 
@@ -117,8 +118,8 @@ def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
 class Gemma2Attention(nnx.Module):
     """Causal grouped-query attention with capped scores, and an optional key/value cache.
 
-    ``window``: the number of positions that a query reads, up to its own; None: all. Projections run in ``dtype``;
-    scores, cap and softmax in float32.
+    A query attends to the last ``window`` positions, its own included (None: to all earlier ones). Projections run in
+    ``dtype``; scores, cap and softmax in float32.
     """
 
     def __init__(self, config: Gemma2Config, window: int | None, *, dtype, rngs: nnx.Rngs):
@@ -130,7 +131,7 @@ class Gemma2Attention(nnx.Module):
         self.rope, self.window, self.dtype = config.rope, window, dtype
 
     def empty_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
-        """Return an empty cache for ``capacity`` positions, or for the window where that is shorter."""
+        """Return an empty cache for ``capacity`` positions, or for the window if that is shorter."""
         _, K, H = self.key.kernel.shape
         return KeyValueCache.empty(batch_size, capacity, K, H, self.dtype, window=self.window)
 
@@ -148,7 +149,8 @@ class Gemma2Attention(nnx.Module):
         query_BTKGH = query_BTNH.reshape(B, T, K, N // K, H)  # n = k * G + g
         scores_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", query_BTKGH, key_BSKH, preferred_element_type=jnp.float32)
         scores_BKGTS = soft_cap(scores_BKGTS * self.scale, self.cap)
-        scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, BLOCKED)  # after the cap, which is finite
+        # The mask comes after the cap, which would make BLOCKED small.
+        scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, BLOCKED)
         weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(value_BSKH.dtype)
         y_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, value_BSKH)  # eq. 6
         return self.out(y_BTKGH.reshape(B, T, N, H)), cache
@@ -161,7 +163,7 @@ class Gemma2Block(nnx.Module):
         norm = partial(RMSNorm, config.d_model, epsilon=config.norm_epsilon)
         self.attention_norm, self.attention_post_norm = norm(), norm()
         self.feed_forward_norm, self.feed_forward_post_norm = norm(), norm()
-        window = None if layer % 2 else config.window  # layer 0 slides
+        window = None if layer % 2 else config.window  # layer 0 has the window
         self.attention = Gemma2Attention(config, window, dtype=dtype, rngs=rngs)
         self.feed_forward = GatedMLP(config.d_model, config.d_ff, activation=tanh_gelu, dtype=dtype, rngs=rngs)
 
@@ -192,5 +194,5 @@ class Gemma2(CausalLM):
         return embed_scaled(self.embedding, input_ids)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Return capped logits_BTV, float32, for normalised x_BTD; the head reads the embedding itself."""
+        """Return capped logits_BTV, float32, for normalised x_BTD; the head uses the embedding matrix."""
         return soft_cap(tied_logits(self.embedding, x_BTD).astype(jnp.float32), self.config.logit_cap)  # eq. 7

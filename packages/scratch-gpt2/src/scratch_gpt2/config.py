@@ -1,7 +1,7 @@
 """Configurations of GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2).
 
-The presets carry the figures of the released models' own config.json files. The paper's table counts their parameters
-wrongly, as its authors wrote later: the smallest has 124 M, not 117 M.
+The presets have the values of the released models' config.json files. The parameter counts in the
+paper's table are wrong, as its authors wrote later: the smallest model has 124 M parameters, not 117 M.
 """
 
 import dataclasses
@@ -16,22 +16,22 @@ ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu")
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
-    """Raises ConfigError for sizes that cannot be built."""
+    """The hyperparameters of GPT-2. Raises ConfigError if no model can be built from them."""
 
     vocab_size: int  # V
     d_model: int  # D
     num_layers: int  # L
     num_heads: int  # N
     d_ff: int  # F
-    max_positions: int = 1024  # rows of the table of positions
+    max_positions: int = 1024  # rows of the position embedding
     norm_epsilon: float = 1e-5
-    activation: str = "gelu_new"  # by tanh; "gelu" is by erf
+    activation: str = "gelu_new"  # the tanh form of GELU; "gelu" is the exact form, with erf
     scale_attention: bool = True  # scores / sqrt(H)
-    scale_by_layer: bool = False  # scores / (1 + the layer's number, from 0)
-    tie_embeddings: bool = True  # the output head reads the embedding
-    embedding_dropout: float = 0.1  # these three in training alone
+    scale_by_layer: bool = False  # scores / (1 + layer), layers counted from 0
+    tie_embeddings: bool = True  # the output head uses the embedding matrix
+    embedding_dropout: float = 0.1  # the three dropout rates act only in training
     attention_dropout: float = 0.1  # of attention weights
-    residual_dropout: float = 0.1  # of what each branch adds
+    residual_dropout: float = 0.1  # of each branch's output
     bos_token_id: int | None = 50_256
     eos_token_id: int | tuple[int, ...] | None = 50_256
     pad_token_id: int | None = None
@@ -55,11 +55,11 @@ class GPT2Config:
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the configuration of a config.json.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not implemented here.
-        ``reorder_and_upcast_attn`` changes nothing: scores are always float32.
+        Raises ConfigError for a missing or malformed field, and for a value that is not implemented here.
+        ``reorder_and_upcast_attn`` has no effect: scores are always float32.
         """
         unsupported(fields, add_cross_attention=False, activation_function=ACTIVATIONS)
-        fields = {"bos_token_id": 50_256, "eos_token_id": 50_256, **fields}  # where absent; null means none
+        fields = {"bos_token_id": 50_256, "eos_token_id": 50_256, **fields}  # null stays null: no such token
         d_model = field(fields, "n_embd", int)
         return cls(
             vocab_size=field(fields, "vocab_size", int),

@@ -1,6 +1,6 @@
 """GPT-2's key table: the keys of Hugging Face's GPT2LMHeadModel beside ours.
 
-OpenAI wrote its linear layers as convolutions of width one, so that their kernels are [in, out] as ours are.
+OpenAI wrote the linear layers as convolutions of width one. Their kernels are therefore [in, out], like ours.
 """
 
 import re
@@ -43,5 +43,5 @@ def rules(config: GPT2Config) -> list[Rule | Copy]:
 
 
 def rename(key: str) -> str:
-    """Return the table's spelling of a key: the first checkpoints, and those of GPT2Model, have no "transformer."."""
+    """Return the key as the table spells it: the first checkpoints, and those of GPT2Model, lack "transformer."."""
     return f"transformer.{key}" if re.match(r"(wte|wpe|h|ln_f)\.", key) else key

@@ -2,14 +2,14 @@ r"""GPT-2: a decoder-only transformer with learned positions, LayerNorm before e
 
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3,
 https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf, which changes
-GPT (Radford et al. 2018) by moving the norms to the input of each branch and adding one at the end:
+GPT (Radford et al. 2018): the norms move to the input of each branch, and one is added after the last block:
 
 $$ x_0 = W_{\mathrm{token}}[\mathrm{ids}] + W_{\mathrm{position}}[0 \dots T - 1] \tag{1} $$
 $$ h = x + \mathrm{Attention}(\mathrm{LayerNorm}(x)) \tag{2} $$
 $$ y = h + W_d\, \mathrm{GELU}(W_u\, \mathrm{LayerNorm}(h)) \tag{3} $$
 $$ \mathrm{logits} = \mathrm{LayerNorm}(y_L)\, W_{\mathrm{token}}^\top \tag{4} $$
 
-Every linear layer has a bias. The GELU is the approximation by tanh (Hendrycks and Gimpel 2016,
+Every linear layer has a bias. GELU is the tanh approximation (Hendrycks and Gimpel 2016,
 https://arxiv.org/abs/1606.08415, section 2), $0.5 x (1 + \tanh(\sqrt{2/\pi}(x + 0.044715 x^3)))$.
 
 Shapes: B batch, T query positions, S key positions, D model width, N heads, H head width, V vocabulary.
@@ -38,7 +38,7 @@ from scratch_gpt2 import convert
 from scratch_gpt2.config import GPT2Config
 
 INIT = nnx.initializers.normal(0.02)
-ACTIVATIONS = {"gelu_new": jax.nn.gelu, "gelu_pytorch_tanh": jax.nn.gelu, "gelu": gelu}  # jax.nn.gelu is by tanh
+ACTIVATIONS = {"gelu_new": jax.nn.gelu, "gelu_pytorch_tanh": jax.nn.gelu, "gelu": gelu}  # jax.nn.gelu is the tanh form
 
 
 class Attention(nnx.Module):
@@ -81,7 +81,7 @@ class Block(nnx.Module):
         activation = ACTIVATIONS[config.activation]
         self.feed_forward = MLP(D, F, activation=activation, kernel_init=INIT, dtype=dtype, rngs=rngs)
         self.dropout = dropout(config.residual_dropout, rngs)
-        for last in (self.attention.out, self.feed_forward.down):  # 2 L branches are summed
+        for last in (self.attention.out, self.feed_forward.down):  # the residual stream sums 2 L branches
             last.kernel[...] *= (2 * config.num_layers) ** -0.5
 
     def __call__(self, x_BTD, positions_BT, cache=None):
@@ -112,10 +112,10 @@ class GPT2(CausalLM):
             self.head = Linear(D, V, use_bias=False, kernel_init=INIT, dtype=dtype, rngs=rngs)
 
     def embed(self, input_ids: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """Return x_BTD, the sum of the tokens' and the positions' vectors; errors as in LearnedPositions."""
+        """Return x_BTD, the sum of token and position vectors. Errors as in LearnedPositions."""
         return self.dropout(self.embedding(input_ids) + self.positions(positions_BT))  # eq. 1
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
+        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head uses the embedding matrix."""
         logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)  # eq. 4

@@ -1,6 +1,6 @@
 """Configurations of GPT-Neo (Black et al. 2021, https://doi.org/10.5281/zenodo.5297715), which has no paper.
 
-The presets carry the figures of the released models' own config.json files.
+The presets have the values of the released models' config.json files.
 """
 
 import dataclasses
@@ -10,27 +10,27 @@ from typing import Any, Self
 from scratch_core.config import field, positive, tokens, unsupported
 from scratch_core.errors import ConfigError
 
-KINDS = ("global", "local")
+KINDS = ("global", "local")  # attention to all earlier positions, or within the window
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
 
 
 @dataclasses.dataclass(frozen=True)
 class GPTNeoConfig:
-    """Raises ConfigError for sizes that cannot be built."""
+    """The hyperparameters of GPT-Neo. Raises ConfigError if no model can be built from them."""
 
     vocab_size: int  # V
     d_model: int  # D
     num_layers: int  # L
     num_heads: int  # N
     d_ff: int  # F
-    attention: tuple[str, ...] = KINDS  # of the layers, over and over: "global", or "local" within the window
-    window: int = 256  # positions that a local layer reads, up to its own
-    max_positions: int = 2048  # rows of the table of positions
+    attention: tuple[str, ...] = KINDS  # one of KINDS for each layer; a shorter tuple repeats
+    window: int = 256  # a query of a local layer attends to this many positions, its own included
+    max_positions: int = 2048  # rows of the position embedding
     norm_epsilon: float = 1e-5
-    tie_embeddings: bool = True  # the output head reads the embedding
-    embedding_dropout: float = 0.0  # these three in training alone
+    tie_embeddings: bool = True  # the output head uses the embedding matrix
+    embedding_dropout: float = 0.0  # the three dropout rates act only in training
     attention_dropout: float = 0.0  # of attention weights
-    residual_dropout: float = 0.0  # of what each branch adds
+    residual_dropout: float = 0.0  # of each branch's output
     bos_token_id: int | None = 50_256
     eos_token_id: int | tuple[int, ...] | None = 50_256
     pad_token_id: int | None = None
@@ -52,17 +52,17 @@ class GPTNeoConfig:
         return self.d_model // self.num_heads
 
     def window_of(self, layer: int) -> int | None:
-        """Return how many positions a layer reads, counted from 0; None: all."""
+        """Return how many positions a query of a layer attends to; layers count from 0. None: all earlier ones."""
         return self.window if self.attention[layer % len(self.attention)] == "local" else None
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the configuration of a config.json.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not implemented here.
+        Raises ConfigError for a missing or malformed field, and for a value that is not implemented here.
         """
         unsupported(fields, activation_function=ACTIVATIONS)
-        fields = {"bos_token_id": 50_256, "eos_token_id": 50_256, **fields}  # where absent; null means none
+        fields = {"bos_token_id": 50_256, "eos_token_id": 50_256, **fields}  # null stays null: no such token
         d_model, num_layers = field(fields, "hidden_size", int), field(fields, "num_layers", int)
         return cls(
             vocab_size=field(fields, "vocab_size", int),
@@ -125,8 +125,7 @@ class GPTNeoConfig:
     def neo_1_3b(cls) -> Self:
         """Return GPT-Neo 1.3B.
 
-        Source: its config.json, as
-        https://huggingface.co/unrahul/gpt-neo-1.3B-OpenVINO-fp16 repeats it.
+        Source: its config.json, copied at https://huggingface.co/unrahul/gpt-neo-1.3B-OpenVINO-fp16.
         """
         return cls(50_257, 2048, 24, num_heads=16, d_ff=8192)
 
@@ -134,13 +133,13 @@ class GPTNeoConfig:
     def neo_2_7b(cls) -> Self:
         """Return GPT-Neo 2.7B.
 
-        Source: its config.json, as https://huggingface.co/ktangri/gpt-neo-demo repeats it.
+        Source: its config.json, copied at https://huggingface.co/ktangri/gpt-neo-demo.
         """
         return cls(50_257, 2560, 32, num_heads=20, d_ff=10_240)
 
 
 def _read_attention(fields: Mapping[str, Any], num_layers: int) -> tuple[str, ...]:
-    """Return the shortest pattern of kinds that, repeated, gives the layers of "attention_types"; ConfigError."""
+    """Return the shortest tuple of kinds that, repeated, gives the layers of "attention_types". Raises ConfigError."""
     groups = field(fields, "attention_types", list, [[list(KINDS), 12]])
     kinds: list[Any] = []
     for group in groups:

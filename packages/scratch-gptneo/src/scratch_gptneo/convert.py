@@ -38,5 +38,5 @@ def rules(config: GPTNeoConfig) -> list[Rule | Copy]:
 
 
 def rename(key: str) -> str:
-    """Return the table's spelling of a key: checkpoints of GPTNeoModel have no "transformer."."""
+    """Return the key as the table spells it: checkpoints of GPTNeoModel lack "transformer."."""
     return f"transformer.{key}" if re.match(r"(wte|wpe|h|ln_f)\.", key) else key

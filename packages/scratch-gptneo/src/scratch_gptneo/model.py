@@ -1,8 +1,9 @@
-r"""GPT-Neo: GPT-2 with a window in every second layer, and scores that are not scaled.
+r"""GPT-Neo: GPT-2 with a window in every second layer and unscaled attention scores.
 
-Source: Black et al. 2021, https://doi.org/10.5281/zenodo.5297715, code without a paper; its shapes and its alternating
-layers follow GPT-3 (Brown et al. 2020, https://arxiv.org/abs/2005.14165, section 2.1). A global layer reads all earlier
-positions, a local one the last W (Beltagy et al. 2020, https://arxiv.org/abs/2004.05150, section 3.1):
+Source: Black et al. 2021, https://doi.org/10.5281/zenodo.5297715, code without a paper. Its sizes and its
+alternating layers follow GPT-3 (Brown et al. 2020, https://arxiv.org/abs/2005.14165, section 2.1). A query of a global
+layer attends to all earlier positions, a query of a local layer to the last W (Beltagy et al. 2020,
+https://arxiv.org/abs/2004.05150, section 3.1):
 
 $$ x_0 = W_{\mathrm{token}}[\mathrm{ids}] + W_{\mathrm{position}}[0 \dots T - 1] \tag{1} $$
 $$ y_t = \sum_{s \in R(t)} \mathrm{softmax}_s(q_t k_s^\top) v_s, \qquad
@@ -40,7 +41,7 @@ INIT = nnx.initializers.normal(0.02)
 
 
 class Attention(nnx.Module):
-    """Eq. 2: causal attention over all earlier positions, or within ``window``. Only the last product has a bias."""
+    """Eq. 2: causal attention over all earlier positions or within ``window``. Only the last product has a bias."""
 
     def __init__(self, config: GPTNeoConfig, layer: int, *, dtype, rngs: nnx.Rngs):
         D, N, H = config.d_model, config.num_heads, config.head_dim
@@ -53,7 +54,7 @@ class Attention(nnx.Module):
         self.window, self.dtype = config.window_of(layer), dtype
 
     def empty_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
-        """Return an empty cache for ``capacity`` positions, or a ring of the window where that is shorter."""
+        """Return an empty cache for ``capacity`` positions, or a ring of the window's length if that is shorter."""
         _, N, H = self.key.kernel.shape
         return KeyValueCache.empty(batch_size, capacity, N, H, self.dtype, window=self.window)
 
@@ -76,7 +77,7 @@ class Block(nnx.Module):
         self.attention_norm = LayerNorm(D, epsilon=epsilon)
         self.attention = Attention(config, layer, dtype=dtype, rngs=rngs)
         self.feed_forward_norm = LayerNorm(D, epsilon=epsilon)
-        # jax.nn.gelu is the approximation by tanh.
+        # jax.nn.gelu is the tanh form.
         self.feed_forward = MLP(D, F, activation=jax.nn.gelu, kernel_init=INIT, dtype=dtype, rngs=rngs)
         self.dropout = dropout(config.residual_dropout, rngs)
 
@@ -108,10 +109,10 @@ class GPTNeo(CausalLM):
             self.head = Linear(D, V, use_bias=False, kernel_init=INIT, dtype=dtype, rngs=rngs)
 
     def embed(self, input_ids: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """Return x_BTD, the sum of the tokens' and the positions' vectors; errors as in LearnedPositions."""
+        """Return x_BTD, the sum of token and position vectors. Errors as in LearnedPositions."""
         return self.dropout(self.embedding(input_ids) + self.positions(positions_BT))  # eq. 1
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
+        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head uses the embedding matrix."""
         logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)  # eq. 5

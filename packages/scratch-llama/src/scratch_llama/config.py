@@ -1,6 +1,6 @@
 """Configurations of Llama 2 (https://arxiv.org/abs/2307.09288) and Llama 3 (https://arxiv.org/abs/2407.21783).
 
-The presets carry the figures of the released models' own config.json files.
+The presets have the values of the released models' config.json files.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from scratch_core.layers import Llama3Scaling, Rope, read_rope, rope_to_hf
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Raises ConfigError for sizes that cannot be built."""
+    """The hyperparameters of Llama. Raises ConfigError if no model can be built from them."""
 
     vocab_size: int  # V
     d_model: int  # D
@@ -26,7 +26,7 @@ class LlamaConfig:
     rope: Rope = Rope(10_000.0)  # noqa: RUF009, frozen like the config
     norm_epsilon: float = 1e-5
     max_positions: int = 4096
-    tie_embeddings: bool = False  # the output head reads the embedding
+    tie_embeddings: bool = False  # the output head uses the embedding matrix
     attention_bias: bool = False
     mlp_bias: bool = False
     bos_token_id: int | None = 1
@@ -43,10 +43,9 @@ class LlamaConfig:
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the configuration of a config.json in either spelling of rotary positions.
+        """Return the configuration of a config.json, also of one that spells rotary positions as before transformers 5.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not
-        implemented here.
+        Raises ConfigError for a missing or malformed field, and for a value that is not implemented here.
         """
         unsupported(fields, hidden_act=("silu", "swish"))
         max_positions = field(fields, "max_position_embeddings", int, 2048)
@@ -54,7 +53,9 @@ class LlamaConfig:
         head_dim = field(fields, "head_dim", int, None)
         if head_dim is None:
             if heads < 1 or d_model % heads:
-                raise ConfigError(f"num_attention_heads={heads} must divide hidden_size={d_model} without a head_dim")
+                raise ConfigError(
+                    f"num_attention_heads={heads} must divide hidden_size={d_model} if config.json has no head_dim"
+                )
             head_dim = d_model // heads
         return cls(
             vocab_size=field(fields, "vocab_size", int),
@@ -136,13 +137,13 @@ class LlamaConfig:
 
     @classmethod
     def llama3_1_8b(cls) -> Self:
-        """Return Llama 3.1 8B: Llama 3 8B with rotary positions scaled to 131,072 tokens."""
+        """Return Llama 3.1 8B: Llama 3 8B with rotary positions scaled for 131,072 tokens."""
         rope = Rope(500_000.0, Llama3Scaling(factor=8.0, low_turns=1.0, high_turns=4.0, original_length=8192))
         return dataclasses.replace(cls.llama3_8b(), rope=rope, max_positions=131_072)
 
     @classmethod
     def llama3_2_1b(cls) -> Self:
-        """Return Llama 3.2 1B: tied embeddings."""
+        """Return Llama 3.2 1B, whose output head is the embedding matrix."""
         rope = Rope(500_000.0, Llama3Scaling(factor=32.0, low_turns=1.0, high_turns=4.0, original_length=8192))
         return cls(
             128_256, 2048, 16, num_heads=32, num_kv_heads=8, head_dim=64, d_ff=8192,
@@ -151,5 +152,5 @@ class LlamaConfig:
 
     @classmethod
     def llama3_2_3b(cls) -> Self:
-        """Return Llama 3.2 3B: tied embeddings."""
+        """Return Llama 3.2 3B, whose output head is the embedding matrix."""
         return dataclasses.replace(cls.llama3_2_1b(), d_model=3072, num_layers=28, num_heads=24, head_dim=128)

@@ -22,7 +22,7 @@ def rules(config: LlamaConfig) -> list[Rule | Copy]:
         Rule("model.layers.{i}.mlp.down_proj.weight",                    "layers.{i}.feed_forward.down.kernel", transpose),
         Rule("model.norm.weight",                                        "norm.scale"),
         Rule("lm_head.weight",                                           "head.kernel", transpose),
-        # With attention_bias and mlp_bias, which no released Llama has:
+        # Only with attention_bias and mlp_bias, which no released Llama sets:
         Rule("model.layers.{i}.self_attn.q_proj.bias",                   "layers.{i}.attention.query.bias", split_bias(N, H)),
         Rule("model.layers.{i}.self_attn.k_proj.bias",                   "layers.{i}.attention.key.bias",   split_bias(K, H)),
         Rule("model.layers.{i}.self_attn.v_proj.bias",                   "layers.{i}.attention.value.bias", split_bias(K, H)),

@@ -8,7 +8,7 @@ $$ h = x + \mathrm{Attention}(\mathrm{RMSNorm}(x)) \tag{1} $$
 $$ y = h + \mathrm{SwiGLU}(\mathrm{RMSNorm}(h)) \tag{2} $$
 $$ \mathrm{logits} = \mathrm{RMSNorm}(y_L)\, W_{\mathrm{head}} \tag{3} $$
 
-Llama 2 and 3 differ in numbers alone: vocabulary, head counts, and the frequencies of the rotary positions.
+Llama 2 and 3 differ only in numbers: vocabulary, head counts, and the frequencies of the rotary positions.
 
 Shapes: B batch, T positions, D model width, V vocabulary.
 """
@@ -77,6 +77,6 @@ class Llama(CausalLM):
         return self.embedding(input_ids)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
+        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head uses the embedding matrix."""
         logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)  # eq. 3

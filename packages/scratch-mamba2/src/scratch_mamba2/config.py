@@ -1,7 +1,8 @@
-"""Configurations of Mamba-2 (https://arxiv.org/abs/2405.21060), in the two layouts that its checkpoints come in.
+"""Configurations of Mamba-2 (https://arxiv.org/abs/2405.21060), in the two layouts of its checkpoints.
 
-"hf" is the config.json of Hugging Face's Mamba2ForCausalLM. "state-spaces" is that of the authors' own checkpoints,
-whose sizes follow from d_model and defaults. The presets carry the figures of the released models (section 9.2.1).
+"hf" is the config.json of Hugging Face's Mamba2ForCausalLM. "state-spaces" is the config.json of the authors'
+own checkpoints, in which most sizes follow from d_model and defaults. The presets have the sizes of the released models
+(section 9.2.1).
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, Self
 from scratch_core.config import field, positive, token, tokens, unsupported
 from scratch_core.errors import ConfigError
 
-# What a state-spaces config.json may leave out of "ssm_cfg", and what it then means.
+# The fields that "ssm_cfg" in a state-spaces config.json may leave out, and their default values.
 SSM_DEFAULTS: Mapping[str, Any] = {
     "d_state": 128,
     "d_conv": 4,
@@ -31,7 +32,7 @@ SSM_DEFAULTS: Mapping[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Mamba2Config:
-    """Raises ConfigError for sizes that cannot be built."""
+    """The hyperparameters of Mamba-2. Raises ConfigError if no model can be built from them."""
 
     vocab_size: int
     d_model: int  # D
@@ -39,19 +40,19 @@ class Mamba2Config:
     num_heads: int  # H
     head_dim: int = 64  # P; H * P is the inner width
     d_state: int = 128  # N
-    num_groups: int = 1  # G, heads of a group share B and C
+    num_groups: int = 1  # G; the heads of a group share B and C
     conv_width: int = 4  # K
     chunk_size: int = 256  # Q; changes the speed, not the result
     norm_epsilon: float = 1e-5
-    tie_embeddings: bool = True  # the output head reads the embedding
+    tie_embeddings: bool = True  # the output head uses the embedding matrix
     use_bias: bool = False
     conv_bias: bool = True
     residual_in_fp32: bool = True
     dt_limit: tuple[float, float] = (0.0, math.inf)
-    dt_min: float = 0.001  # dt_min, dt_max, dt_floor: initial step sizes
+    dt_min: float = 0.001  # dt_min, dt_max and dt_floor limit the initial step sizes
     dt_max: float = 0.1
     dt_floor: float = 1e-4
-    pad_vocab_multiple: int = 1  # the embedding has rows up to the next multiple
+    pad_vocab_multiple: int = 1  # the embedding's number of rows is rounded up to a multiple of this
     layout: str = "hf"  # or "state-spaces"
     bos_token_id: int | None = 0
     eos_token_id: int | tuple[int, ...] | None = 0
@@ -72,25 +73,25 @@ class Mamba2Config:
         if not 0 <= self.dt_limit[0] < self.dt_limit[1]:
             raise ConfigError(f"dt_limit={self.dt_limit} must be (low, high) with 0 <= low < high")
         if not self.dt_min <= self.dt_max:
-            raise ConfigError(f"dt_min={self.dt_min} must not be above dt_max={self.dt_max}")
+            raise ConfigError(f"dt_min={self.dt_min} must be at most dt_max={self.dt_max}")
         if self.layout not in ("hf", "state-spaces"):
             raise ConfigError(f"layout={self.layout!r} must be 'hf' or 'state-spaces'")
 
     @property
     def d_inner(self) -> int:
-        """Width of the mixer's inside: all heads side by side."""
+        """I, the inner width of the mixer: all heads side by side."""
         return self.num_heads * self.head_dim
 
     @property
     def padded_vocab_size(self) -> int:
-        """V, rows of the embedding and logits of a position."""
+        """V, the number of rows of the embedding and of logits per position."""
         return -(-self.vocab_size // self.pad_vocab_multiple) * self.pad_vocab_multiple
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the configuration of a config.json of either layout.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not implemented here.
+        Raises ConfigError for a missing or malformed field, and for a value that is not implemented here.
         """
         if "ssm_cfg" in fields:
             return cls._from_state_spaces(fields)
@@ -132,7 +133,7 @@ class Mamba2Config:
         unsupported(fields, d_intermediate=0, attn_layer_idx=([],), rms_norm=True)
         ssm = field(fields, "ssm_cfg", dict)
         unsupported({"layer": "Mamba1", **ssm}, layer="Mamba2", D_has_hdim=False, rmsnorm=True, norm_before_gate=False)
-        # Initialisation and kernels only: neither changes what a loaded checkpoint computes.
+        # These fields choose initial values and kernels. They do not change what a loaded checkpoint computes.
         without_effect = {"conv_init", "A_init_range", "use_mem_eff_path"}
         implemented = {*SSM_DEFAULTS, *without_effect, "layer", "D_has_hdim", "rmsnorm", "norm_before_gate"}
         unsupported(ssm, **{name: None for name in ssm if name not in implemented})
@@ -218,7 +219,7 @@ class Mamba2Config:
             "time_step_max": self.dt_max,
             "time_step_floor": self.dt_floor,
             "time_step_rank": -(-self.d_model // 16),
-            "rescale_prenorm_residual": False,  # True makes transformers 5.23 divide out_proj of a loaded checkpoint
+            "rescale_prenorm_residual": False,  # True makes transformers 5.23 rescale out_proj of a loaded checkpoint
             "bos_token_id": self.bos_token_id,
             "eos_token_id": list(self.eos_token_id) if isinstance(self.eos_token_id, tuple) else self.eos_token_id,
             "pad_token_id": self.pad_token_id,

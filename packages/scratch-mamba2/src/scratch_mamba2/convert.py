@@ -1,6 +1,6 @@
 """Mamba-2's key tables: the keys of Hugging Face and of the authors' own checkpoints beside ours.
 
-The two differ in one letter: Hugging Face's embedding is plural.
+The two differ in one letter: Hugging Face writes ``embeddings``, the authors ``embedding``.
 """
 
 from scratch_core.weights import Copy, Rule, conv1d, transpose

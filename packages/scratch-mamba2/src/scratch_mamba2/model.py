@@ -9,7 +9,7 @@ $$ y = \mathrm{SSD}(\Delta x, a, B, C) + D x \qquad \text{the operator of ssd.py
 $$ \mathrm{out} = \mathrm{RMSNorm}(y \odot \mathrm{silu}(z))\, W_{out} \tag{5} $$
 
 Every layer adds its mixer's output, on a normalised input, to the residual stream. *Selection* is eqs. 1 to 3: the
-token itself decides how much is kept ($a_t$), written ($\Delta_t B_t$) and read ($C_t$).
+token itself determines how much of the state is kept ($a_t$), written ($\Delta_t B_t$) and read ($C_t$).
 
 **Decoding.** A mixer takes the state before its T tokens and returns the state after them, for any T. With one token
 per call, T = 1, eq. 4 is one step of the recurrence: `ssd.step`.
@@ -19,12 +19,12 @@ and results are moved back. A padded step then has $\Delta = 0$, which leaves th
 convolution's window is taken at each row's own end.
 
 **Documents.** Where several documents share a row, each begins with an empty state: its first step has
-$a_t = e^{-200}$, which is 0 in float32, so that nothing of the state before it is left. The convolution leaves out what
-belongs to another document.
+$a_t = e^{-200}$, which is 0 in float32, so that nothing of the previous state remains. The convolution leaves out the
+inputs of other documents.
 
 Shapes: B batch, T time, D model width, I inner width H * P, H heads, P head width, G groups, N state, V vocabulary,
 C channels of the convolution (I + 2 G N), K its width, W = K - 1 inputs that it remembers. T, H, P and N are the
-paper's letters; it has others, or none, for the rest.
+paper's letters; the others are ours.
 """
 
 import dataclasses
@@ -43,13 +43,13 @@ from scratch_mamba2 import convert, ssd
 from scratch_mamba2.config import Mamba2Config
 
 FORGET = -200.0
-"""The log decay at the start of a document: exp(-200) is 0 in float32. The sums in `ssd` also carry their rounding."""
+"""The log decay at the start of a document: exp(-200) is 0 in float32. `ssd.semiseparable_mask` sums it precisely."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["window_BWC", "state_BGNRP"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class MixerState:
-    """What a layer keeps of the past: the convolution's last inputs, and the state of eq. 4 in float32."""
+    """The state of a layer: the last inputs of the convolution, and the state of eq. 4 in float32."""
 
     window_BWC: jax.Array
     state_BGNRP: jax.Array
@@ -66,8 +66,8 @@ class CausalConv(nnx.Module):
     def __call__(self, padded: jax.Array, document_BT: jax.Array | None = None) -> jax.Array:
         """Return y_BTC for [B, W + T, C], the T inputs after the W before them.
 
-        ``document_BT`` (int; None: all are of one) says which document an input belongs to, and no sum goes beyond it;
-        the W before are of the first.
+        ``document_BT`` (int; None: a single document) is the document of each input; a sum contains only inputs of the
+        same document. The W inputs before belong to the first document.
         """
         K = self.kernel.shape[0]
         T, kernel = padded.shape[1] - K + 1, self.kernel[...].astype(padded.dtype)
@@ -112,7 +112,7 @@ class Mixer(nnx.Module):
         self.A_log = nnx.Param(jnp.log(jax.random.uniform(rngs.params(), (H,), minval=1.0, maxval=16.0)))
         self.D = nnx.Param(jnp.ones(H))
         self.norm = GatedRMSNorm(I, config.num_groups, epsilon=config.norm_epsilon)
-        # The L layers add up in the residual stream: each starts smaller by sqrt(L).
+        # The residual stream sums the L layers, so each starts smaller by the factor sqrt(L).
         self.out = linear(I, D, kernel_init=_uniform((I * config.num_layers) ** -0.5))
 
     def empty_state(self, batch_size: int) -> MixerState:
@@ -120,7 +120,7 @@ class Mixer(nnx.Module):
         c = self.config
         window_BWC = jnp.zeros((batch_size, c.conv_width - 1, _channels(c)), self.dtype)
         state_BGNRP = jnp.zeros((batch_size, c.num_groups, c.d_state, c.num_heads // c.num_groups, c.head_dim))
-        # XLA's CPU compiler (jaxlib 0.12.0.1) computes wrong products from 256 rows on where it sees that a factor is
+        # XLA's CPU compiler (jaxlib 0.12.0.1) computes wrong products of 256 rows or more if it knows that a factor is
         # constant and fuses the product with the norm after it. The barrier hides the constant.
         return MixerState(window_BWC, jax.lax.optimization_barrier(state_BGNRP))
 
@@ -157,7 +157,7 @@ class Mixer(nnx.Module):
         return self.out(y_BTI.astype(self.dtype)), MixerState(window_BWC, state_BGNRP)
 
     def select(self, xBC_BTC: jax.Array, dt_BTH: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Return x_BTHP, the step sizes dt_BTH of eq. 3, B_BTGN and C_BTGN: all that depends on the token."""
+        """Return x_BTHP, the step sizes dt_BTH of eq. 3, B_BTGN and C_BTGN: all inputs of the operator."""
         (B, T, _), c = xBC_BTC.shape, self.config
         GN = c.num_groups * c.d_state
         x, B_, C_ = jnp.split(xBC_BTC, (c.d_inner, c.d_inner + GN), axis=-1)
@@ -202,7 +202,7 @@ class Mamba2(CausalLM):
 
     @classmethod
     def recognises(cls, fields: Mapping[str, Any]) -> bool:
-        """Return whether this is a Mamba-2 of either layout; the authors' own config names no architecture."""
+        """Return whether this is a Mamba-2 in either layout. The authors' own config.json names no architecture."""
         ssm = fields.get("ssm_cfg")
         return super().recognises(fields) or (isinstance(ssm, dict) and ssm.get("layer") == "Mamba2")
 
@@ -216,17 +216,17 @@ class Mamba2(CausalLM):
             self.head = Linear(D, V, use_bias=False, kernel_init=_uniform(D**-0.5), dtype=dtype, rngs=rngs)
 
     def embed(self, input_ids: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """Return the embedded tokens, x_BTD; the recurrence knows their order."""
+        """Return the embedded tokens, x_BTD. No positions are needed, because the recurrence depends on the order."""
         x_BTD = self.embedding(input_ids)
         return x_BTD.astype(jnp.float32) if self.config.residual_in_fp32 else x_BTD
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
+        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head uses the embedding matrix."""
         logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)
 
     def init_cache(self, batch_size: int, capacity: int | None = None) -> DecoderCache:
-        """Return the states before the first token. They hold any number of tokens: ``capacity`` is not needed."""
+        """Return the states before the first token. Their size is constant, so ``capacity`` is ignored."""
         return DecoderCache.empty(batch_size, tuple(layer.mixer.empty_state(batch_size) for layer in self.layers))
 
     def run_layers(

@@ -7,17 +7,17 @@ $h_t \in \mathbb{R}^{N \times P}$:
 $$ h_t = a_t h_{t-1} + B_t x_t^\top, \qquad y_t = h_t^\top C_t \tag{1} $$
 
 Unrolled, with $h_0$ the state before the first step, $y_t = \sum_{s \le t} (a_t \cdots a_{s+1}) (C_t^\top B_s)\, x_s$.
-So the sequence is multiplied by one lower-triangular matrix:
+So the whole operator is the product with one lower-triangular matrix:
 
 $$ Y = M X, \qquad M = L \circ (C B^\top), \qquad L_{ts} = a_t \cdots a_{s+1}\ (s \le t),\ \text{else}\ 0 \tag{2} $$
 
 This is masked linear attention: $C$ holds the queries, $B$ the keys, $X$ the values; $L$ is a causal mask that decays.
 
 **Why blocks work.** $L$ is *1-semiseparable*: because $a_t$ is a scalar (the matrix $A_t$ is $a_t$ times the identity),
-a mask entry that crosses any boundary $m$, $s < m \le t$, is a product of two numbers,
-$L_{ts} = (a_t \cdots a_m)(a_{m-1} \cdots a_{s+1})$: every block of $L$ below the diagonal is one column times one row,
-of rank 1. The same block of $M$ therefore has rank at most $N$, and splits into three thin factors, whose middle is
-a state. With chunks of length $Q$, chunk $z$ ending in position $e_z$ and $H_z = h_{e_z}$:
+a mask entry that crosses a boundary $m$, $s < m \le t$, is a product of two numbers,
+$L_{ts} = (a_t \cdots a_m)(a_{m-1} \cdots a_{s+1})$. So every block of $L$ below the diagonal is one column times one
+row and has rank 1. The same block of $M$ therefore has rank at most $N$, and splits into three thin factors, of which
+the middle one is a state. With chunks of length $Q$, chunk $z$ ending in position $e_z$ and $H_z = h_{e_z}$:
 
 $$ \hat H_z = \sum_{s \in z} (a_{e_z} \cdots a_{s+1})\, B_s x_s^\top \tag{3} $$
 $$ H_z = (a_{e_z} \cdots a_{e_{z-1}+1})\, H_{z-1} + \hat H_z \tag{4} $$
@@ -25,17 +25,17 @@ $$ y_t = \sum_{s \in z,\, s \le t} M_{ts} x_s + (a_t \cdots a_{e_{z-1}+1})\, H_{
 
 Eq. 3, the right factor, is what a chunk adds to the state. Eq. 4, the middle one, passes states from chunk to chunk.
 Eq. 5 is the diagonal block, plus the left factor, which reads the state before the chunk. The diagonal blocks cost
-$T Q$ instead of $T^2$, the rest is linear in $T$. Eq. 4 is eq. 1 once more, over $T / Q$ steps.
+$T Q$ instead of $T^2$; the rest is linear in $T$. Eq. 4 has the form of eq. 1, over $T / Q$ steps.
 
-Each form is written for one row of the batch and one group of heads, and `for_all` makes it one for the whole batch:
+Each form is written for one row of the batch and one group of heads; `for_all` extends it to the whole batch:
 
     form(x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BGNRP=None) -> y_BTHP, state_BGNRP
 
 x is the input, already multiplied by the step size; log_a is the logarithm of $a_t$, at most 0; the state is $h_0$
-(None: zeros), and then the one after the last step. All are of one floating dtype. A step with x = 0 and log_a = 0
-leaves the state as it was: that is how padding passes through.
+(None: zeros) in the arguments and the state after the last step in the result. All arrays have the same floating
+dtype. A step with x = 0 and log_a = 0 leaves the state unchanged; padding uses this.
 
-Shapes, in the paper's letters: T time (S when it is the time read from), H heads, P head width, N state, Q chunk.
+Shapes, in the paper's letters: T time (S for the earlier time in a pair), H heads, P head width, N state, Q chunk.
 Letters that are not the paper's: B batch, G groups of heads that share $B_t$ and $C_t$, R heads per group
 (h = g * R + r), E rows and groups together (e = b * G + g), Z chunks, $e_z$ the last position of chunk z, and
 $H_z$, $\hat H_z$ in eqs. 3 to 5. The paper's $A$ is our $a$, its $\exp(\Delta A)$; it is passed as log_a.
@@ -49,7 +49,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 CPU_CHUNK = 64
-"""Largest Q on a CPU: the blocks of all heads then fit its cache. The checkpoints' 256 suits a GPU."""
+"""Largest Q on a CPU, where the blocks of all heads then fit in the cache. The checkpoints' 256 suits a GPU."""
 
 PassStates = Callable[[Array, Array, Array], tuple[Array, Array]]
 
@@ -97,9 +97,9 @@ def recurrent(x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array, state_NRP
 
 @for_all
 def step(x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array, state_NRP: Array) -> tuple[Array, Array]:
-    r"""Eq. 1 for a single step, T = 1: what decoding runs for each new token.
+    r"""Eq. 1 for a single step, T = 1; decoding runs it for each new token.
 
-    It reads before it writes, $y = a\, h^\top C + (B^\top C)\, x$, so that the output does not wait for the new state.
+    The output is computed from the old state, $y = a\, h^\top C + (B^\top C)\, x$, so it need not wait for the new one.
     """
     x_RP, a_R1, B_N, C_N = x_TRP[0], jnp.exp(log_a_TR[0])[:, None], B_TN[0], C_TN[0]
     y_RP = a_R1 * _read(C_TN, state_NRP)[0] + (C_N @ B_N) * x_RP
@@ -117,9 +117,9 @@ def quadratic(x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array, state_NRP
 def chunk_by_chunk(
     x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array, state_NRP: Array, *, chunk_size: int = 64
 ) -> tuple[Array, Array]:
-    """Eqs. 3 to 5, one block row after the other, each from the state after the one before it.
+    """Eqs. 3 to 5, one block row after another; each starts from the state that the previous one left.
 
-    All of a chunk fits a CPU's cache. The gradient computes each chunk again, from the state before it.
+    The arrays of a chunk fit in a CPU's cache. The backward pass computes each chunk again, from the state before it.
     """
     T, R, P = x_TRP.shape
     chunks = tuple(_split(each, min(chunk_size, T)) for each in (x_TRP, log_a_TR, B_TN, C_TN))
@@ -138,7 +138,7 @@ def chunked(
     chunk_size: int = 64,
     pass_states: PassStates | None = None,
 ) -> tuple[Array, Array]:
-    """Eqs. 3 to 5: diagonal blocks, chunk states, passing them on, off-diagonal blocks; all chunks at once.
+    """Eqs. 3 to 5 for all chunks at once: diagonal blocks, chunk states, passing the states, off-diagonal blocks.
 
     chunk_size is Q; T need not be a multiple of it. pass_states is `states_by_scan` (if None) or
     `states_by_associative_scan`.
@@ -152,7 +152,7 @@ def chunked(
 
 
 def _block_row(state_NRP: Array, steps: tuple[Array, ...]) -> tuple[Array, Array]:
-    """Eqs. 4 and 5 for one chunk: from the state before it and its x, log_a, B and C, the state after it, and y."""
+    """Eqs. 4 and 5 for one chunk: return the state after it, and y, given the state before it and its inputs."""
     x_TRP, log_a_TR, B_TN, C_TN = steps
     y_TRP, added_NRP, decay_TR = _diagonal_block(x_TRP, log_a_TR, B_TN, C_TN)
     y_TRP = y_TRP + decay_TR[..., None] * _read(C_TN, state_NRP)
@@ -162,9 +162,9 @@ def _block_row(state_NRP: Array, steps: tuple[Array, ...]) -> tuple[Array, Array
 def _diagonal_block(x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array) -> tuple[Array, Array, Array]:
     r"""Return M X of eq. 2, what the steps add to the state (eq. 3), and the decay from the start to each step (eq. 5).
 
-    Both decays stand in L, for steps numbered 1 to T. Row T has $L_{Ts} = a_T \cdots a_{s+1}$: what is left at the end
-    of the input of step s (eq. 3). Column 1 has $L_{t1} = a_t \cdots a_2$; the state before the first step also decays
-    in that step, so that $a_1 L_{t1} = a_t \cdots a_1$ is what is left of it at step t (eq. 5).
+    Both decays are in L, with steps numbered 1 to T. Row T has $L_{Ts} = a_T \cdots a_{s+1}$, the decay of the input of
+    step s until the last step (eq. 3). Column 1 has $L_{t1} = a_t \cdots a_2$. The state before the first step also
+    decays in that step, so its decay until step t is $a_1 L_{t1} = a_t \cdots a_1$ (eq. 5).
     """
     T, R, P = x_TRP.shape
     L_RTS = semiseparable_mask(log_a_TR.T)
@@ -177,13 +177,13 @@ def _diagonal_block(x_TRP: Array, log_a_TR: Array, B_TN: Array, C_TN: Array) -> 
 
 
 def _read(C_TN: Array, state_NRP: Array) -> Array:
-    r"""Return what each step reads of one state, $h^\top C_t$, for all heads of a group in one product."""
+    r"""Return $h^\top C_t$, the output of each step for one state, for all heads of a group in one product."""
     N, R, P = state_NRP.shape
     return (C_TN @ state_NRP.reshape(N, R * P)).reshape(-1, R, P)
 
 
 def states_by_scan(added_ZNRP: Array, decay_ZR: Array, state_NRP: Array) -> tuple[Array, Array]:
-    """Eq. 4, one chunk after the other: the state before each chunk, and the one after the last."""
+    """Eq. 4, one chunk after another: return the state before each chunk, and the state after the last."""
 
     def chunk(state_NRP: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
         added_NRP, decay_R = now
@@ -196,8 +196,8 @@ def states_by_scan(added_ZNRP: Array, decay_ZR: Array, state_NRP: Array) -> tupl
 def states_by_associative_scan(added_ZNRP: Array, decay_ZR: Array, state_NRP: Array) -> tuple[Array, Array]:
     r"""Eq. 4 in $\log_2 Z$ parallel rounds.
 
-    Two neighbouring stretches of chunks, $H \mapsto a H + U$ and then $H \mapsto a' H + U'$, are one stretch
-    $H \mapsto a' a H + (a' U + U')$, and this composition is associative.
+    A run of chunks maps the state before it to the state after it, $H \mapsto a H + U$. Followed by the next run,
+    $H \mapsto a' H + U'$, it gives the map $H \mapsto a' a H + (a' U + U')$; this composition is associative.
     """
 
     def compose(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -212,10 +212,10 @@ def states_by_associative_scan(added_ZNRP: Array, decay_ZR: Array, state_NRP: Ar
 def scan(
     x_BTHP: Array, log_a_BTH: Array, B_BTGN: Array, C_BTGN: Array, state_BGNRP: Array, *, chunk_size: int
 ) -> tuple[Array, Array]:
-    """The form for the length and the device: a single step, a single block up to the chunk size, or chunks.
+    """Run the form that suits the length and the device: one step, one block up to the chunk size, or chunks.
 
-    The device is that of the lowered program, as export needs: on a CPU one chunk after the other, of at most
-    CPU_CHUNK steps; elsewhere all chunks at once.
+    On a CPU, chunks have at most CPU_CHUNK steps and run one after another; on other devices, all chunks run at once.
+    The device is the one that the program is lowered for, so that a program can be exported for another device.
     """
     arrays, T = (x_BTHP, log_a_BTH, B_BTGN, C_BTGN, state_BGNRP), x_BTHP.shape[1]
     cpu_chunk = min(chunk_size, CPU_CHUNK)
@@ -223,7 +223,8 @@ def scan(
         return step(*arrays)
     if cpu_chunk >= T:
         return quadratic(*arrays)
-    cpu_chunk = -(-T // -(-T // cpu_chunk))  # as many chunks, of nearly equal length: the last needs little padding
+    # The same number of chunks, of nearly equal length, so that the last one needs little padding.
+    cpu_chunk = -(-T // -(-T // cpu_chunk))
     return lax.platform_dependent(
         *arrays,
         cpu=partial(chunk_by_chunk, chunk_size=cpu_chunk),
@@ -232,22 +233,23 @@ def scan(
 
 
 def semiseparable_mask(log_a: Array) -> Array:
-    r"""The 1-semiseparable matrix $L$ of eq. 2, [..., T, T], from log_a [..., T].
+    r"""Return the 1-semiseparable matrix $L$ of eq. 2, [..., T, T], from log_a [..., T].
 
-    $\log L_{ts}$ is a difference of two running sums. If the decay is strong, these are large and nearly equal, and
-    their rounding errors show (2e-4 at 100 per step and 64 steps in float32). So rounding errors are summed as well.
+    $\log L_{ts}$ is a difference of two running sums. If the decay is strong, the sums are large and nearly equal, and
+    their rounding errors matter (2e-4 for 64 steps with log_a = -100 in float32). So the rounding errors are summed as
+    well, and corrected.
     """
     T = log_a.shape[-1]
     causal = jnp.tril(jnp.ones((T, T), bool))
     running_sums = partial(jnp.einsum, "ts,...s->...t", causal.astype(log_a.dtype), precision="highest")
     sums = running_sums(log_a)
     missed = running_sums(log_a - jnp.diff(sums, prepend=0))
-    missed = lax.stop_gradient(missed)  # the sums alone carry the whole derivative
+    missed = lax.stop_gradient(missed)  # the derivative of the sums is already complete
     exponent = (sums[..., :, None] - sums[..., None, :]) + (missed[..., :, None] - missed[..., None, :])
-    return jnp.exp(jnp.where(causal, exponent, -jnp.inf))  # masked before exp: above the diagonal it could overflow
+    return jnp.exp(jnp.where(causal, exponent, -jnp.inf))  # masked before exp, which could overflow above the diagonal
 
 
 def _split(array: Array, Q: int) -> Array:
-    """[T, ...] to [Z, Q, ...], padded with zeros: steps that change nothing."""
+    """Split [T, ...] into [Z, Q, ...], padded with zeros: a step of zeros leaves the state unchanged."""
     padding = [(0, -len(array) % Q)] + [(0, 0)] * (array.ndim - 1)
     return jnp.pad(array, padding).reshape(-1, Q, *array.shape[1:])

@@ -1,6 +1,6 @@
 """Configurations of Mistral 7B (https://arxiv.org/abs/2310.06825) and Mistral NeMo (https://mistral.ai/news/mistral-nemo).
 
-The presets carry the figures of the released models' own config.json files.
+The presets have the values of the released models' config.json files.
 """
 
 import dataclasses
@@ -12,25 +12,25 @@ from scratch_core.errors import ConfigError
 from scratch_core.layers import Rope, read_rope, rope_to_hf
 
 ABSENT = {"num_key_value_heads": 8, "sliding_window": 4096, "bos_token_id": 1, "eos_token_id": 2}
-"""What a field means that a config.json leaves out; where it is there and null, it means something else."""
+"""The values of fields that a config.json leaves out, as in transformers. A field that is null means something else."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MistralConfig:
-    """Raises ConfigError for sizes that cannot be built."""
+    """The hyperparameters of Mistral. Raises ConfigError if no model can be built from them."""
 
-    vocab_size: int  # V; the paper's vocab_size
+    vocab_size: int  # V; vocab_size (the second name is the paper's, here and below)
     d_model: int  # D; dim
     num_layers: int  # L; n_layers
     num_heads: int  # N; n_heads
     num_kv_heads: int  # K; n_kv_heads
     head_dim: int  # H; head_dim. N * H need not be D: in NeMo it is 4096 of 5120
     d_ff: int  # F; hidden_dim
-    window: int | None = None  # W; window_size. Positions that a query reads, up to its own; None: all
+    window: int | None = None  # W; window_size. A query attends to this many positions, its own included; None: all
     rope: Rope = Rope(1_000_000.0)  # noqa: RUF009, frozen like the config
     norm_epsilon: float = 1e-5
     max_positions: int = 32_768
-    tie_embeddings: bool = False  # the output head reads the embedding
+    tie_embeddings: bool = False  # the output head uses the embedding matrix
     bos_token_id: int | None = 1
     eos_token_id: int | tuple[int, ...] | None = 2
     pad_token_id: int | None = None
@@ -47,18 +47,18 @@ class MistralConfig:
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the configuration of a config.json in either spelling of rotary positions.
+        """Return the configuration of a config.json, also of one that spells rotary positions as before transformers 5.
 
-        A config.json without sliding_window has one of 4096, as in transformers; null means none. Raises ConfigError
-        for a missing or malformed field, and for one that asks for what is not implemented here.
+        Without sliding_window, the window is 4096, as in transformers; null means no window. Raises ConfigError
+        for a missing or malformed field, and for a value that is not implemented here.
         """
         fields = {**ABSENT, **fields}
         unsupported(fields, hidden_act="silu", attention_dropout=(0, 0.0))
         kind = "full_attention" if fields["sliding_window"] is None else "sliding_attention"
         if any(each != kind for each in field(fields, "layer_types", list, [])):
             raise ConfigError(
-                f"config.json: layer_types={fields['layer_types']} must all be {kind!r}, as sliding_window="
-                f"{fields['sliding_window']} says: layers that alternate are another model's (Ministral)"
+                f"config.json: layer_types={fields['layer_types']} must all be {kind!r} because sliding_window="
+                f"{fields['sliding_window']}: models whose layers alternate (Ministral) are not implemented here"
             )
         heads, d_model = field(fields, "num_attention_heads", int), field(fields, "hidden_size", int)
         head_dim = field(fields, "head_dim", int, None)
@@ -118,7 +118,7 @@ class MistralConfig:
     def mistral_7b_v0_1(cls) -> Self:
         """Return Mistral 7B v0.1, the paper's: a window of 4096.
 
-        Source: the paper's table 1, and the config.json, as https://huggingface.co/d-matrix/Mistral repeats it.
+        Source: the paper's table 1, and the config.json, copied at https://huggingface.co/d-matrix/Mistral.
         """
         return cls(
             32_000, 4096, 32, num_heads=32, num_kv_heads=8, head_dim=128, d_ff=14_336,
@@ -127,24 +127,23 @@ class MistralConfig:
 
     @classmethod
     def mistral_7b_v0_2(cls) -> Self:
-        """Return Mistral 7B v0.2: no window, rotary positions that turn more slowly."""
+        """Return Mistral 7B v0.2: no window, and a larger rotary base."""
         return dataclasses.replace(cls.mistral_7b_v0_1(), window=None, rope=Rope(1_000_000.0))
 
     @classmethod
     def mistral_7b_v0_3(cls) -> Self:
         """Return Mistral 7B v0.3: v0.2 with 768 more tokens.
 
-        Source: its config.json, as https://huggingface.co/AmberYifan/Mistral-7B-v0.3-spin-10k repeats
-        it.
+        Source: its config.json, copied at https://huggingface.co/AmberYifan/Mistral-7B-v0.3-spin-10k.
         """
         return dataclasses.replace(cls.mistral_7b_v0_2(), vocab_size=32_768)
 
     @classmethod
     def nemo_12b(cls) -> Self:
-        """Return Mistral NeMo 12B: 32 heads of 128 features read a residual stream of 5120.
+        """Return Mistral NeMo 12B: 32 heads of 128 features on a residual stream of 5120.
 
-        Source: its config.json, as https://huggingface.co/spow12/MK_Nemo_12B repeats it, but for the limit of
-        positions: there 1,024,000, as in the first files; here 131,072, as in later ones and the announcement (128k).
+        Source: its config.json, copied at https://huggingface.co/spow12/MK_Nemo_12B, except for the limit of positions.
+        The copy has 1,024,000, like the first files; here it is 131,072, as in later files and the announcement (128k).
         """
         return cls(
             131_072, 5120, 40, num_heads=32, num_kv_heads=8, head_dim=128, d_ff=14_336, max_positions=131_072

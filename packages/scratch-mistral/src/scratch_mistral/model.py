@@ -1,20 +1,20 @@
-r"""Mistral: Llama's block, in which a query reads only the last W positions.
+r"""Mistral: Llama's architecture, but a query attends only to the last W positions.
 
-Source: Jiang et al. 2023, https://arxiv.org/abs/2310.06825, section 2. Every block normalises before, and adds after,
-each of its two layers:
+Source: Jiang et al. 2023, https://arxiv.org/abs/2310.06825, section 2. A block has two layers. Each reads a
+normalised input, and its output is added to the residual stream:
 
 $$ h = x + \mathrm{Attention}_W(\mathrm{RMSNorm}(x)) \tag{1} $$
 $$ y = h + \mathrm{SwiGLU}(\mathrm{RMSNorm}(h)) \tag{2} $$
 $$ \mathrm{logits} = \mathrm{RMSNorm}(y_L)\, W_{\mathrm{head}} \tag{3} $$
 
-The query at position $i$ reads the keys of positions $i - W + 1$ to $i$ (*sliding window attention*). What block $k$
-computes at $i$ depends, through the blocks below, on the tokens from $i - k (W - 1)$ on:
+The query at position $i$ attends to positions $i - W + 1$ to $i$ (*sliding window attention*). Through the blocks below
+it, the output of block $k$ at $i$ depends on the tokens from $i - k (W - 1)$ to $i$:
 
 $$ \mathrm{Attention}_W(x)_i = \sum_{j = \max(0,\, i - W + 1)}^{i} a_{ij} v_j, \qquad
    a_i = \mathrm{softmax}_j\left(q_i k_j^\top / \sqrt{H}\right) \tag{4} $$
 
-No query reads further back than W - 1 positions, so that decoding keeps the keys and values of the last W positions and
-no more (*rolling buffer cache*): position $p$ is written to slot $p \bmod W$, over the position $p - W$.
+No query attends further back than W - 1 positions. Decoding therefore keeps only the keys and values of the last W
+positions (*rolling buffer cache*): position $p$ is written to slot $p \bmod W$, which overwrites position $p - W$.
 
 Shapes: B batch, T positions, D model width, V vocabulary.
 """
@@ -80,6 +80,6 @@ class Mistral(CausalLM):
         return self.embedding(input_ids)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
+        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head uses the embedding matrix."""
         logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)  # eq. 3

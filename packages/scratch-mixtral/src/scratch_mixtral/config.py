@@ -1,6 +1,6 @@
 """Configurations of Mixtral (https://arxiv.org/abs/2401.04088, table 1).
 
-The presets carry the figures of the released models' own config.json files.
+The presets have the values of the released models' config.json files.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from scratch_core.layers import Rope, read_rope, rope_to_hf
 
 @dataclasses.dataclass(frozen=True)
 class MixtralConfig:
-    """Raises ConfigError for sizes that cannot be built."""
+    """The hyperparameters of Mixtral. Raises ConfigError if no model can be built from them."""
 
     vocab_size: int  # V
     d_model: int  # D, the paper's dim
@@ -26,13 +26,13 @@ class MixtralConfig:
     d_ff: int  # F of one expert, the paper's hidden_dim
     num_experts: int = 8  # E
     experts_per_token: int = 2  # the paper's K
-    window: int | None = None  # positions that a query reads; None: all, as in the released models
+    window: int | None = None  # a query attends to this many positions; None: all, as in the released models
     rope: Rope = Rope(1e6)  # noqa: RUF009, frozen like the config
     norm_epsilon: float = 1e-5
     max_positions: int = 32_768
-    tie_embeddings: bool = False  # the output head reads the embedding
-    output_router_logits: bool = False  # the reference's name: its loss, and ours, then includes the router's
-    router_loss_weight: float = 0.001  # of the load-balancing loss in the model's loss
+    tie_embeddings: bool = False  # the output head uses the embedding matrix
+    output_router_logits: bool = False  # transformers' name; True adds the balancing loss to the model's loss
+    router_loss_weight: float = 0.001  # of the balancing loss in the model's loss
     bos_token_id: int | None = 1
     eos_token_id: int | tuple[int, ...] | None = 2
     pad_token_id: int | None = None
@@ -55,19 +55,20 @@ class MixtralConfig:
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the configuration of a config.json in either spelling of rotary positions.
+        """Return the configuration of a config.json, also of one that spells rotary positions as before transformers 5.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not
-        implemented here.
+        Raises ConfigError for a missing or malformed field, and for a value that is not implemented here.
         """
         unsupported(fields, hidden_act="silu", attention_dropout=(0, 0.0), router_jitter_noise=(0, 0.0))
         heads, d_model = field(fields, "num_attention_heads", int), field(fields, "hidden_size", int)
         head_dim = field(fields, "head_dim", int, None)
         if head_dim is None:
             if heads < 1 or d_model % heads:
-                raise ConfigError(f"num_attention_heads={heads} must divide hidden_size={d_model} without a head_dim")
+                raise ConfigError(
+                    f"num_attention_heads={heads} must divide hidden_size={d_model} if config.json has no head_dim"
+                )
             head_dim = d_model // heads
-        # An absent number of key/value heads is 8 for the reference, a null one means as many as there are heads.
+        # In transformers, an absent number of key/value heads is 8; null means the number of query heads.
         kv_heads = field(fields, "num_key_value_heads", int, heads if "num_key_value_heads" in fields else 8)
         return cls(
             vocab_size=field(fields, "vocab_size", int),
@@ -119,7 +120,7 @@ class MixtralConfig:
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a model for the tests and the first run: byte tokens, 8 experts, load balanced in training."""
+        """Return a model for the tests and the first run: byte tokens, 8 experts, trained with the balancing loss."""
         return cls(
             264, 128, 4, num_heads=4, num_kv_heads=2, head_dim=32, d_ff=128, rope=Rope(10_000.0),
             max_positions=1024, tie_embeddings=True, output_router_logits=True, router_loss_weight=0.01,
@@ -130,8 +131,8 @@ class MixtralConfig:
     def mixtral_8x7b(cls) -> Self:
         """Return Mixtral 8x7B: 47 B parameters, of which a token uses 13 B.
 
-        Source: the paper's table 1, and the config.json, as https://huggingface.co/prometheus-eval/prometheus-8x7b-v2.0
-        repeats it.
+        Source: the paper's table 1, and the config.json, copied at
+        https://huggingface.co/prometheus-eval/prometheus-8x7b-v2.0.
         """
         return cls(32_000, 4096, 32, num_heads=32, num_kv_heads=8, head_dim=128, d_ff=14_336, router_loss_weight=0.02)
 
@@ -139,7 +140,7 @@ class MixtralConfig:
     def mixtral_8x22b(cls) -> Self:
         """Return Mixtral 8x22B: 141 B parameters, of which a token uses 39 B.
 
-        Source: https://huggingface.co/mistral-community/Mixtral-8x22B-v0.1. The instruction-tuned model has 32,768
-        tokens.
+        Source: https://huggingface.co/mistral-community/Mixtral-8x22B-v0.1. The instruction-tuned model has a
+        vocabulary of 32,768.
         """
         return cls(32_000, 6144, 56, num_heads=48, num_kv_heads=8, head_dim=128, d_ff=16_384, max_positions=65_536)

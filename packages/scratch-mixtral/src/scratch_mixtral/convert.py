@@ -6,7 +6,7 @@ from scratch_mixtral.config import MixtralConfig
 
 
 def rules(config: MixtralConfig) -> list[Rule | Copy]:
-    """Return theirs | ours | transform. N query heads, K key/value heads, H head width; {e} counts the experts."""
+    """Return theirs | ours | transform. N query heads, K key/value heads, H head width; {e} is an expert's number."""
     N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
     # fmt: off
     table = [

@@ -1,16 +1,17 @@
-r"""Mixtral: Llama's decoder, in which eight experts take the place of each feed-forward layer.
+r"""Mixtral: Llama's decoder with eight experts instead of each feed-forward layer.
 
-Source: Jiang et al. 2024, https://arxiv.org/abs/2401.04088, section 2. Every block normalises before, and adds after,
-each of its two layers:
+Source: Jiang et al. 2024, https://arxiv.org/abs/2401.04088, section 2. A block has two layers. Each reads a
+normalised input, and its output is added to the residual stream:
 
 $$ h = x + \mathrm{Attention}(\mathrm{RMSNorm}(x)) \tag{1} $$
 $$ y = h + \sum_{e=1}^{E} g_e(z)\, \mathrm{SwiGLU}_e(z), \qquad z = \mathrm{RMSNorm}(h) \tag{2} $$
 $$ g(z) = \mathrm{softmax}(\mathrm{TopK}(z W_r)) \tag{3} $$
 $$ \mathrm{logits} = \mathrm{RMSNorm}(y_L)\, W_{\mathrm{head}} \tag{4} $$
 
-Each token passes through its two best experts alone. A loss keeps the router from using few experts for all tokens;
-the paper does not write it down. It is Switch's (https://arxiv.org/abs/2101.03961, eqs. 4 to 6) for top-2 routing, in
-the form of Hugging Face's implementation, and enters the model's loss if ``output_router_logits`` is set:
+Each token passes only through its two best experts. A balancing loss keeps the router from using few experts for all
+tokens. The paper does not write this loss down. Here it is the loss of Switch (https://arxiv.org/abs/2101.03961, eqs. 4
+to 6) for top-2 routing, as Hugging Face implements it. It is part of the model's loss if ``output_router_logits`` is
+set:
 
 $$ L = L_{\mathrm{LM}} + \alpha\, E \sum_e f_e P_e \tag{5} $$
 
@@ -40,7 +41,7 @@ from scratch_mixtral.config import MixtralConfig
 
 
 class MixtureOfExperts(nnx.Module):
-    """The feed-forward layer: a router, and the experts that it chooses for each token."""
+    """The feed-forward layer: a router, and the experts among which it chooses for each token."""
 
     def __init__(self, config: MixtralConfig, *, dtype, rngs: nnx.Rngs):
         D, E = config.d_model, config.num_experts
@@ -110,7 +111,7 @@ class Mixtral(CausalLM):
         return self.embedding(input_ids)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
+        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head uses the embedding matrix."""
         logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)  # eq. 4
 
@@ -127,10 +128,10 @@ class Mixtral(CausalLM):
         return self.norm(x_BTD), tuple(routers)
 
     def loss(self, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Return the (sum, weight) of predicting each next token, with the router's loss if the config asks for it.
+        """Return the (sum, weight) of predicting each next token, with the balancing loss if the config asks for it.
 
-        The router's loss is a mean. Its share of the sum is multiplied by the weight, so that it is as large a part of
-        the mean, sum / weight, as eq. 5 says.
+        The balancing loss is a mean. It is multiplied by ``weight`` before it is added to the sum, so that sum / weight
+        is eq. 5.
         """
         if not self.config.output_router_logits:
             return super().loss(batch)
@@ -145,9 +146,9 @@ def balance_loss_hf(
 ) -> jax.Array:
     """Return the load-balancing loss of Hugging Face's implementation, from each layer's logits_BTE.
 
-    The tokens of all layers count as one batch, so that an expert that is used too much in one layer may be made up
-    for in another; f counts all chosen experts, so that balance gives the number of experts of a token, not 1.
-    Without a mask padding counts too.
+    The tokens of all layers form one batch, so too much use of an expert in one layer can be offset in another layer.
+    f counts all chosen experts, so equal load gives the number of experts of a token, not 1. Without a mask, padding
+    counts too.
     """
     E = routers[0].shape[-1]
     logits_TE = jnp.concatenate([logits_BTE.reshape(-1, E) for logits_BTE in routers])
@@ -156,9 +157,9 @@ def balance_loss_hf(
 
 
 def balance_loss_switch(routers: tuple[jax.Array, ...], attention_mask: jax.Array | None = None) -> jax.Array:
-    """Return the load-balancing loss of the Switch paper, eqs. 4 to 6: one for each layer, added up.
+    """Return the load-balancing loss of the Switch paper, eqs. 4 to 6: the sum over the layers.
 
-    f counts the best expert of each token, so that balance gives 1 for each layer.
+    f counts the best expert of each token, so equal load gives 1 for each layer.
     """
     mask_T = None if attention_mask is None else attention_mask.reshape(-1)
     E = routers[0].shape[-1]

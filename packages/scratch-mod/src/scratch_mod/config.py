@@ -1,6 +1,6 @@
-"""Configurations of Mixture-of-Depths (https://arxiv.org/abs/2404.02258). No weights of the paper were released.
+"""Configurations of Mixture-of-Depths (https://arxiv.org/abs/2404.02258). The paper's authors released no weights.
 
-Its config.json is Llama's with three fields of its own: ``capacity``, ``route_every`` and ``predictor_size``.
+config.json is Llama's with three more fields: ``capacity``, ``route_every`` and ``predictor_size``.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from scratch_core.layers import Rope, read_rope, rope_to_hf
 
 @dataclasses.dataclass(frozen=True)
 class MixtureOfDepthsConfig:
-    """Raises ConfigError for sizes that cannot be built."""
+    """The hyperparameters of Mixture-of-Depths. Raises ConfigError if no model can be built from them."""
 
     vocab_size: int  # V
     d_model: int  # D
@@ -25,8 +25,8 @@ class MixtureOfDepthsConfig:
     head_dim: int  # H
     d_ff: int  # F
     capacity: float = 0.125  # C / S in the paper: the share of a text's tokens that a routed block processes
-    route_every: int = 2  # the last of each this many blocks is routed; 1: all are
-    predictor_size: int = 64  # P, width of the predictor that decides without seeing later tokens
+    route_every: int = 2  # of each group of this many blocks, the last is routed; 1: every block
+    predictor_size: int = 64  # P, width of the predictor, which decides without later tokens
     rope: Rope = Rope(10_000.0)  # noqa: RUF009, frozen like the config
     norm_epsilon: float = 1e-5
     max_positions: int = 2048
@@ -46,18 +46,18 @@ class MixtureOfDepthsConfig:
             raise ConfigError(f"head_dim={self.head_dim} must be even: rotary features come in pairs")
 
     def is_routed(self, layer: int) -> bool:
-        """Return whether a block leaves tokens out: the last of every ``route_every``, unless the capacity is 1."""
+        """Return whether a block is routed: the last of every ``route_every`` blocks is, unless the capacity is 1."""
         return self.capacity < 1 and layer % self.route_every == self.route_every - 1
 
     def routed_tokens(self, length: int) -> int:
-        """Return how many tokens of a text of this length a routed block processes: its share, rounded up."""
-        return math.ceil(self.capacity * length - 1e-9)  # 0.3 * 10 is a little more than 3
+        """Return how many tokens of a text of this length a routed block processes: the share, rounded up."""
+        return math.ceil(self.capacity * length - 1e-9)  # 0.07 * 100 is 7.000000000000001
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the configuration of a config.json in either spelling of rotary positions.
+        """Return the configuration of a config.json, also of one that spells rotary positions as before transformers 5.
 
-        Raises ConfigError for a missing or malformed field, and for one that is not implemented.
+        Raises ConfigError for a missing or malformed field, and for a value that is not implemented here.
         """
         unsupported(fields, hidden_act="silu", attention_bias=False, mlp_bias=False)
         heads = field(fields, "num_attention_heads", int)
@@ -115,5 +115,5 @@ class MixtureOfDepthsConfig:
 
     @classmethod
     def mod_125m(cls) -> Self:
-        """Return a model of the size of GPT-2 small; the paper gives the sizes of its models in FLOPs alone."""
+        """Return a model of the size of GPT-2 small; the paper gives the sizes of its models only in FLOPs."""
         return cls(32_000, 768, 12, num_heads=12, num_kv_heads=12, head_dim=64, d_ff=2048)

@@ -1,6 +1,6 @@
-"""The key table: Llama's keys for what a plain transformer has, and keys of our own for router and predictor.
+"""The key table: Llama's keys for the plain transformer, and our own keys for the router and the predictor.
 
-At capacity 1.0 nothing is routed, and the table reads a checkpoint of Llama.
+At capacity 1.0 no block is routed, and the table reads a checkpoint of Llama.
 """
 
 from scratch_core.weights import Copy, Rule, split_in, split_out, transpose

@@ -1,28 +1,28 @@
 r"""Mixture-of-Depths: a transformer in which every other block processes only the tokens that a router chooses.
 
 Source: Raposo et al. 2024, https://arxiv.org/abs/2404.02258, section 3. A block is a function $f$ of the tokens that it
-processes, whose result is added to the residual stream. A routed block scores each token $i$ of a text of $S$ tokens,
-and processes the $C$ tokens of the highest score. The others pass by, at no cost:
+processes; its result is added to the residual stream. A routed block scores each token $i$ of a text of $S$ tokens and
+processes only the $C$ tokens with the highest scores. The other tokens skip the block, at no cost:
 
 $$ r_i = w^\top x_i \tag{1} $$
 $$ x_i' = x_i + \begin{cases}
    \sigma(r_i)\, f(\tilde X)_i & \text{if } r_i \text{ is among the } C \text{ largest} \\
    0 & \text{else} \end{cases} \tag{2} $$
 
-$\tilde X$ are the chosen tokens alone: in a routed block a token attends to chosen tokens only, each at its own
-position in the text. Multiplying by the score puts the router on the path of the gradient. (The paper multiplies by
-$r_i$; its sigmoid keeps the residual stream bounded.)
+$\tilde X$ holds only the chosen tokens: in a routed block, a token attends only to chosen tokens, each at its own
+position in the text. The router gets a gradient because its score multiplies the result. (The paper multiplies by
+$r_i$; here the factor is its sigmoid, which is bounded.)
 
-To choose among the whole text is to look ahead: whether token $i$ is among the $C$ largest depends on later tokens.
-That is fine in training, and cannot be done when a text is written. There a small predictor $p$ decides for each token
-by itself (section 3.5). It learns what the router chose, from inputs through which no gradient flows:
+Choosing from the whole text looks ahead: whether token $i$ is among the $C$ largest depends on later tokens. This works
+in training and is impossible in generation. There, a small predictor $p$ decides for each token alone (section 3.5). It
+learns what the router chose; no gradient flows into its inputs:
 
 $$ \mathcal{L} = \mathrm{cross\ entropy} + \frac{1}{|R|} \sum_{\ell \in R} \sum_i
    \mathrm{BCE}\left(p(\mathrm{stop}(x_i)),\ [i \text{ was chosen}]\right) \tag{3} $$
 
-So the model has two modes. In training mode (`model.train()`) routed blocks choose by eq. 2, and the loss is eq. 3. In
-evaluation mode (`model.eval()`), and always with a cache, tokens with $p > 0$ are processed, and the loss is the cross
-entropy: what it says is what the model does when it writes.
+So the model has two modes. In training mode (`model.train()`), routed blocks choose by eq. 2, and the loss is eq. 3. In
+evaluation mode (`model.eval()`), and always with a cache, they process the tokens with $p > 0$, and the loss is the
+cross entropy of the model as it generates.
 
 Shapes: B batch, T positions, C chosen tokens, D model width, V vocabulary.
 """
@@ -54,7 +54,7 @@ class Block(nnx.Module):
         self.feed_forward = GatedMLP(D, config.d_ff, activation=jax.nn.silu, dtype=dtype, rngs=rngs)
 
     def update(self, x_BTD, positions_BT, cache=None):
-        """Return f(X)_BTD, what is added to x_BTD, and the cache with the tokens appended whose position is not -1."""
+        """Return f(X)_BTD, which is added to x_BTD, and the cache with the tokens appended whose position is not -1."""
         attended_BTD, cache = self.attention(self.attention_norm(x_BTD), positions_BT, cache)
         return attended_BTD + self.feed_forward(self.feed_forward_norm(x_BTD + attended_BTD)), cache
 
@@ -65,7 +65,7 @@ class Block(nnx.Module):
 
 
 class Predictor(nnx.Module):
-    """A small network that says of each token by itself whether the router would choose it, in float32."""
+    """A small network that predicts, from each token alone, whether the router would choose it; in float32."""
 
     def __init__(self, config: MixtureOfDepthsConfig, *, rngs: nnx.Rngs):
         self.up = Linear(config.d_model, config.predictor_size, rngs=rngs)
@@ -77,13 +77,11 @@ class Predictor(nnx.Module):
 
 
 class RoutedBlock(Block):
-    """A block that processes some tokens: in training mode those of the highest score, else those of the predictor."""
+    """A block that processes some tokens: in training mode those with the highest scores, else the predicted ones."""
 
     def __init__(self, config: MixtureOfDepthsConfig, *, dtype, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, rngs=rngs)
-        self.router = Linear(
-            config.d_model, 1, use_bias=False, rngs=rngs
-        )  # float32: a choice should not hang on rounding
+        self.router = Linear(config.d_model, 1, use_bias=False, rngs=rngs)  # float32: rounding should not decide
         self.predictor = Predictor(config, rngs=rngs)
         self.routed_tokens = config.routed_tokens
         self.deterministic = False
@@ -93,7 +91,7 @@ class RoutedBlock(Block):
         return self.router(x_BTD)[..., 0]  # eq. 1
 
     def __call__(self, x_BTD, positions_BT, cache=None):
-        """Return y_BTD, and the cache with the processed ones of these T tokens appended (None without one)."""
+        """Return y_BTD, and the cache with those of the T tokens appended that were processed (None without one)."""
         if not self.deterministic and cache is None:
             return self.choose_from_all(x_BTD, positions_BT)[0], None
         chosen_BT = (self.predictor(x_BTD) > 0) & (positions_BT >= 0)
@@ -103,14 +101,14 @@ class RoutedBlock(Block):
             weight_BT1 = jnp.where(chosen_BT, jax.nn.sigmoid(self.scores(x_BTD)), 0)[..., None].astype(x_BTD.dtype)
             return x_BTD + weight_BT1 * update_BTD, cache
 
-        if x_BTD.shape[1] > 1:  # of several tokens one is chosen nearly always
+        if x_BTD.shape[1] > 1:  # of several tokens, nearly always at least one is chosen
             return process(cache)
         return jax.lax.cond(chosen_BT.any(), process, lambda cache: (x_BTD, cache), cache)
 
     def choose_from_all(self, x_BTD: jax.Array, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return y_BTD of eq. 2 and chosen_BT (bool). Whether a token is chosen depends on later tokens.
 
-        A row's number of chosen tokens is that of its real tokens (position not -1), so that padding changes nothing.
+        The number of chosen tokens of a row depends only on its real tokens (position not -1), not on its padding.
         """
         B, T = positions_BT.shape
         counts = np.array([self.routed_tokens(length) for length in range(T + 1)])
@@ -155,7 +153,7 @@ class MixtureOfDepths(CausalLM):
         return self.embedding(input_ids)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
+        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head uses the embedding matrix."""
         logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)
 
@@ -181,8 +179,8 @@ class MixtureOfDepths(CausalLM):
     ) -> tuple[jax.Array, jax.Array]:
         """Return the logits_BTV of eq. 2 and the second term of eq. 3, a sum over the real tokens.
 
-        Documents that share a row (see the call) do not read each other, but they share the C tokens that a routed
-        block processes.
+        Documents that share a row (see ``__call__``) do not attend to each other, but a routed block chooses its C
+        tokens from all of them.
         """
         mask_BT = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
         positions_BT = positions_from_mask(mask_BT, document_ids_BT=document_ids)

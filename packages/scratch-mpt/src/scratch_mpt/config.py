@@ -1,6 +1,6 @@
 """Configurations of MPT (MosaicML 2023, https://www.databricks.com/blog/mpt-7b), which has no paper.
 
-The presets carry the figures of the released models' own config.json files, as each preset's docstring says.
+The presets have the values of the released models' config.json files, as each preset's docstring says.
 """
 
 import dataclasses
@@ -11,27 +11,27 @@ from scratch_core.config import architectures, field, positive, tokens, unsuppor
 from scratch_core.errors import ConfigError
 
 FIXED = {"alibi_bias_max": 8, "expansion_ratio": 4}
-"""The values that transformers uses whatever these fields say. MosaicML's own code reads the fields."""
+"""The values that transformers always uses, because it ignores these fields. MosaicML's own code reads them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MPTConfig:
-    """Raises ConfigError for sizes that cannot be built."""
+    """The hyperparameters of MPT. Raises ConfigError if no model can be built from them."""
 
     vocab_size: int  # V
     d_model: int  # D
     num_layers: int  # L
     num_heads: int  # N
     expansion_ratio: int = 4  # F / D
-    max_positions: int = 2048  # a limit of use alone: no parameter depends on it
+    max_positions: int = 2048  # only a limit on the length of texts; no parameter depends on it
     alibi_bias_max: int = 8  # the steepest head's slope is 2^-(alibi_bias_max / N), the flattest 2^-alibi_bias_max
-    clip_qkv: float | None = None  # bound of each query, key and value feature; None: none
-    softmax_scale: float | None = None  # of the scores; None: 1 / sqrt(H)
+    clip_qkv: float | None = None  # bound of each query, key and value feature; None: no bound
+    softmax_scale: float | None = None  # factor of the scores; None: 1 / sqrt(H)
     norm_epsilon: float = 1e-5
-    tie_embeddings: bool = True  # the output head reads the embedding
-    embedding_dropout: float = 0.0  # these three in training alone
+    tie_embeddings: bool = True  # the output head uses the embedding matrix
+    embedding_dropout: float = 0.0  # the three dropout rates act only in training
     attention_dropout: float = 0.0  # of attention weights
-    residual_dropout: float = 0.0  # of what each branch adds
+    residual_dropout: float = 0.0  # of each branch's output
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
@@ -57,13 +57,13 @@ class MPTConfig:
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the configuration of a config.json, with a short or a full "attn_config".
+        """Return the configuration of a config.json, whose "attn_config" may be partial.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not implemented here:
-        of MosaicML's many options those that the released models use are. ``learned_pos_emb`` means nothing beside
-        ALiBi, and ``attn_uses_sequence_id`` nothing without the ids of packed texts. "architectures" says whose
-        results are meant: MosaicML's, "MPTForCausalLM", may have any ``alibi_bias_max`` and ``expansion_ratio``;
-        transformers' must have those that transformers computes with.
+        Raises ConfigError for a missing or malformed field, and for a value that is not implemented here. Of MosaicML's
+        options, those of the released models are implemented. ``learned_pos_emb`` has no effect with ALiBi, and
+        ``attn_uses_sequence_id`` has none without the ids of packed texts. A model of MosaicML's code, whose
+        "architectures" has "MPTForCausalLM", may have any ``alibi_bias_max`` and ``expansion_ratio``; a model of
+        transformers must have the values in FIXED.
         """
         attention = field(fields, "attn_config", dict, {})
         num_heads = field(fields, "n_heads", int)
@@ -107,19 +107,19 @@ class MPTConfig:
         if config._differs_in_transformers() and "MPTForCausalLM" not in architectures(fields):
             raise ConfigError(
                 f"config.json: {' and '.join(config._differs_in_transformers())} in a model of transformers, which "
-                f"computes with {FIXED} whatever the file says: correct the file, or write "
-                '"architectures": ["MPTForCausalLM"] into it if the model is one of MosaicML\'s code, which reads both'
+                f"always computes with {FIXED}: correct the file, or, if the model is one of MosaicML's code, "
+                'which reads both fields, set "architectures": ["MPTForCausalLM"] in it'
             )
         return config
 
     def _differs_in_transformers(self) -> list[str]:
-        """Return what transformers would ignore, as "name=value"."""
+        """Return, as "name=value", the fields that transformers would ignore."""
         return [f"{name}={getattr(self, name)}" for name, fixed in FIXED.items() if getattr(self, name) != fixed]
 
     def to_hf(self) -> dict[str, Any]:
         """Return the fields of a config.json that every version of transformers reads.
 
-        A model that transformers would compute in another way is named as one of MosaicML's code.
+        A model that transformers would compute differently gets the architecture name of MosaicML's code.
         """
         return {
             **({"architectures": ["MPTForCausalLM"]} if self._differs_in_transformers() else {}),
@@ -133,7 +133,7 @@ class MPTConfig:
             "attn_config": {
                 "alibi": True,
                 "alibi_bias_max": self.alibi_bias_max,
-                # transformers wants the integer 0 where there is none.
+                # transformers requires the integer 0 for no dropout.
                 "attn_pdrop": self.attention_dropout or 0,
                 "attn_type": "multihead_attention",
                 "clip_qkv": self.clip_qkv,
@@ -157,10 +157,10 @@ class MPTConfig:
 
     @classmethod
     def mpt_7b(cls) -> Self:
-        """Return MPT-7B. Source: its config.json, as https://huggingface.co/crashx/flax-mpt7b repeats it."""
+        """Return MPT-7B. Source: its config.json, copied at https://huggingface.co/crashx/flax-mpt7b."""
         return cls(50_432, 4096, 32, num_heads=32)
 
     @classmethod
     def mpt_30b(cls) -> Self:
-        """Return MPT-30B. Source: its config.json, as https://huggingface.co/Abzu/mpt-30b-instruct-q8 repeats it."""
+        """Return MPT-30B. Source: its config.json, copied at https://huggingface.co/Abzu/mpt-30b-instruct-q8."""
         return cls(50_432, 7168, 48, num_heads=64, max_positions=8192)

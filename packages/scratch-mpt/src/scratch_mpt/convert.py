@@ -1,4 +1,4 @@
-"""MPT's key table: the keys of Hugging Face's MptForCausalLM, which are MosaicML's, beside ours."""
+"""MPT's key table: the keys of Hugging Face's MptForCausalLM, which are also MosaicML's, beside ours."""
 
 import re
 
@@ -30,5 +30,5 @@ def rules(config: MPTConfig) -> list[Rule | Copy]:
 
 
 def rename(key: str) -> str:
-    """Return the table's spelling of a key: checkpoints of MptModel have no "transformer."."""
+    """Return the key as the table spells it: checkpoints of MptModel lack "transformer."."""
     return f"transformer.{key}" if re.match(r"(wte|blocks|norm_f)\.", key) else key

@@ -1,8 +1,8 @@
-r"""MPT: a decoder-only transformer without a bias, whose heads see positions through a slope each (ALiBi).
+r"""MPT: a decoder-only transformer without biases, whose attention scores fall with the distance (ALiBi).
 
 Source: MosaicML 2023, https://www.databricks.com/blog/mpt-7b, and its code, https://github.com/mosaicml/llm-foundry.
 ALiBi: Press et al. 2022, https://arxiv.org/abs/2108.12409, section 3. Head $n$ subtracts its slope $m_n$ times the
-distance from each score, so that near keys weigh more, and no vector of a position is learned or added:
+distance from each score, so that near keys weigh more. No vectors of positions are learned or added:
 
 $$ y_t = \sum_{s \le t} \mathrm{softmax}_s\left(q_t k_s^\top / \sqrt{H} - m_n (t - s)\right) v_s \tag{1} $$
 $$ m_n = 2^{-b n / N}, \qquad n = 1 \dots N, \quad b = 8 \tag{2} $$
@@ -10,7 +10,7 @@ $$ h = x + \mathrm{Attention}(\mathrm{LayerNorm}(x)) \tag{3} $$
 $$ y = h + W_d\, \mathrm{GELU}(W_u\, \mathrm{LayerNorm}(h)) \tag{4} $$
 $$ \mathrm{logits} = \mathrm{LayerNorm}(y_L)\, W_{\mathrm{token}}^\top \tag{5} $$
 
-Some models clip every feature of queries, keys and values to $[-c, c]$ ("clip_qkv"), for stable training.
+For stable training, some models clip every feature of queries, keys and values to $[-c, c]$ (``clip_qkv``).
 
 Shapes: B batch, T query positions, S key positions, D model width, N heads, H head width, V vocabulary.
 """
@@ -30,9 +30,9 @@ from scratch_mpt.config import MPTConfig
 def alibi_slopes(num_heads: int, bias_max: int = 8) -> tuple[float, ...]:
     """Return the slope of each head, eq. 2.
 
-    Where num_heads is no power of two, the slopes are those of the next one, P: first every second, which are those of
-    P / 2 heads, then as many of those between them as are needed. So does the code of the paper's authors,
-    https://github.com/ofirpress/attention_with_linear_biases.
+    If num_heads is not a power of two, the slopes are taken from those of the next power of two, P: first every second
+    one, which gives the slopes of P / 2 heads, then the ones between them until there are num_heads. This follows the
+    authors' code, https://github.com/ofirpress/attention_with_linear_biases.
     """
     P = 1 << (num_heads - 1).bit_length()
     slopes = [2.0 ** (-bias_max * n / P) for n in range(1, P + 1)]  # eq. 2
@@ -125,10 +125,10 @@ class MPT(CausalLM):
             self.head = Linear(D, V, use_bias=False, dtype=dtype, rngs=rngs)
 
     def embed(self, input_ids: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """Return the embedded tokens, x_BTD; the layers see positions as distances."""
+        """Return the embedded tokens, x_BTD; positions enter through the attention scores of the layers."""
         return self.dropout(self.embedding(input_ids))
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
+        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head uses the embedding matrix."""
         logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)  # eq. 5

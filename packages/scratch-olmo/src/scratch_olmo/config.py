@@ -1,6 +1,6 @@
 """Configurations of OLMo (https://arxiv.org/abs/2402.00838) and OLMo 2 (https://arxiv.org/abs/2501.00656).
 
-The presets carry the figures of the released models' own config.json files.
+The presets have the values of the released models' config.json files.
 """
 
 import dataclasses
@@ -12,24 +12,24 @@ from scratch_core.errors import ConfigError
 from scratch_core.layers import Rope, read_rope, rope_to_hf
 
 ABSENT = {"bos_token_id": None, "eos_token_id": 50_279, "pad_token_id": 1}
-"""The special tokens that a config.json leaves out, as in transformers; null means that there is none."""
+"""The special tokens for a config.json that leaves them out, as in transformers; null means no such token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-    """What both generations have. Raises ConfigError for sizes that cannot be built."""
+    """The hyperparameters that both generations share. Raises ConfigError if no model can be built from them."""
 
     vocab_size: int  # V
     d_model: int  # D
     num_layers: int  # L
     num_heads: int  # N
-    num_kv_heads: int  # K; fewer than N in OLMo 2 32B alone
-    d_ff: int  # F, of each of the two inputs of SwiGLU
+    num_kv_heads: int  # K; fewer than N only in OLMo 2 32B
+    d_ff: int  # F, width of each of the two branches of SwiGLU
     rope: Rope = Rope(10_000.0)  # noqa: RUF009, frozen like the config
     max_positions: int = 2048
-    tie_embeddings: bool = False  # the output head reads the embedding
+    tie_embeddings: bool = False  # the output head uses the embedding matrix
     attention_bias: bool = False
-    z_loss_weight: float = 0.0  # of log(Z)^2 in the loss; 0: none. Not a field of the reference
+    z_loss_weight: float = 0.0  # of log(Z)^2 in the loss; 0: no z-loss. transformers has no such field
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = 50_279
     pad_token_id: int | None = 1
@@ -95,9 +95,9 @@ def _read_sizes(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class OlmoConfig(_Sizes):
-    """OLMo. Raises ConfigError for sizes that cannot be built."""
+    """The hyperparameters of OLMo. Raises ConfigError if no model can be built from them."""
 
-    clip_qkv: float | None = None  # bound of each query, key and value feature; None: none
+    clip_qkv: float | None = None  # bound of each query, key and value feature; None: no bound
 
     def __post_init__(self):
         super().__post_init__()
@@ -106,9 +106,9 @@ class OlmoConfig(_Sizes):
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the configuration of a config.json in either spelling of rotary positions.
+        """Return the configuration of a config.json, also of one that spells rotary positions as before transformers 5.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not implemented here.
+        Raises ConfigError for a missing or malformed field, and for a value that is not implemented here.
         """
         return cls(**_read_sizes(fields), clip_qkv=field(fields, "clip_qkv", float, None))
 
@@ -128,8 +128,7 @@ class OlmoConfig(_Sizes):
     def olmo_1b(cls) -> Self:
         """Return OLMo 1B (February 2024): tied embeddings.
 
-        Source: the config.json of OLMo-1B-hf, as https://huggingface.co/onnx-community/OLMo-1B-hf
-        repeats it.
+        Source: the config.json of OLMo-1B-hf, copied at https://huggingface.co/onnx-community/OLMo-1B-hf.
         """
         return cls(50_304, 2048, 16, num_heads=16, num_kv_heads=16, d_ff=8192, tie_embeddings=True)
 
@@ -145,14 +144,14 @@ class OlmoConfig(_Sizes):
     def olmo_7b_0424(cls) -> Self:
         """Return OLMo 7B of April 2024 (OLMo 1.7): queries, keys and values clipped, texts twice as long.
 
-        Source: its config.json, as https://huggingface.co/ricdomolm/ttt-mc-olmo-1.7-7b repeats it.
+        Source: its config.json, copied at https://huggingface.co/ricdomolm/ttt-mc-olmo-1.7-7b.
         """
         return dataclasses.replace(cls.olmo_7b(), clip_qkv=8.0, max_positions=4096)
 
 
 @dataclasses.dataclass(frozen=True)
 class Olmo2Config(_Sizes):
-    """OLMo 2. Raises ConfigError for sizes that cannot be built."""
+    """The hyperparameters of OLMo 2. Raises ConfigError if no model can be built from them."""
 
     norm_epsilon: float = 1e-6
 
@@ -162,9 +161,9 @@ class Olmo2Config(_Sizes):
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
-        """Return the configuration of a config.json in either spelling of rotary positions.
+        """Return the configuration of a config.json, also of one that spells rotary positions as before transformers 5.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not implemented here.
+        Raises ConfigError for a missing or malformed field, and for a value that is not implemented here.
         """
         return cls(**_read_sizes(fields), norm_epsilon=field(fields, "rms_norm_eps", float, 1e-5))
 
@@ -184,7 +183,7 @@ class Olmo2Config(_Sizes):
     def olmo2_1b(cls) -> Self:
         """Return OLMo 2 1B (April 2025).
 
-        Source: its config.json, as a fine-tuned copy repeats it,
+        Source: its config.json, copied in a fine-tuned model,
         https://huggingface.co/CodeAtCMU/OLMo-2-0425-1B_full_sft_code_data_120K_remove_comments.
         """
         return cls(
@@ -196,7 +195,7 @@ class Olmo2Config(_Sizes):
     def olmo2_7b(cls) -> Self:
         """Return OLMo 2 7B (November 2024).
 
-        Source: its config.json, as https://huggingface.co/shanearora/i-am-a-good-open-base-model has it.
+        Source: its config.json, copied at https://huggingface.co/shanearora/i-am-a-good-open-base-model.
         """
         return dataclasses.replace(
             cls.olmo2_1b(), d_model=4096, num_layers=32, num_heads=32, num_kv_heads=32, d_ff=11_008
@@ -214,7 +213,7 @@ class Olmo2Config(_Sizes):
 
     @classmethod
     def olmo2_32b(cls) -> Self:
-        """Return OLMo 2 32B (March 2025): eight key/value heads, and a text begins with the token that ends one.
+        """Return OLMo 2 32B (March 2025): eight key/value heads, and texts begin with the token that ends them.
 
         Source: https://huggingface.co/allenai/OLMo-2-0325-32B/blob/main/config.json.
         """

@@ -6,7 +6,7 @@ from scratch_olmo.config import Olmo2Config, OlmoConfig
 
 
 def olmo_rules(config: OlmoConfig | Olmo2Config) -> list[Rule | Copy]:
-    """Return theirs | ours | transform. N query heads, K key/value heads, H head width. OLMo's norms have no rows."""
+    """Return theirs | ours | transform. N query heads, K key/value heads, H head width. OLMo's norms have no parameters."""
     N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
     # fmt: off
     table = [
@@ -19,7 +19,7 @@ def olmo_rules(config: OlmoConfig | Olmo2Config) -> list[Rule | Copy]:
         Rule("model.layers.{i}.mlp.up_proj.weight",      "layers.{i}.feed_forward.up.kernel",   transpose),
         Rule("model.layers.{i}.mlp.down_proj.weight",    "layers.{i}.feed_forward.down.kernel", transpose),
         Rule("lm_head.weight",                           "head.kernel", transpose),
-        # With attention_bias, which no released OLMo has:
+        # Only with attention_bias, which no released OLMo sets:
         Rule("model.layers.{i}.self_attn.q_proj.bias",   "layers.{i}.attention.query.bias", split_bias(N, H)),
         Rule("model.layers.{i}.self_attn.k_proj.bias",   "layers.{i}.attention.key.bias",   split_bias(K, H)),
         Rule("model.layers.{i}.self_attn.v_proj.bias",   "layers.{i}.attention.value.bias", split_bias(K, H)),
@@ -32,7 +32,7 @@ def olmo_rules(config: OlmoConfig | Olmo2Config) -> list[Rule | Copy]:
 
 
 def olmo2_rules(config: Olmo2Config) -> list[Rule | Copy]:
-    """Return OLMo's table and the norms that OLMo 2 adds; those of queries and keys span all heads."""
+    """Return OLMo's table and the norms that OLMo 2 adds; the norms of queries and keys span all heads."""
     N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
     # fmt: off
     return [

@@ -1,19 +1,19 @@
-r"""OLMo and OLMo 2: a decoder without parameters in its norms, and its successor that was built to train stably.
+r"""OLMo and OLMo 2: a decoder whose norms have no parameters, and its successor, which was built to train stably.
 
 Sources: Groeneveld et al. 2024, https://arxiv.org/abs/2402.00838 (section 2.1) and Team OLMo 2024,
-https://arxiv.org/abs/2501.00656 (sections 2 and 3). A block of OLMo is Llama's, with a norm that has nothing to learn;
-the version of April 2024 also clips queries, keys and values to $[-c, c]$:
+https://arxiv.org/abs/2501.00656 (sections 2 and 3). A block of OLMo is Llama's with a norm without parameters. The
+version of April 2024 also clips queries, keys and values to $[-c, c]$:
 
 $$ \mathrm{LN}(x) = \frac{x - \bar x}{\sqrt{\overline{(x - \bar x)^2} + \epsilon}} \tag{1} $$
 $$ h = x + \mathrm{Attention}(\mathrm{LN}(x)), \qquad y = h + \mathrm{SwiGLU}(\mathrm{LN}(h)) \tag{2} $$
 
-A block of OLMo 2 normalises what its layers return, not what they read. Its queries and keys are normalised too, over
-all heads at once and before rotary positions (QK-norm), so that no score grows without bound:
+A block of OLMo 2 normalises the outputs of its layers, not their inputs. Queries and keys are normalised too, over all
+heads together and before rotary positions (QK-norm), so that no score grows without bound:
 
 $$ h = x + \mathrm{RMSNorm}(\mathrm{Attention}(x)), \qquad y = h + \mathrm{RMSNorm}(\mathrm{SwiGLU}(h)) \tag{3} $$
 $$ q = \mathrm{RMSNorm}(W_q x), \qquad k = \mathrm{RMSNorm}(W_k x) \tag{4} $$
 
-Each next token costs its cross-entropy and a *z-loss*, which keeps the normaliser $Z$ of the softmax near 1:
+The loss of each next token is its cross-entropy plus a *z-loss*, which keeps the normaliser $Z$ of the softmax near 1:
 
 $$ \mathcal{L} = -\log p(y) + \lambda (\log Z)^2, \qquad Z = \sum_v e^{\mathrm{logit}_v} \tag{5} $$
 
@@ -35,7 +35,7 @@ from scratch_core.losses import IGNORED, causal_lm_inputs, causal_lm_loss, next_
 from scratch_olmo import convert
 from scratch_olmo.config import Olmo2Config, OlmoConfig
 
-# OLMo 2, section 3.2: every matrix is drawn alike, whatever its size and depth.
+# OLMo 2, section 3.2: the same distribution for every matrix, whatever its size and depth.
 NORMAL = nnx.initializers.truncated_normal(0.02, lower=-3.0, upper=3.0)
 
 
@@ -50,21 +50,21 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """A norm over the last axes, those of ``shape``; the result has the input's dtype."""
+    """RMSNorm over the last axes, which have the sizes ``shape``; the result has the input's dtype."""
 
     def __init__(self, *shape: int, epsilon: float):
         self.scale = nnx.Param(jnp.ones(shape))
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return x normalised; all in float32, rounded to x's dtype last (Llama's rounds before it multiplies)."""
+        """Return x normalised; computed in float32 and rounded last (Llama's norm rounds before it multiplies)."""
         x32, axes = x.astype(jnp.float32), tuple(range(-self.scale.ndim, 0))
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=axes, keepdims=True) + self.epsilon)
         return (x32 * self.scale[...].astype(jnp.float32)).astype(x.dtype)
 
 
 class Attention(nnx.Module):
-    """Causal self-attention with rotary positions and an optional key/value cache; ``project`` differs by generation.
+    """Causal self-attention with rotary positions and an optional key/value cache. Subclasses override ``project``.
 
     Projections run in ``dtype``.
     """
@@ -97,7 +97,7 @@ class Attention(nnx.Module):
 
 
 class ClippedAttention(Attention):
-    """OLMo's: queries, keys and values bounded by ``config.clip_qkv``, if it is not None."""
+    """Attention of OLMo: queries, keys and values are clipped to ``config.clip_qkv``, unless it is None."""
 
     def __init__(self, config: OlmoConfig, *, dtype, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, rngs=rngs)
@@ -113,7 +113,7 @@ class ClippedAttention(Attention):
 
 
 class NormedAttention(Attention):
-    """OLMo 2's: queries and keys normalised over all heads at once (eq. 4)."""
+    """Attention of OLMo 2: queries and keys are normalised over all heads together (eq. 4)."""
 
     def __init__(self, config: Olmo2Config, *, dtype, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, rngs=rngs, kernel_init=NORMAL)
@@ -177,7 +177,7 @@ class _Decoder(CausalLM):
         return self.embedding(input_ids)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head reads the embedding itself."""
+        """Return the head's logits_BTV, float32, for normalised x_BTD; a tied head uses the embedding matrix."""
         logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
         return logits_BTV.astype(jnp.float32)
 
