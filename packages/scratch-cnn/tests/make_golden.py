@@ -99,7 +99,7 @@ def write(name, model, config, x, labels):
 
 
 def main():
-    # The pictures are data, not a computation to check: the one file of the package that is read, by itself.
+    # codes.py is the only file of the package that is read: its pictures are data, not a computation to check.
     codes = runpy.run_path(str(Path(__file__).parents[1] / "src/scratch_cnn/codes.py"))["digit_codes"]()
     torch.manual_seed(0)
     x, labels = torch.rand(3, 1, 32, 32) * 1.275 - 0.1, torch.tensor([3, 0, 9])

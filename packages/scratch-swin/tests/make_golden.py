@@ -7,8 +7,7 @@
     uv run packages/scratch-swin/tests/make_golden.py FOLDER
 
 Each is a tiny random model with its inputs and the outputs of transformers: eval mode, eager attention, one thread.
-Another version of torch draws other weights, so the numbers differ from run to run of this script, never the
-relation between them.
+Another version of torch draws other weights: all numbers of a folder then differ, but still belong together.
 """
 
 import json
