@@ -38,7 +38,7 @@ def winograd(x_BYXC: jax.Array, kernel_33CO: jax.Array) -> jax.Array:
     B, Y, X, _ = x_BYXC.shape
     R, S = -(-Y // 2), -(-X // 2)
     padded = jnp.pad(x_BYXC, ((0, 0), (1, 1 + 2 * R - Y), (1, 1 + 2 * S - X), (0, 0)))
-    # Nested 4x4 lists, by column and then by row: entry (i, j) is that position of all tiles [B, R, S, C], or taps [C, O].
+    # Nested 4x4 lists, by column, then by row: entry (i, j) is that position of all tiles [B, R, S, C], or taps [C, O].
     inputs = [_inputs(*_overlapping(column, 1, R)) for column in _inputs(*_overlapping(padded, 2, S))]
     taps = [_taps(*column) for column in _taps(*kernel_33CO.swapaxes(0, 1))]
     products = [[dot_rows(d, g) for d, g in zip(*columns, strict=True)] for columns in zip(inputs, taps, strict=True)]
