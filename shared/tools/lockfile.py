@@ -24,5 +24,5 @@ def clean(text: str) -> str:
 if __name__ == "__main__":
     if sys.argv[1:] != ["clean"]:
         sys.exit("usage: python3 shared/tools/lockfile.py clean < uv.lock > cleaned")
-    # Bytes, so that no platform's encoding or line ends come in between.
+    # Bytes, because a platform's text mode could change the encoding or the line ends.
     sys.stdout.buffer.write(clean(sys.stdin.buffer.read().decode("utf-8")).encode("utf-8"))

@@ -8,7 +8,7 @@
 
 Each is a tiny random model with its inputs and the outputs of transformers or timm: eval mode, one thread.
 ``training`` is five steps of gradient descent in training mode, and the running statistics after them.
-Another version of torch draws other weights: all numbers of a folder then differ, but still belong together.
+Another version of torch draws other weights, so that the files hold other numbers; the tests must pass with those too.
 """
 
 import json

@@ -6,8 +6,9 @@
 
     uv run packages/scratch-swin/tests/make_golden.py FOLDER
 
-Each is a tiny random model with its inputs and the outputs of transformers: eval mode, eager attention, one thread.
-Another version of torch draws other weights: all numbers of a folder then differ, but still belong together.
+Each is a tiny random model with its inputs and the outputs that transformers computes: eval mode, eager attention, one
+thread.
+Another version of torch draws other weights, so that the files hold other numbers; the tests must pass with those too.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Random configurations of GPT-2, for the differential check against transformers.
 
-Its forward pass counts padding on the left as positions, unless it gets ``position_ids`` that count real tokens alone.
+Its forward pass counts padding on the left as positions, unless it gets ``position_ids`` that count only real tokens.
 """
 
 import numpy as np

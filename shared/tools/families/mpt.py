@@ -1,7 +1,7 @@
 """Random configurations of MPT, for the differential check against transformers.
 
-transformers ignores ``alibi``, ``alibi_bias_max``, ``expansion_ratio``, ``qk_ln`` and ``logit_scale``; here each of
-them is refused unless it says what transformers computes.
+transformers ignores ``alibi``, ``alibi_bias_max``, ``expansion_ratio``, ``qk_ln`` and ``logit_scale``. Our package
+refuses each of them unless its value describes what transformers computes.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Configurations of Template: what its config.json says, and presets with the real figures of released models."""
+"""Configurations of Template: the fields of its config.json, and presets with the sizes of released models."""
 
 import dataclasses
 from collections.abc import Mapping
