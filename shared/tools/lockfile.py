@@ -17,7 +17,7 @@ def clean(text: str) -> str:
     """Return the index-free form of a lockfile; cleaning twice changes nothing."""
     text = re.sub(r'registry = "[^"]*"', 'registry = "index"', text)
     text = re.sub(r'url = "[^"]*/([^"/]+)"', r'path = "\1"', text)
-    # Without its manifest uv considers the lock incomplete, and fills in the addresses again.
+    # uv treats a lock without its manifest as incomplete, and fills in the addresses again.
     return re.sub(r"^\[manifest\]\n(?:(?!\[).*\n)*", "", text, flags=re.MULTILINE)
 
 

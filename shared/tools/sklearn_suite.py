@@ -4,7 +4,7 @@
     uv run --all-packages python shared/tools/sklearn_suite.py linear_model/tests/test_ridge.py -k "not sag"
 
 Without arguments it runs every test module of the three subpackages of the installed scikit-learn, which takes about
-half an hour on one core; with some, those modules alone. Before pytest imports them, the thirteen classes and the two
+half an hour on one core; with some, only those modules. Before pytest imports them, the thirteen classes and the two
 path functions take the place of scikit-learn's in the subpackages and in the modules that define them. A test counts
 if it makes one of our estimators, has one among its parameters or calls one of our path functions, and does not skip
 itself. Other tests run too, but prove nothing about us and are left out of every number.
@@ -43,7 +43,7 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ),
     (
         r"test_neigh_predictions_algorithm_agnosticity",
-        "passes n_neighbors to subclasses of scikit-learn's KNeighborsMixin alone, or a DistanceMetric object",
+        "passes n_neighbors only to subclasses of scikit-learn's KNeighborsMixin, or a DistanceMetric object",
     ),
     (
         r"test_neighbors_validate_parameters|test_nan_euclidean_support",

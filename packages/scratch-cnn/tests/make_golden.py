@@ -4,8 +4,8 @@
 # ///
 """Record what LeNet-5 computes in PyTorch: run with ``uv run tests/make_golden.py``.
 
-No library ships the paper's LeNet-5, so it is written here a second time, in PyTorch and channels first, from the
-paper alone: convolutions by torch, subsampling as an average pool times four, table I as a list of grouped inputs.
+No library ships the paper's LeNet-5, so it is written here a second time, in PyTorch and channels first, only from the
+paper: convolutions by torch, subsampling as an average pool times four, table I as a list of grouped inputs.
 """
 
 import json

@@ -9,7 +9,7 @@ ARCHITECTURE = "GPT2LMHeadModel"
 
 
 def random_config(rng: np.random.Generator) -> dict:
-    """Return the fields of a small config.json; about one in ten asks for what is refused."""
+    """Return the fields of a small config.json; about one in ten has an option that is refused."""
     heads, head_dim = int(rng.integers(1, 7)), int(rng.integers(3, 17))
     fields = {
         "vocab_size": int(rng.integers(50, 200)),

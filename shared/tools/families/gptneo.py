@@ -13,7 +13,7 @@ ARCHITECTURE = "GPTNeoForCausalLM"
 
 
 def random_config(rng: np.random.Generator) -> dict:
-    """Return the fields of a small config.json; about one in ten asks for what is refused."""
+    """Return the fields of a small config.json; about one in ten has an option that is refused."""
     heads, head_dim, layers = int(rng.integers(1, 7)), int(rng.integers(3, 17)), int(rng.integers(1, 5))
     kinds = [str(kind) for kind in rng.choice(["global", "local"], size=layers)]
     return {

@@ -10,7 +10,7 @@ ARCHITECTURE = "MptForCausalLM"
 
 
 def random_config(rng: np.random.Generator) -> dict:
-    """Return the fields of a small config.json; about one in five asks for what is refused."""
+    """Return the fields of a small config.json; about one in five has an option that is refused."""
     heads, head_dim = int(rng.integers(1, 14)), int(rng.integers(2, 9))
     attention = {
         "clip_qkv": None if rng.random() < 0.5 else float(rng.uniform(0.2, 2.0)),

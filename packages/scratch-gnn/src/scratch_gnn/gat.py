@@ -75,8 +75,9 @@ class _Attention(nnx.Module):
         return y if self.bias is None else y + self.bias[...], weights_EH, own
 
     def __call__(self, x_ND: jax.Array, edge_index_2E: jax.Array) -> jax.Array:
-        """Return y: [N, heads * out_channels], or [N, out_channels] without ``concat``. Raises DataError for a graph
-        that does not fit.
+        """Return y: [N, heads * out_channels], or [N, out_channels] without ``concat``.
+
+        Raises DataError for a graph that does not fit.
         """
         return self.with_weights(x_ND, edge_index_2E)[0]
 

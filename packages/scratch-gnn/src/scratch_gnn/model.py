@@ -77,8 +77,9 @@ class GNN(PretrainedModel):
         edge_weight_E: jax.Array | None = None,
         edge_attr_EA: jax.Array | None = None,
     ) -> jax.Array:
-        """Return Z_NM of eq. 1. Raises DataError for a graph that does not fit, or weights or features of edges that
-        the layers do not read.
+        """Return Z_NM of eq. 1.
+
+        Raises DataError for a graph that does not fit, and for weights or features of edges that no layer reads.
         """
         # Integers are not cast, so that the first layer reports their dtype.
         x = x_ND.astype(self.dtype) if jnp.issubdtype(x_ND.dtype, jnp.floating) else x_ND

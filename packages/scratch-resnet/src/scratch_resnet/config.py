@@ -64,7 +64,7 @@ class ResNetConfig:
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the configuration of a transformers or a timm config.json.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not implemented.
+        Raises ConfigError for a missing or malformed field, and for a field that needs something not implemented.
         """
         if "architecture" in fields:
             return cls._from_timm(fields)

@@ -77,8 +77,8 @@ class SwinConfig:
 
     def shift(self, stage: int, block: int) -> int:
         """Return the shift of a block's windows: half a window in every second block, 0 if the map is one window."""
-        alone = self.resolution(stage)[0] <= self.window(stage)
-        return 0 if block % 2 == 0 or alone else self.window_size // 2
+        one_window = self.resolution(stage)[0] <= self.window(stage)
+        return 0 if block % 2 == 0 or one_window else self.window_size // 2
 
     def with_labels(self, labels: tuple[str, ...]) -> Self:
         """Return the same model for other classes, named by ``labels``."""
@@ -93,7 +93,7 @@ class SwinConfig:
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the configuration of a config.json.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not implemented.
+        Raises ConfigError for a missing or malformed field, and for a field that needs something not implemented.
         """
         unsupported(fields, hidden_act="gelu", use_absolute_embeddings=False)
         labels = read_labels(fields)
@@ -103,7 +103,7 @@ class SwinConfig:
             depths=depths,
             num_heads=integers(fields, "num_heads", (3, 6, 12, 24)),
             window_size=field(fields, "window_size", int, 7),
-            # transformers writes four of them by default, whatever the number of stages:
+            # transformers writes four of them by default, for any number of stages:
             pretrained_window_sizes=integers(fields, "pretrained_window_sizes", (0,) * len(depths))[: len(depths)],
             image_size=read_size(fields, "image_size", 224),
             patch_size=read_size(fields, "patch_size", 4),

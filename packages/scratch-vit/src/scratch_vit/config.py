@@ -53,7 +53,7 @@ class ViTConfig:
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the configuration of a config.json.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not implemented.
+        Raises ConfigError for a missing or malformed field, and for a field that needs something not implemented.
         """
         unsupported(fields, hidden_act="gelu")
         labels = read_labels(fields)

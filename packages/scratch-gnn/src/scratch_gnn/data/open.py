@@ -1,4 +1,4 @@
-"""The data of a task, by name or by folder: one graph with a split of its nodes, or several graphs, split themselves.
+"""The data of a task, by name or by folder: one graph and a split of its nodes, or several graphs and a split of them.
 
 None          the default of the task
 "karate"      Zachary's karate club, of which two members are labelled
@@ -34,7 +34,7 @@ class NodeSet:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of graph and split, by which a resumed run recognises its data."""
+        """A digest of graph and split; a resumed run compares it to check its data."""
         return _digest([self.graph], self.train, self.test)
 
 
@@ -50,7 +50,7 @@ class GraphSet:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of graphs and split, by which a resumed run recognises its data."""
+        """A digest of graphs and split; a resumed run compares it to check its data."""
         return _digest(self.graphs, self.train, self.test)
 
 

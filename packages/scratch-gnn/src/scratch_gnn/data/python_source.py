@@ -22,8 +22,8 @@ def import_graph(root: Path | None = None, least: int = 8) -> tuple[Graph, list[
     """Return a graph of the modules below ``root``, their names, and the names of their classes.
 
     root None: the standard library. Two modules are joined if one imports the other. A module's features are how many
-    nodes of each type its syntax tree has, and how many neighbours it has, each as log(1 + count); its name is no
-    feature. Its label is its package if that has at least ``least`` modules, else -100. Raises DataError if no two
+    nodes of each type its syntax tree has, and how many neighbours it has, each as log(1 + count); its name is not
+    a feature. Its label is its package if that has at least ``least`` modules, else -100. Raises DataError if no two
     modules are joined.
     """
     paths, root = _python_files(root)

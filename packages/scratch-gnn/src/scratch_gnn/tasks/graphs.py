@@ -104,7 +104,7 @@ class GraphJob(Job):
 
     def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
         """Print the accuracy beside that of the most frequent class."""
-        labels = np.array([graph.labels for graph in self.data.graphs])  # every graph of the split has one
+        labels = np.array([graph.labels for graph in self.data.graphs])  # every graph of the split has a label
         share, number = results["accuracy"], len(self.data.test)
         print(f"held-out accuracy {100 * share:.2f} % ({round(share * number)} of {number})")
         base = most_frequent(labels[self.data.train], labels[self.data.test])

@@ -34,8 +34,7 @@ class TemplateConfig:
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the configuration of a config.json.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not
-        implemented here.
+        Raises ConfigError for a missing or malformed field, and for a field that needs something not implemented.
         """
         unsupported(fields, hidden_act="silu")
         return cls(
