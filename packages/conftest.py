@@ -15,7 +15,7 @@ try:
     from scratch_core import compiler
     from scratch_core.testing.compilation import compile_quickly
     from scratch_core.testing.shapes import check_shapes_on_import
-except ImportError:  # a package that stands on its own, tested alone
+except ImportError:  # a package without scratch-core, tested alone
     compiler = None
 else:
     compile_quickly()
@@ -41,11 +41,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache_folder(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
-    """Keep what is tokenised once out of the user's cache folder."""
+    """Keep cached tokens out of the user's cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(pytestconfig.rootpath / ".pytest_cache" / "home"))
 
 
 @pytest.fixture
 def random() -> np.random.Generator:
-    """Numbers for one test alone: what it draws does not depend on which tests ran before it in its process."""
+    """A generator for one test: its numbers do not depend on the tests that ran before in the same process."""
     return np.random.default_rng(0)

@@ -49,7 +49,7 @@ class Package:
 
     @property
     def models(self) -> dict[str, str]:
-        """Its entries in the registry of models: empty unless it is a model package."""
+        """Its entry points for models; empty unless it is a model package."""
         return self.project.get("entry-points", {}).get("scratch.models", {})
 
     @property
@@ -130,14 +130,14 @@ def run(command: list, cwd: Path, **environment: str) -> str:
     )
     if done.returncode:
         pytest.fail(
-            f"{' '.join(map(str, command))}\nleft with {done.returncode} and said:\n{done.stdout}", pytrace=False
+            f"{' '.join(map(str, command))}\nexited with {done.returncode} and printed:\n{done.stdout}", pytrace=False
         )
     return done.stdout
 
 
 @pytest.fixture(scope="session", name="run")
 def run_fixture():
-    """The function above; import it this way, as root tests are not a Python package."""
+    """The function above as a fixture, because root tests are not a Python package and cannot import it."""
     return run
 
 
@@ -151,13 +151,13 @@ def blocks(text: str, language: str) -> list[tuple[int, str]]:
 
 @pytest.fixture(scope="session", name="blocks")
 def blocks_fixture():
-    """The function above."""
+    """The function above as a fixture."""
     return blocks
 
 
 @pytest.fixture(scope="session")
 def uv() -> list[str]:
-    """The command that starts uv: the one that started us, else one on the path, else the one beside this Python."""
+    """The command that starts uv: the uv that started this process, else one on the path, else this Python's."""
     if path := os.environ.get("UV") or shutil.which("uv"):
         return [path]
     if importlib.util.find_spec("uv"):
@@ -179,7 +179,7 @@ def git(root):
 
 @pytest.fixture(scope="session")
 def files(git, root) -> list[Path]:
-    """Every file that is committed or would be by ``git add .``."""
+    """Every file that is committed, or that ``git add .`` would add."""
     listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").decode().split("\0")
     return sorted({root / name for name in listed if name and (root / name).is_file()})
 

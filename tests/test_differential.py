@@ -1,4 +1,4 @@
-"""Protects ``shared/tools/differential.py``, without the reference: on goldens, whose outputs a reference computed."""
+"""Protects ``shared/tools/differential.py`` without a reference: the outputs of goldens take its place."""
 
 import importlib
 import json
@@ -33,7 +33,7 @@ def folder_of(root, folder):
 
 
 def unpadded(golden, io):
-    """Greedy tokens of the left-padded prompts read without their mask, which the golden does not hold."""
+    """Return the greedy tokens of left-padded prompts read without their mask, which the golden does not hold."""
     import scratch_core
 
     new = io["generated_ids"].shape[1] - io["gen.input_ids"].shape[1]
@@ -93,7 +93,7 @@ def test_every_family_draws_configurations_that_its_package_reads(tool):
         (["--family", "llama", "--count", "0"], "--count 0 must be at least 1"),
         (["--family", "llama", "--count", "x"], "argument --count: invalid int value: 'x'"),
         (["--family", "llama", "--seed", "-1"], "--seed -1 must be at least 0"),
-        (["--family", "llama", "--reference-python", "no/python"], "--reference-python no/python is no program"),
+        (["--family", "llama", "--reference-python", "no/python"], "--reference-python no/python is not a program"),
         (["--family", "llama", "--count", "1", "--reference-python", "false"], "--reference-python false failed"),
         (["--family", "llama", "--keep", "."], "--keep . exists"),
     ],

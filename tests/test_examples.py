@@ -71,7 +71,7 @@ def test_the_tests_that_the_page_on_gemma2_names_exist(root):
 
 
 def test_describing_functions_runs_and_measures_words(root, tmp_path, capsys, monkeypatch):
-    """A short run over a few made-up files; the pairs and the metric by hand."""
+    """A short run over a few made-up files; pairs and metric equal those worked out by hand."""
     example = load_example(root, "describe_functions")
     small = dataclasses.replace(T5Config.tiny(), d_model=16, num_layers=1, num_decoder_layers=1)
     monkeypatch.setattr(T5Config, "tiny", lambda: small)

@@ -1,10 +1,10 @@
-"""Protects the import rule: a model stands on scratch-core alone, and core knows no model.
+"""Protects the import rule: a model imports only scratch-core, and core imports no model.
 
     model package -> scratch_core -> jax, flax, optax, numpy, safetensors, ...
 
-Never model -> model, never core -> model; core itself is built from the ground up, without a circle. The libraries
-that the models are compared with are imported by ``make_golden.py`` and by benchmarks only. What a file imports, it
-declares. The imports are read from the source, so that one inside a function or a test counts too.
+Never model -> model, never core -> model; the modules of core import each other without a circle. Only
+``make_golden.py`` and benchmarks import the libraries that the models are compared with. A package declares what it
+imports. The imports are read from the source, so that an import inside a function or a test counts too.
 """
 
 import ast
@@ -18,9 +18,9 @@ from typing import NamedTuple
 import pytest
 
 REFERENCES = {"torch", "torchvision", "transformers", "timm", "sklearn", "tensorflow", "keras"}
-# scratch-classical is scikit-learn's interface over JAX: there it is a dependency, not only a reference.
-STANDS_ON = {"scratch-classical": {"sklearn"}}
-# Installed, a distribution tells what it provides; these are extras that need not be installed.
+# scratch-classical has scikit-learn's interface over JAX: scikit-learn is its dependency, not only its reference.
+DEPENDS_ON = {"scratch-classical": {"sklearn"}}
+# The modules of installed distributions are read from their metadata; these belong to extras that may be missing.
 PROVIDED_BY = {
     "sklearn": "scikit-learn",
     "PIL": "pillow",
@@ -30,7 +30,7 @@ PROVIDED_BY = {
 
 
 class Import(NamedTuple):
-    """One imported module: its dotted name, where, and whether the import runs as soon as the file is imported."""
+    """One imported module: its dotted name, its place, and whether it is imported as soon as the file is."""
 
     name: str
     where: str
@@ -42,7 +42,7 @@ class Import(NamedTuple):
 
 
 def read_imports(path: Path, base: Path) -> list[Import]:
-    """Every module that a file imports, relative names resolved against ``base``, the folder that is on sys.path."""
+    """Return every module that a file imports; ``base``, the folder on sys.path, resolves relative names."""
     found = []
 
     def visit(node: ast.AST, eager: bool) -> None:
@@ -52,7 +52,7 @@ def read_imports(path: Path, base: Path) -> list[Import]:
         elif isinstance(node, ast.ImportFrom):
             parents = path.relative_to(base).parts[: -node.level] if node.level else ()
             module = ".".join([*parents, *filter(None, [node.module])])
-            # `from package import module` may import a module: ask for the longer name where it is a file of ours.
+            # `from package import module` may import a module: take the longer name if it is a file of ours.
             names = [f"{module}.{alias.name}" for alias in node.names]
             ours = [n for n in names if is_module(base / n.replace(".", "/"))]
             found.extend(Import(name, where, eager) for name in ours or [module])
@@ -73,12 +73,12 @@ def read_imports(path: Path, base: Path) -> list[Import]:
 
 
 def is_module(path: Path) -> bool:
-    """Whether a path without suffix is a Python file or a package."""
+    """Return whether a path without suffix is a Python file or a package."""
     return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 def imports_below(folder: Path, base: Path) -> list[Import]:
-    """Those of all files but the scripts that make the tests' data: they declare dependencies of their own."""
+    """Return the imports of all files, except of scripts that make test data, which declare their own dependencies."""
     paths = [path for path in sorted(folder.rglob("*.py")) if not path.name.startswith("make_")]
     return [i for path in paths for i in read_imports(path, base)]
 
@@ -92,7 +92,7 @@ def own_tests_imports(package) -> list[Import]:
 
 
 def distribution(requirement: str) -> str:
-    """The normalised name at the front of a requirement."""
+    """Return the normalised name at the start of a requirement."""
     return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement.strip())[0]).lower()
 
 
@@ -101,7 +101,7 @@ def is_third_party(name: str) -> bool:
 
 
 def undeclared(imports: list[Import], requirements: list[str]) -> list[str]:
-    """Those imports of other people's libraries that none of the requirements names."""
+    """Return the imports of third-party libraries that none of the requirements names."""
     declared, provided = {distribution(r) for r in requirements}, packages_distributions()
     found = []
     for item in imports:
@@ -116,7 +116,7 @@ def others(imports: list[Import], allowed: set[str]) -> list[str]:
     return [f"{i.where}: {i.name}" for i in imports if re.match(r"scratch_", i.top) and i.top not in allowed]
 
 
-def test_a_package_imports_itself_and_core_alone(package):
+def test_a_package_imports_only_itself_and_core(package):
     allowed = {package.module}
     if "scratch-core" in map(distribution, package.project["dependencies"]):
         allowed.add("scratch_core")
@@ -143,7 +143,7 @@ def test_a_package_declares_what_its_source_imports(package):
 
 
 def test_a_package_declares_what_its_tests_import(package, packages):
-    """Or has it from scratch-core, whose losses and optimizers every model is trained with."""
+    """Tests may also import what scratch-core declares: every model is trained with its losses and optimizers."""
     declared = package.project["dependencies"] + package.extras + package.dev
     if "scratch-core" in map(distribution, declared):
         (core,) = [p for p in packages if p.name == "scratch-core"]
@@ -151,12 +151,12 @@ def test_a_package_declares_what_its_tests_import(package, packages):
     assert undeclared(own_tests_imports(package), declared) == []
 
 
-def test_references_are_imported_by_goldens_and_benchmarks_alone(package):
-    allowed = STANDS_ON.get(package.name, set())
+def test_references_are_imported_only_by_goldens_and_benchmarks(package):
+    allowed = DEPENDS_ON.get(package.name, set())
     imports = source_imports(package) + own_tests_imports(package)
     assert [f"{i.where}: {i.name}" for i in imports if i.top in REFERENCES - allowed] == []
-    forbidden = REFERENCES - allowed | (set() if "sklearn" in allowed else {"scikit-learn"})
-    assert not {distribution(r) for r in package.project["dependencies"] + package.extras + package.dev} & forbidden
+    refused = REFERENCES - allowed | (set() if "sklearn" in allowed else {"scikit-learn"})
+    assert not {distribution(r) for r in package.project["dependencies"] + package.extras + package.dev} & refused
 
 
 def test_nothing_else_imports_a_reference(root):
@@ -166,8 +166,8 @@ def test_nothing_else_imports_a_reference(root):
     assert [f for f in found if "sklearn_suite.py" not in f or not f.rpartition(": ")[2].startswith("sklearn")] == []
 
 
-# Core from the ground up: a file imports from its own line and the lines above it.
-FLOORS = [
+# The modules of core: a file imports from its own line and the lines above it.
+LEVELS = [
     ["errors", "lazy", "paths", "folders", "compiler", "config"],
     ["losses", "parallel"],
     ["layers"],
@@ -182,43 +182,43 @@ FLOORS = [
     ["cli"],
     ["testing"],
 ]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LEVEL = {module: number for number, modules in enumerate(LEVELS) for module in modules}
 
 
-def upward(imports: list[tuple[str, Import]]) -> list[str]:
-    """The imports of core, each with the room that it stands in, that lead to a later line, or to no known room."""
+def forbidden(imports: list[tuple[str, Import]]) -> list[str]:
+    """Return the imports, given as (module of core, import), of a module on a later line or of scratch_core itself."""
     found = []
-    for room, item in imports:
+    for module, item in imports:
         target = [*item.name.split("."), ""][1]
-        if target not in FLOOR and room not in ("tasks", "cli", "testing"):
-            found.append(f"{item.where}: {item.name} is no room; name the module that defines it")
-        elif FLOOR.get(target, 0) > FLOOR[room]:
-            found.append(f"{item.where}: {room} must not import {target}, which stands below it")
+        if target not in LEVEL and module not in ("tasks", "cli", "testing"):
+            found.append(f"{item.where}: {item.name} is not in LEVELS; import the module that defines the name")
+        elif LEVEL.get(target, 0) > LEVEL[module]:
+            found.append(f"{item.where}: {module} must not import {target}, which is on a later line of LEVELS")
     return found
 
 
-def test_core_is_built_from_the_ground_up(root):
+def test_core_imports_only_from_its_own_level_and_those_above(root):
     base = root / "packages/scratch-core/src"
     source = base / "scratch_core"
-    rooms = {path.stem for path in source.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert rooms - {"__init__"} == set(FLOOR), "every room has its line in FLOORS"
+    modules = {path.stem for path in source.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert modules - {"__init__"} == set(LEVEL), "every module of core must be on one line of LEVELS"
     imports = [
         (path.relative_to(source).parts[0].removesuffix(".py"), item)
         for path in sorted(source.rglob("*.py"))
-        if path != source / "__init__.py"  # the front door leads to every room
+        if path != source / "__init__.py"  # it imports from every level
         for item in read_imports(path, base)
         if item.top == "scratch_core"
     ]
     assert len(imports) > 100, "core was not found"
-    assert upward(imports) == []
+    assert forbidden(imports) == []
 
 
-def test_an_arrow_that_runs_back_up_is_found():
+def test_an_import_from_a_later_level_is_found():
     eager = [("weights", Import("scratch_core.registry", "here", True))]
     lazy = [("vision", Import("scratch_core.data.digits", "here", False))]
-    front = [("layers", Import("scratch_core", "here", True))]
-    assert [len(upward(each)) for each in (eager, lazy, front)] == [1, 1, 1]
-    assert upward([("registry", Import("scratch_core.weights", "here", False))]) == []
+    whole = [("layers", Import("scratch_core", "here", True))]
+    assert [len(forbidden(each)) for each in (eager, lazy, whole)] == [1, 1, 1]
+    assert forbidden([("registry", Import("scratch_core.weights", "here", False))]) == []
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 @pytest.fixture
 def committed(git) -> bytes:
-    """The bytes of uv.lock in the index of git: what the next commit holds."""
+    """The bytes of uv.lock in git's index, which the next commit will hold."""
     return git("show", ":uv.lock")
 
 
@@ -28,7 +28,7 @@ def test_the_committed_lockfile_holds_no_address(committed):
 
 
 def test_cleaning_the_working_copy_gives_the_committed_bytes(root, committed):
-    """Fails if a dependency changed and the lock was not committed, or was committed past the filter."""
+    """Fails if a dependency changed and the lock was not committed, or was committed without the filter."""
     cleaned = clean(root, (root / "uv.lock").read_bytes())
     assert cleaned == committed, "uv.lock changed: set the filter up (README.md), then `uv lock` and `git add uv.lock`"
 

@@ -1,4 +1,4 @@
-"""Protects ``shared/tools/new_package.py``: a new package has every file, passes its tests, touches nothing else."""
+"""Protects ``shared/tools/new_package.py``: a new package is complete and passes its tests; nothing else changes."""
 
 import shutil
 import subprocess
@@ -23,16 +23,16 @@ def test_a_new_package_passes_its_tests(root, tmp_path, uv, run):
     ruff = [sys.executable, "-m", "ruff"]
     run([*ruff, "check", "--config", root / "pyproject.toml", folder], cwd=tmp_path)
     run([*ruff, "format", "--check", "--config", root / "pyproject.toml", folder], cwd=tmp_path)
-    # Installed beside this environment rather than into it, with its entry point: the registry must know it.
+    # Installed with its entry point, so that the registry finds it, into a folder and not into this environment.
     installed = tmp_path / "installed"
     run([*uv, "pip", "install", "--quiet", "--no-deps", "--target", installed, folder], cwd=tmp_path)
-    # The shapes of arrays are checked against their names, as in the tree.
+    # This conftest.py checks the shapes of arrays against their names.
     shutil.copy(root / "packages/conftest.py", tmp_path)
-    # All but the two longest, which take as long as the rest together, and which every real model runs.
+    # Without the two longest tests, which take as long as all others together; every real model runs them.
     chosen = ["-k", "not meshes and not overfits"]
     options = ["-q", "-p", "no:cacheprovider", "-c", root / "pyproject.toml", "--rootdir", tmp_path]
-    said = run([sys.executable, "-m", "pytest", *options, *chosen, folder], cwd=tmp_path, PYTHONPATH=str(installed))
-    assert " passed" in said
+    printed = run([sys.executable, "-m", "pytest", *options, *chosen, folder], cwd=tmp_path, PYTHONPATH=str(installed))
+    assert " passed" in printed
 
 
 def test_a_wrong_name_is_refused(root, tmp_path):

@@ -1,7 +1,7 @@
 """Protects installing one package: its wheel alone, in an empty environment, imports and works outside of the tree.
 
-A package that forgot to declare a dependency, ship a file, or bound a member's version passes every other test, because
-there the whole workspace is installed.
+Other tests run with the whole workspace installed. They do not notice a dependency that is not declared, a file that is
+not shipped, or wrong bounds on the version of a member.
 """
 
 import sys
@@ -88,7 +88,7 @@ assert ours == {members!r}, ours
 
 @pytest.fixture(scope="session")
 def pins(root, uv, run, tmp_path_factory):
-    """The versions of the lockfile, so that what is tested is what was developed with, and comes from uv's cache."""
+    """The versions of the lockfile: those that are developed with, and that are in uv's cache."""
     path = tmp_path_factory.mktemp("pins") / "constraints.txt"
     everything = [
         "--all-packages",
@@ -117,14 +117,14 @@ def test_a_wheel_ships_what_it_should(package, wheels):
 
 @pytest.fixture(scope="session")
 def environment(uv, run, tmp_path_factory):
-    """An environment that each package is put into alone; what two packages need is compiled to bytecode once."""
+    """An environment that holds one package at a time; dependencies of several are compiled to bytecode once."""
     folder = tmp_path_factory.mktemp("environment")
     run([*uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder], cwd=folder.parent)
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
 def test_a_wheel_installed_alone_works(package, packages, root, wheels, pins, environment, uv, run, tmp_path):
-    """Its members come as wheels too: their bounds are resolved here as anybody's installer would."""
+    """Members are installed from their wheels too: their bounds are resolved as any installer would resolve them."""
     members, wanted, exact = (tmp_path / name for name in ("members.txt", "wanted.txt", "exact.txt"))
     members.write_text("".join(f"{name} @ {path.as_uri()}\n" for name, path in wheels.items()))
     wanted.write_text(f"{package.name} @ {wheels[package.name].as_uri()}\n")
@@ -138,7 +138,7 @@ def test_a_wheel_installed_alone_works(package, packages, root, wheels, pins, en
     outside = tmp_path / "outside"
     outside.mkdir()
     script = IMPORT_EVERYTHING.format(module=package.module, tree=str(root), members=needed)
-    assert package.models or package.name in USE, f"say in USE, above, how {package.name} is used"
+    assert package.models or package.name in USE, f"add a script that uses {package.name} to USE, above"
     script += USE_MODEL if package.models else USE[package.name]
     (outside / "use.py").write_text(script, encoding="utf-8")
     run([environment, "-P", "use.py"], cwd=outside, JAX_PLATFORMS="cpu")

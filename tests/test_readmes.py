@@ -1,6 +1,6 @@
-"""Protects the READMEs: what they show runs.
+"""Protects the READMEs: the code that they show runs.
 
-A fenced block is run if its info string says so: ```` ```python run ```` or ```` ```console run ````. All Python blocks
+A fenced block runs if its info string says so: ```` ```python run ```` or ```` ```console run ````. All Python blocks
 of a README run in order as one script, in an empty folder; then, in the same folder, the lines of its console blocks
 that start with ``$ ``, with this environment's commands on the path.
 """
@@ -20,7 +20,7 @@ def test_runnable_blocks_run(readme, blocks, run, tmp_path):
     text = readme.read_text(encoding="utf-8")
     python, console = blocks(text, "python"), blocks(text, "console")
     if not python and not console:
-        pytest.skip("no block says that it runs")
+        pytest.skip("no block is marked to run")
     folder = tmp_path / "empty"
     folder.mkdir()
     environment = {
@@ -29,7 +29,7 @@ def test_runnable_blocks_run(readme, blocks, run, tmp_path):
         "JAX_PLATFORMS": "cpu",
     }
     if python:
-        # Blank lines in between, so that a traceback's line number is the README's.
+        # Blank lines between the blocks, so that a traceback has the README's line numbers.
         lines = [""] * text.count("\n")
         for first, block in python:
             code = block.splitlines()

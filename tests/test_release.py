@@ -1,4 +1,4 @@
-"""Protects a release: a tag releases the version that it names, and the package then tells where it comes from."""
+"""Protects a release: a tag releases the version that it names, and the package's metadata names the repository."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ def release(root, *arguments) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def copies(packages, tmp_path):
-    """A folder with nothing but the pyproject.toml of every package."""
+    """A folder with only the pyproject.toml of every package."""
     for package in packages:
         (tmp_path / package.name).mkdir()
         text = (package.folder / "pyproject.toml").read_text(encoding="utf-8")

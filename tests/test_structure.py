@@ -1,7 +1,7 @@
-"""Protects the shape of the tree: learn one package and you know them all.
+"""Protects the structure of the tree: all packages are alike.
 
-The top level, the files and the metadata that every package has, the versions that members ask of each other, and that
-nothing in the tree tells whose machine or which package index it came from.
+The tests check the top level, the files and metadata that every package has, the versions that members require of each
+other, and that no file names a machine or a package index.
 """
 
 import ast
@@ -20,7 +20,7 @@ def test_top_level(files, root):
     assert {name for name in entries if not name.startswith(".")} == TOP_LEVEL
 
 
-def test_every_package_has_the_same_frame(package):
+def test_every_package_has_the_common_files(package):
     source = package.folder / "src" / package.module
     for path in ("pyproject.toml", "README.md", "CHANGELOG.md"):
         assert (package.folder / path).is_file(), path
@@ -37,12 +37,12 @@ def test_every_package_has_the_same_metadata(package):
     assert (project["readme"], project["license"], project["requires-python"]) == ("README.md", "Apache-2.0", ">=3.11")
     assert package.pyproject["build-system"]["build-backend"] == "uv_build"
     assert any(r.startswith("pytest") for r in package.dev), "`uv run --isolated --package` needs pytest in dev"
-    # A member's own tables would replace the root's, and sources of its own would not be the workspace.
+    # A member's own tables would replace the root's, and its own sources would not be the workspace's packages.
     assert set(package.pyproject) <= {"project", "dependency-groups", "build-system"}
 
 
 def test_every_package_has_the_same_classifiers(package, root):
-    """The licence is not among them: its SPDX name stands in ``license``. A package may add topics of its own."""
+    """The licence is not among them: its SPDX name is in ``license``. A package may add topics of its own."""
     common = [c for c in package.project["classifiers"] if not c.startswith("Topic :: ")]
     assert common == [
         "Development Status :: 3 - Alpha",
@@ -62,20 +62,20 @@ def test_every_package_has_the_same_classifiers(package, root):
 
 
 def test_no_package_admits_a_faulty_jax(package):
-    """jaxlib 0.11.0 crashes and 0.11.1 copies whole arrays for small updates, on a CPU; 0.10.2 has a way out."""
+    """On a CPU, jaxlib 0.11.0 crashes and 0.11.1 copies whole arrays for small updates; 0.10.2 has a workaround."""
     (jax,) = [r for r in map(Requirement, package.project["dependencies"]) if r.name == "jax"]
     admitted = list(jax.specifier.filter(["0.10.1", "0.10.2", "0.11.0", "0.11.1", "0.12.0", "0.12.0.1", "0.13.0"]))
     assert admitted == ["0.10.2", "0.12.0", "0.12.0.1", "0.13.0"]
 
 
-def test_the_changelog_tells_of_the_version(package):
+def test_the_changelog_starts_with_the_version(package):
     headings = re.findall(r"^## (\S+)", (package.folder / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert headings
     assert headings[0].strip("[]") == package.project["version"]
 
 
-def test_tests_are_no_python_packages(root):
-    """With two packages called ``tests`` pytest would import one for the other."""
+def test_tests_are_not_python_packages(root):
+    """With two packages called ``tests``, pytest would import one instead of the other."""
     assert [str(p) for p in root.glob("**/tests/**/__init__.py") if ".venv" not in p.parts] == []
 
 
@@ -100,7 +100,7 @@ def test_a_model_package_has_goldens(model_package):
 
 
 def test_a_model_package_registers_under_its_name(model_package):
-    """A second generation of a model, a class of its own, has a spec and a name of its own: gemma, gemma2."""
+    """A second generation of a model has a class, a spec and a name of its own: gemma, gemma2."""
     (name, spec), *others = model_package.models.items()
     assert (model_package.name, spec) == (f"scratch-{name}", f"{model_package.module}:SPEC")
     for other, spec in others:
@@ -109,7 +109,7 @@ def test_a_model_package_registers_under_its_name(model_package):
 
 
 def contracts(tests: Path) -> set[tuple[str, str]]:
-    """The (contract, model class) of every test class: ``class TestX(Contract): model_class = X``."""
+    """Return (contract, model class) of every test class: ``class TestX(Contract): model_class = X``."""
     found = set()
     for path in tests.glob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -128,14 +128,14 @@ def test_a_model_package_keeps_the_contract_of_each_of_its_tasks(model_package):
         assert wanted in contracts(model_package.folder / "tests"), f"no test class with model_class is a {wanted[0]}"
 
 
-def test_models_are_known_to_each_other_by_entry_point_alone(root, packages):
-    """Adding a model touches nothing outside its folder: the root installs core and one model, and lists no other."""
+def test_the_root_lists_only_core_and_one_model(root, packages):
+    """Adding a model changes no list outside its folder: models are found by their entry points."""
     listed = re.findall(r"scratch-[a-z0-9]+", (root / "pyproject.toml").read_text(encoding="utf-8"))
     assert set(listed) <= {"scratch-core", "scratch-llama"}
 
 
 def test_the_bounds_between_members_admit_their_versions(packages):
-    """uv takes a member whatever its version, but a wheel whose bounds leave it out cannot be installed."""
+    """uv accepts a member of any version, but a wheel whose bounds exclude that version cannot be installed."""
     versions = {p.name: p.project["version"] for p in packages}
     checked = []
     for package in packages:
@@ -150,7 +150,7 @@ def test_the_bounds_between_members_admit_their_versions(packages):
 
 
 def test_nothing_names_an_index_or_a_machine(files, root):
-    """The lockfile's working copy alone holds addresses; test_lockfile.py looks at its committed form."""
+    """Only the working copy of uv.lock holds addresses; test_lockfile.py checks its committed form."""
     telltale = re.compile(
         rb"py"
         rb"pi\.org|python"
@@ -165,7 +165,7 @@ def test_nothing_names_an_index_or_a_machine(files, root):
 
 
 def test_sources_raise_instead_of_asserting(package):
-    """``python -O`` drops an assert. ``testing/`` is made of them, for tests."""
+    """``python -O`` drops an assert. ``testing/`` may use them, because it is for tests."""
     found = []
     for path in sorted((package.folder / "src").rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))

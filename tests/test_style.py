@@ -1,4 +1,4 @@
-"""Protects the style: one formatter, one linter, one type checker, over the whole tree, as tests like any other."""
+"""Protects the style: one formatter, one linter and one type checker run over the whole tree, as tests."""
 
 import subprocess
 import sys

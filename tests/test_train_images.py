@@ -1,7 +1,7 @@
 """Protects `scratch train` and `scratch predict` of images, from the shell to the files, with the smallest ResNet.
 
-What only shows with all parts together: a run that is killed and resumed is the run that was not, a frozen trunk keeps
-every bit, and what goes wrong is one line.
+The tests need all parts together: a killed and resumed run equals an undisturbed run, a frozen trunk keeps every bit,
+and an error is one line.
 """
 
 import json
@@ -28,7 +28,7 @@ TRAIN = ["train", "resnet", "--data", "photos", "--image-size", "8", "--batch-si
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """An empty directory to work in, but for ``photos``: a folder of images for each of three digits."""
+    """A working directory with only ``photos``: a folder of images for each of three digits."""
     place, digits = tmp_path_factory.mktemp("work"), load_digits()
     for label in range(3):
         folder = place / "photos" / "abc"[label] / "nested"
@@ -42,14 +42,14 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(place):
-    """A run that nothing disturbed."""
+    """An undisturbed run."""
     assert cli.main([*TRAIN, "--steps", str(STEPS), "--out", "trained"]) == 0
     return place / "trained"
 
 
 def scratch(place, *arguments):
     command = [sys.executable, "-m", "scratch_core.cli", *arguments]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(jax.device_count())}  # as here, for the compilation cache
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(jax.device_count())}  # as here, to share compiled code
     return subprocess.Popen(
         command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -78,7 +78,7 @@ def fails(capsys, *arguments):
     return error
 
 
-def test_a_run_that_was_killed_and_then_ended_is_the_run_that_was_not(trained, place, capsys):
+def test_a_killed_and_resumed_run_equals_an_undisturbed_run(trained, place, capsys):
     run = place / "killed"
     end(scratch(place, *TRAIN, "--steps", str(STEPS), "--out", "killed"), signal.SIGKILL, run, 15)
     assert not (run / "model.safetensors").exists()
@@ -96,8 +96,8 @@ def test_a_run_that_was_killed_and_then_ended_is_the_run_that_was_not(trained, p
         assert [line[name] for line in lines[0]] == [line[name] for line in lines[1]]
 
 
-def test_training_says_what_it_has_learned_and_predict_shows_it(trained, place, capsys):
-    assert cli.main(["train", "resnet", "--resume", "trained"]) == 0  # nothing to train: only the figures again
+def test_training_prints_its_accuracy_and_predict_shows_an_image(trained, place, capsys):
+    assert cli.main(["train", "resnet", "--resume", "trained"]) == 0  # nothing left to train: prints the results again
     out = capsys.readouterr().out
     assert "60 images of 3 classes" in out
     assert "48 to train on, 12 held out" in out
@@ -143,7 +143,7 @@ def test_a_run_that_starts_from_a_checkpoint_no_longer_needs_it(trained, place):
     assert changed == {"classifier.1.weight", "classifier.1.bias"}
 
 
-def test_what_is_wrong_is_one_line(trained, place, capsys):
+def test_an_error_is_one_line(trained, place, capsys):
     assert "--freeze needs a checkpoint" in fails(capsys, *TRAIN, "--freeze")
     assert "there is no folder nowhere" in fails(capsys, *TRAIN, "--start", "nowhere")
     assert "there is no folder nowhere" in fails(capsys, *TRAIN, "--data", "nowhere")

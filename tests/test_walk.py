@@ -1,6 +1,6 @@
 """Protects shared/docs/from_text_to_model.md: its commands run in their order, offline, in an empty folder.
 
-Lines `$ scratch ...` run in this process, as the command would: ten starts of Python would cost more than all the rest.
+Lines `$ scratch ...` run in this process, because ten starts of Python would take longer than all the rest.
 """
 
 import os
@@ -18,7 +18,7 @@ PAGE = Path(__file__).resolve().parent.parent / "shared" / "docs" / "from_text_t
 
 
 def test_the_page_runs_from_texts_to_a_merged_and_exported_model(blocks, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("scratch_core.tasks.causal_lm.SAMPLE_TOKENS", 0)  # samples cost more than the training
+    monkeypatch.setattr("scratch_core.tasks.causal_lm.SAMPLE_TOKENS", 0)  # samples take longer than the training
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     text, names = PAGE.read_text(encoding="utf-8"), {}

@@ -6,8 +6,8 @@ PYTHON is an interpreter that has torch, transformers, sentence-transformers and
 Both sides load one folder in the layout of sentence-transformers, with a random model of BERT-base's size. Encoding is
 `encode(texts)` of both, from the text to the vector, in batches of 32: each side cuts the texts into word pieces, sorts
 them by length and pads them as it does for its users. The texts are docstrings of the standard library, 3 to 200 words.
-A step of fine-tuning is one of AdamW on a classifier of 8 texts of 128 tokens, as config.json of BERT-base says, with
-dropout, and once more without.
+A fine-tuning step is a step of AdamW on a classifier of 8 texts of 128 tokens, once with the dropout of BERT-base's
+config.json and once without.
 """
 
 import json
@@ -106,7 +106,7 @@ class Ours:
         self.wait = jax.block_until_ready
 
     def difference(self, hello: dict[str, Any]) -> float:
-        """Return how far our embeddings are from the reference's, at most."""
+        """Return the largest difference between our embeddings and the reference's."""
         import numpy as np
 
         return float(np.abs(self.encoder.encode(self.texts[:4]) - np.array(hello["logits"])).max())
@@ -120,14 +120,14 @@ class Ours:
 
 
 def docstrings() -> list[str]:
-    """Return texts of mixed length: docstrings, evenly spaced in the order of their lengths."""
+    """Return docstrings of many lengths: evenly spaced in the order of length, then mixed."""
     from scratch_core.data.annotated import open_labelled
 
     found = sorted(
         {" ".join(each.text.split()[:200]) for each in open_labelled(None)}, key=lambda text: (len(text), text)
     )
     spaced = [found[(2 * i + 1) * len(found) // (2 * TEXTS)] for i in range(TEXTS)]
-    return spaced[::2] + spaced[1::2]  # not in order
+    return spaced[::2] + spaced[1::2]  # not in the order of length
 
 
 def main() -> None:

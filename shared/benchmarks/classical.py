@@ -3,9 +3,9 @@
     python shared/benchmarks/classical.py [--only ridge,lasso] [--repeats 7] [--no-flag] [--markdown]
 
 Both fit the same numpy arrays to the same tolerance, in turn, on one core: the script starts itself again with one
-thread per library and, where the system can, pinned to one core. A time is the least process time of the repeats
-(the wall time, when nothing else runs on that core); `ratio` is theirs over ours, so above 1 ours is faster; `cold`
-is our first call, with compilation. `gap` is (our objective - theirs) / |theirs|: negative is better than theirs
+thread per library and, if the system supports it, pinned to one core. A time is the smallest process time of the
+repeats, which is the wall time if nothing else runs on that core. `ratio` is theirs over ours: above 1, ours is faster.
+`cold` is our first call, with compilation. `gap` is (our objective - theirs) / |theirs|: negative is better than theirs
 (for support vector machines the dual with its sign changed; for neighbours the share of indices that differ).
 
 XLA compiles small loops as calls between kernels. The setting
@@ -165,7 +165,7 @@ def timed(function):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="comma-separated beginnings of case names")
+    parser.add_argument("--only", default="", help="comma-separated prefixes of case names")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--no-flag", action="store_true", help="leave XLA_FLAGS alone")
     parser.add_argument("--markdown", action="store_true")

@@ -1,9 +1,9 @@
-"""Every form that was chosen for a CPU, beside the plain one: both compute the same, and take turns in one run.
+"""Every form that was chosen for a CPU, beside the plain one: both give the same result, and take turns in one run.
 
     uv run --all-packages python shared/benchmarks/cpu_forms.py [NAME ...] [--rounds 7]
 
 Prints the best time of each and how many times as fast ours is. NAME is one of the names in the first column; without
-one, all run. What each form is for: shared/docs/cpu.md.
+NAME, all run. shared/docs/cpu.md describes the forms.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from jax import lax
 
 Form = Callable[..., Any]
 Case = tuple[str, Form, Form, list[jax.Array], int]
-"""What is measured, the plain form, ours, the arrays of both, and how many calls are one measurement."""
+"""The name of the computation, the plain form, ours, the arrays of both, and the number of calls per measurement."""
 
 CASES: dict[str, Callable[[], Case]] = {}
-TOLERANCE = 2e-4  # of the largest value: sums in another order
+TOLERANCE = 2e-4  # of the largest value, for sums in another order
 
 
 def case(build: Callable[[], Case]) -> Callable[[], Case]:
-    """Enter a case under the name of its function."""
+    """Add a case to ``CASES`` under the name of its function."""
     CASES[build.__name__.replace("_", "-")] = build
     return build
 
@@ -81,7 +81,7 @@ def read_values() -> Case:
 
 
 def _tied_head(rows: int) -> Case:
-    """A loop that writes tokens: the head's logits choose a row of the embedding, which changes what is read next."""
+    """A loop that generates tokens: the head's logits choose a row of the embedding, which changes the next input."""
     from flax import nnx
     from scratch_core.generation.sampling import greedy
     from scratch_core.layers import tied_logits
@@ -309,7 +309,7 @@ def step_of_large_arrays(keep: bool) -> None:
     from scratch_core.train import keep_memory
 
     if keep and not keep_memory():
-        sys.exit("this system's allocator cannot be told to keep memory")
+        sys.exit("this system's allocator has no setting to keep memory")
     x, w = arrays((8192, 64), (64, 8192))
     step = jax.jit(jax.grad(lambda w: jnp.sum(jnp.tanh(jnp.tanh(x @ w) @ w.T @ w))))
     print(best([partial(step, w)], 1, 5)[0])
@@ -327,7 +327,7 @@ def keep_memory(rounds: int) -> None:
 
 
 OTHERS = {"skipped-update": skipped_update, "keep-memory": keep_memory}
-"""What needs more than two functions of the same arrays."""
+"""Measurements that need more than two functions of the same arrays."""
 
 
 # ----------------------------------------------------------------------------------------------- measuring

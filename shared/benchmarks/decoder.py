@@ -2,11 +2,11 @@
 
     uv run --all-packages python shared/benchmarks/decoder.py NAME ... --reference-python PYTHON
 
-Each NAME is one of the table below; Llama is always measured first, in the same run, and each ratio is also given
-beside Llama's. PYTHON is an interpreter that has torch, transformers and safetensors (a CPU build is enough). A family
-takes one and a half minutes on two cores. For a model whose every weight is used for every token, decoding is also
-given as a share of the memory bandwidth that a plain matrix-vector product reaches here, prefill and training as a
-share of a large matrix product.
+Each NAME is a key of ``FAMILIES``. Llama is always measured first, in the same run, and each ratio is also given
+relative to Llama's. PYTHON is an interpreter that has torch, transformers and safetensors (a CPU build is enough). A
+family takes one and a half minutes on two cores. For a model that uses every weight for every token, decoding is also
+given as a share of the memory bandwidth that a plain matrix-vector product reaches here, and prefill and training as a
+share of the rate of a large matrix product.
 """
 
 import gc
@@ -61,7 +61,7 @@ REFERENCE_SETTINGS = {"MixtralForCausalLM": {"experts_implementation": "eager"}}
 def compare(name: str, python: str, rounds: int, bandwidth: float, rate: float) -> dict[str, tuple[float, float]]:
     """Measure one family, print its table, and return {task: (our best seconds, the reference's)}.
 
-    ``bandwidth`` in GB/s and ``rate`` in GFLOP/s are what this machine can do.
+    ``bandwidth`` in GB/s and ``rate`` in GFLOP/s are those of this machine.
     """
     from flax import nnx
     from scratch_core.registry import find_class
@@ -82,7 +82,7 @@ def compare(name: str, python: str, rounds: int, bandwidth: float, rate: float) 
     notes = {}
     if not hasattr(config, "num_experts"):
         table = config.vocab_size * config.d_model
-        weights = count if config.tie_embeddings else count - table  # what multiplies; of an embedding, rows are read
+        weights = count if config.tie_embeddings else count - table  # only rows of an embedding are read
         flops = {  # per weight and token 2 forward, 6 in a training step; a prefill's head reads one token
             "prefill 1 x 256": 2 * PREFILL * (weights - table),
             "training step 4 x 256": 6 * TRAINING[0] * TRAINING[1] * weights,

@@ -2,9 +2,9 @@
 
     uv run python shared/benchmarks/dispatch.py
 
-The model is so small that the step itself takes little. What is timed is the call: how long Python is busy until the
-step is on its way, once by the clock and once in CPU seconds of the calling thread, which other people's jobs disturb
-less. The device is waited for outside of the clock. The median of all steps counts.
+The model is so small that the step itself takes little time. The benchmark times the call, in which Python dispatches
+the step: by the clock, and in CPU seconds of the calling thread, which other jobs disturb less. Waiting for the device
+is not timed. The result is the median of all steps.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def nnx_jit() -> Callable[[], Any]:
 
 
 def medians(step: Callable[[], Any], steps: int) -> tuple[float, float]:
-    """Return the median of the seconds that a call takes until it returns: by the clock, and of the thread's CPU."""
+    """Return the median seconds that a call takes until it returns: by the clock, and of the thread's CPU time."""
     for _ in range(3):
         jax.block_until_ready(step())
     clock, cpu = [], []

@@ -3,8 +3,8 @@
     uv run --all-packages python shared/benchmarks/gnn.py --reference-python PYTHON [--nodes 100000 --edges 1000000]
 
 PYTHON is an interpreter that has torch, torch_geometric and safetensors (a CPU build is enough). Each model does a
-forward pass over the whole graph and a training step (AdamW, every node labelled). The peak of each process's memory
-holds both models' work, and on our side the graph of each.
+forward pass over the whole graph and a training step (AdamW, every node labelled). The peak memory of a process covers
+both models.
 """
 
 import resource
@@ -20,7 +20,7 @@ TASKS = {f"{conv} {what}": (f"{conv} {what}", 0) for conv in MODELS for what in 
 
 
 def power_law(nodes: int, edges: int) -> Any:
-    """Return features, edges and labels: targets are uniform, the popularity of a source falls as rank^-0.8."""
+    """Return features, edges and labels: targets are uniform, the frequency of a source falls as rank^-0.8."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -104,7 +104,7 @@ class Ours:
             self.trainers[conv] = Trainer(scratch_core.load(folder / conv), optax.adamw(0.0))
 
     def difference(self, hello: Any) -> float:
-        """Return how far our logits are from the reference's, at most."""
+        """Return the largest difference between our logits and the reference's."""
         import numpy as np
 
         logits = {conv: np.asarray(forward())[:100] for conv, forward in self.forwards.items()}

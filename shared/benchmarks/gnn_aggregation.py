@@ -1,17 +1,17 @@
-"""Ways to add up what the neighbours send, y_i = sum over the edges j -> i of w_ji x_j, on one graph, float32.
+"""Ways to sum the messages of the neighbours, y_i = sum over the edges j -> i of w_ji x_j, on one graph, float32.
 
     uv run --all-packages python shared/benchmarks/gnn_aggregation.py [--nodes 100000 --edges 1000000]
 
 The graph is that of gnn.py. "backward" is the gradient by x. Preparation in numpy is not counted. "error" is the
 largest difference to the sum in float64, relative to the largest number of the result.
 
-as given           gather, multiply, jax.ops.segment_sum: what the layers do
+as given           gather, multiply, jax.ops.segment_sum, as the layers do
 sorted             the same with the edges sorted by target
-sorted, promised   and with indices_are_sorted=True
-cumulative sum     of sorted messages, read where a target's edges end
+sorted, promised   the same with indices_are_sorted=True as well
+cumulative sum     a cumulative sum of sorted messages; a target's sum is the difference between its two ends
 one-hot product    for each 128 targets, a matrix [targets, edges] of the weights times the messages [edges, F]
-rows               targets of about equal in-degree as a matrix of neighbours [targets, degree], padded by a quarter at
-                   most, and a sum over its rows; backward the same by source
+rows               for targets of about equal in-degree, a matrix of neighbours [targets, degree], padded by at most a
+                   quarter, and a sum over its rows; backward, the same by source
 """
 
 import argparse
@@ -29,12 +29,12 @@ Rows = list[tuple[jax.Array, jax.Array]]
 
 
 def segment_sum(source: Any, target: Any, weight: Any, nodes: int, **promise: Any) -> Callable[[jax.Array], jax.Array]:
-    """Return the way of the layers."""
+    """Return the sum as the layers compute it."""
     return lambda x: jax.ops.segment_sum(weight[:, None] * x[source], target, nodes, **promise)
 
 
 def cumulative_sum(source: Any, target: Any, weight: Any, nodes: int) -> Callable[[jax.Array], jax.Array]:
-    """Return the way that subtracts running totals; the edges are sorted by target."""
+    """Return the sum as a difference of running totals; the edges are sorted by target."""
     ends = jnp.asarray(np.searchsorted(target, np.arange(nodes + 1)))
 
     def add(x: jax.Array) -> jax.Array:
@@ -46,7 +46,7 @@ def cumulative_sum(source: Any, target: Any, weight: Any, nodes: int) -> Callabl
 
 
 def one_hot_product(source: Any, target: Any, weight: Any, nodes: int) -> Callable[[jax.Array], jax.Array]:
-    """Return the way that multiplies matrices; the edges are sorted by target."""
+    """Return the sum as products of matrices; the edges are sorted by target."""
     cuts = np.searchsorted(target, np.arange(0, nodes + BLOCK, BLOCK))
     place = cuts[:-1, None] + np.arange(np.diff(cuts).max())
     inside, place = place < cuts[1:, None], np.minimum(place, len(target) - 1)
@@ -83,7 +83,7 @@ def neighbour_rows(source: Any, target: Any, weight: Any, nodes: int) -> tuple[R
 
 
 def rows(source: Any, target: Any, weight: Any, nodes: int) -> Callable[[jax.Array], jax.Array]:
-    """Return the way of the rows: no scatter in either direction."""
+    """Return the sum over rows of neighbours: no scatter in either direction."""
     there, back = (neighbour_rows(*ends, weight, nodes) for ends in ((source, target), (target, source)))
 
     def add_up(x: jax.Array, tables: Rows, place: jax.Array) -> jax.Array:

@@ -1,10 +1,10 @@
-"""GraphSAGE on sampled neighbours of a power-law graph of 1 M nodes and 10 M edges: seconds of a step, peak of memory.
+"""GraphSAGE on sampled neighbours of a power-law graph of 1 M nodes and 10 M edges: seconds of a step, peak memory.
 
     uv run --all-packages python shared/benchmarks/gnn_sampling.py [--nodes 1000000 --edges 10000000 --conv sage]
 
-The first steps, which compile a few shapes, count for the memory and not for the time. The label of a node is the
-largest of the first 16 features of its neighbourhood's mean, so that there is something to learn. The held-out nodes
-are evaluated exactly, on the whole graph in blocks, as `scratch train gnn --fanout 10,10` does.
+The first steps, which compile a few shapes, count for the memory and not for the time. The label of a node is the index
+of the largest of its neighbourhood's first 16 summed features, so that it can be learned. The held-out nodes are
+evaluated exactly, on the whole graph in blocks, as `scratch train gnn --fanout 10,10` does.
 """
 
 import argparse
@@ -17,7 +17,7 @@ FANOUTS, BATCH, WARM = (10, 10), 512, 20
 
 
 def main() -> None:
-    """Build the graph, train, and print what it took."""
+    """Build the graph, train, and print time and memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=1_000_000)
     parser.add_argument("--edges", type=int, default=10_000_000)

@@ -1,4 +1,4 @@
-"""Prefill, decoding and a training step of a language model: ours, and of any class of transformers."""
+"""Prefill, decoding and a training step of a language model, of ours and of any class of transformers."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def serve_transformers(
 ) -> None:
     """Serve the tasks with the transformers class of that name. ``training`` is (rows, length).
 
-    ``settings`` are further arguments of its from_pretrained.
+    ``settings`` are further arguments of from_pretrained.
     """
     import os
 
@@ -41,7 +41,7 @@ def serve_transformers(
                 mask = torch.ones_like(ids)
                 model.generate(ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False)
 
-        first = timed(lambda: write(1))  # reading the prompt and the first token are not decoding
+        first = timed(lambda: write(1))  # decoding excludes the prompt and the first token
         return timed(lambda: write(new_tokens + 1)) - first
 
     def train(_: int) -> None:
@@ -81,7 +81,7 @@ class Ours:
         self._prefill = lambda ids: jax.block_until_ready(prefill(state, ids))
 
     def difference(self, hello: dict[str, Any]) -> float:
-        """Return how far our logits are from the reference's, at most."""
+        """Return the largest difference between our logits and the reference's."""
         import numpy as np
 
         return float(np.abs(np.asarray(self.model(np.array(PROBE)))[0, -1, :8] - hello["logits"]).max())

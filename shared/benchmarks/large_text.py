@@ -1,10 +1,10 @@
-"""Memory and time of training on a text that is larger than what the process may keep in memory.
+"""Memory and time of training on a text that need not fit in memory.
 
     uv run --all-packages python shared/benchmarks/large_text.py [--gigabytes 1]
 
-A text of random words is written into a temporary folder. `scratch train llama` runs a few steps on it twice, as a
-process of its own, whose largest resident memory the system reports: first it tokenises the text into files, then it
-finds them. The same run on a text of a megabyte shows what the program takes by itself.
+A text of random words is written into a temporary folder. `scratch train llama` runs a few steps on it twice, each time
+in a process of its own, whose largest resident memory the system reports. The first run tokenises the text into files;
+the second finds these files. The same run on a text of a megabyte shows what the program needs by itself.
 """
 
 import argparse

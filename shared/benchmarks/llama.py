@@ -2,9 +2,9 @@
 
     uv run python shared/benchmarks/llama.py --reference-python PYTHON
 
-PYTHON is an interpreter that has torch, transformers and safetensors (a CPU build is enough). Decode is given
-as a share of the memory bandwidth that a plain matrix-vector product reaches here, prefill and training as a
-share of the rate of a large matrix product.
+PYTHON is an interpreter that has torch, transformers and safetensors (a CPU build is enough). Decoding is also given as
+a share of the memory bandwidth that a plain matrix-vector product reaches here, prefill and training as a share of the
+rate of a large matrix product.
 """
 
 import tempfile
@@ -46,7 +46,7 @@ def main() -> None:
 
     bandwidth, rate = machine()
     print(f"matrix-vector product {bandwidth:.0f} GB/s, matrix product {rate:.0f} GFLOP/s\n")
-    weights = count - table  # of the embedding only the tokens' rows are read
+    weights = count - table  # of the embedding, only the tokens' rows are read
     flops = {  # per weight and token 2 forward, 6 in a training step; a prefill's head reads one token
         "prefill 1 x 256": 2 * PREFILL * (weights - table),
         "training step 4 x 256": 6 * TRAINING[0] * TRAINING[1] * weights,

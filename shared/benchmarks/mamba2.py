@@ -2,13 +2,14 @@
 
     uv run python shared/benchmarks/mamba2.py [--plot mamba2.png] [--reference-python PYTHON]
 
-First, one layer's work on a sequence of 128 to 16,384 tokens: the chunked form of state-space duality, its quadratic
-form, and an attention layer of the same width. Seconds and peak memory of a forward pass, each form and length in a
-process of its own, all in one run; and the length from which the chunked form is the fastest.
+The first part measures one layer on sequences of 128 to 16,384 tokens: the chunked form of state-space duality, its
+quadratic form, and an attention layer of the same width. It prints seconds and temporary memory of a forward pass, each
+form and length in a process of its own, and the length from which the chunked form is the fastest.
 
-Then, with --reference-python (an interpreter that has torch, transformers and safetensors; a CPU build is enough),
-mamba2-130m with random weights in float32: prefill, decode, and a training step. Both sides load the same weights, are
-checked to compute the same logits, and take turns, so that a busy machine slows both; the best time of each counts.
+The second part, with --reference-python (an interpreter that has torch, transformers and safetensors; a CPU build is
+enough), measures mamba2-130m with random weights in float32: prefill, decoding and a training step. Both sides load the
+same weights and take turns, so that a busy machine slows both; the best time of each counts. The largest difference
+between their logits is printed.
 """
 
 import argparse
@@ -153,7 +154,7 @@ def main() -> None:
     """Print both tables."""
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("--plot", metavar="PNG", help="draw time and memory against length (needs matplotlib)")
-    parser.add_argument("--memory-mb", type=float, default=12_000, help="leave out what would need more")
+    parser.add_argument("--memory-mb", type=float, default=12_000, help="leave out forms that would need more")
     parser.add_argument("--skip-lengths", action="store_true", help="only the comparison with the reference")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,12 +1,13 @@
-"""What selection is for: Mamba-2 copies marked tokens out of blanks; the same model with constant dt, B and C does not.
+"""The effect of selection: Mamba-2 copies tokens that stand among blanks; with constant dt, B and C it does not.
 
     uv run python shared/benchmarks/mamba2_selection.py
 
-Selective copying (Gu and Dao 2023, https://arxiv.org/abs/2312.00752, section 4.1.1): some tokens stand anywhere among
-blanks; after them come as many questions, to be answered by the tokens in their order. The distances between the tokens
-must be ignored. Mamba-2 learns to: at a blank its step size is 0, which leaves its state as it is, so that the state
-depends on the tokens and their order alone. Its time-invariant twin is the same model, with gates and convolutions,
-but dt, B and C are learned constants: every blank changes its state, and its answers depend on the number of blanks.
+Selective copying (Gu and Dao 2023, https://arxiv.org/abs/2312.00752, section 4.1.1): some tokens stand at random places
+among blanks. After them come as many questions, and the answers are the tokens in their order. The distances between
+the tokens must be ignored. Mamba-2 learns this: at a blank its step size is 0, which leaves its state unchanged, so
+that the state depends only on the tokens and their order. Its time-invariant twin is the same model, with gates and
+convolutions, but dt, B and C are learned constants: every blank changes its state, and its answers depend on the number
+of blanks.
 """
 
 import argparse
@@ -108,7 +109,7 @@ def train(
 
 
 def main() -> None:
-    """Train both and print what they learned."""
+    """Train both and print their shares of right answers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     task = Task()
     for field in ("marked", "length", "num_layers"):

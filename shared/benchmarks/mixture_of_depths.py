@@ -4,13 +4,14 @@
 
 Source: Raposo et al. 2024, https://arxiv.org/abs/2404.02258, figure 3. Every model is trained on the source of Python's
 standard library with the same number of floating-point operations, counted from its compiled step; a cheaper model
-takes more steps. Each size is trained twice: plain, and with every other block routed at capacity 1/8. Printed is the
-held-out loss in bits per byte, for the routed models both as they write (the predictor chooses) and as they train
-(the highest scores of the whole text, which looks ahead), and the time of a step beside its FLOPs.
+takes more steps. Each size is trained twice: plain, and with every other block routed at capacity 1/8. The table shows
+the held-out loss in bits per byte, and the time of a step beside its FLOPs. Routed models have two losses: as they
+generate (the predictor chooses tokens) and as they train (the highest scores of the whole text are chosen, which looks
+ahead).
 
-    uv run python shared/benchmarks/mixture_of_depths.py --step
+    uv run --all-packages python shared/benchmarks/mixture_of_depths.py --step
 
-compares the training step of two models of 125 M parameters instead, one plain and one routed, which take turns.
+compares the training steps of two models of 125 M parameters instead, one plain and one routed, which take turns.
 """
 
 import argparse
@@ -39,16 +40,16 @@ ROWS, LENGTH, LAYERS, CAPACITY = 8, 128, 4, 0.125
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What one model cost and reached."""
+    """Cost and loss of one model."""
 
     name: str
     parameters: int
     flops: float  # of a step
     steps: int
     seconds: float  # of a step, the median
-    bits: float  # per held-out byte, as the model writes
+    bits: float  # per held-out byte, as the model generates
     bits_top_k: float  # the same, as it trains
-    agreement: float  # share of tokens of which the predictor says what top-k chose; 1 without routing
+    agreement: float  # share of tokens for which the predictor and top-k choose the same; 1 without routing
 
 
 def config(d_model: int, capacity: float) -> MixtureOfDepthsConfig:
@@ -65,7 +66,7 @@ def loss_top_k(model: MixtureOfDepths, batch: Any) -> tuple[jax.Array, jax.Array
 
 
 def agreement(model: MixtureOfDepths, batch: Any) -> tuple[jax.Array, jax.Array]:
-    """Return (sum, weight) of the tokens on which the predictors agree with what training would choose."""
+    """Return (sum, weight) of the tokens on which the predictors agree with top-k's choice in training."""
     ids = batch["input_ids"]
     positions_BT = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     x_BTD, same, count = model.embed(ids, positions_BT), jnp.zeros(()), 0

@@ -1,15 +1,15 @@
-"""What QK-norm does to the largest stable learning rate: OLMo 2 with and without it, trained at many rates.
+"""The effect of QK-norm on the largest stable learning rate: OLMo 2 with and without it, trained at many rates.
 
     uv run python shared/benchmarks/olmo_stability.py
     uv run python shared/benchmarks/olmo_stability.py --norm before
 
-The second puts the norms before the layers, as in OLMo 1 and Llama, to see what QK-norm does by itself.
+The second command puts the norms before the layers, as in OLMo 1 and Llama, to show the effect of QK-norm alone.
 
 Everything else is equal: sizes, first weights, the order of the batches (bytes of the Python standard library), AdamW
-with the paper's betas and weight decay, a warm-up over a tenth of the steps, then a constant rate, and no clipping of
-gradients, which hides an unstable step. Printed for each rate: the mean loss of the last tenth of the steps, and the
-largest attention score (before the softmax) of the trained model on its last batch. A rate counts as stable if that
-loss is at most 0.2 above the best of its column.
+with the paper's betas and weight decay, a warm-up over a tenth of the steps, then a constant rate. Gradients are not
+clipped, because clipping hides an unstable step. The table shows for each rate the mean loss of the last tenth of the
+steps, and the largest attention score (before the softmax) of the trained model on its last batch. A rate counts as
+stable if that loss is at most 0.2 above the best of its column.
 
 The effect on other models: Wortsman et al. 2023, https://arxiv.org/abs/2309.14322, figure 1.
 """
@@ -33,13 +33,13 @@ MARGIN = 0.2
 
 
 class PlainAttention(NormedAttention):
-    """OLMo 2's attention without eq. 4; the norms are made, so that all first weights are equal, and not used."""
+    """OLMo 2's attention without eq. 4. The norms exist, so that all first weights are equal, but are not used."""
 
     project = Attention.project
 
 
 class NormBeforeBlock(Olmo2Block):
-    """OLMo 2's block with its norms moved to what the layers read."""
+    """OLMo 2's block with its norms moved to the inputs of the layers."""
 
     def __call__(self, x_BTD, positions_BT, cache=None):
         """Return y_BTD, and the cache with these T tokens appended (None without one)."""

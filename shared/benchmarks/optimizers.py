@@ -1,24 +1,25 @@
-"""Which optimizer? The same small Llama, ResNet and ViT trained with five, and what a step of each costs.
+"""Five optimizers on the same small Llama, ResNet and ViT: their losses, and the cost of a step.
 
-    uv run --all-packages python shared/benchmarks/optimizers.py train     # the losses; resumes where it was stopped
-    uv run --all-packages python shared/benchmarks/optimizers.py time      # seconds per step; wants an idle machine
-    uv run --all-packages python shared/benchmarks/optimizers.py overhead  # over AdamW with 10 M parameters; the same
+    uv run --all-packages python shared/benchmarks/optimizers.py train     # the losses; resumes if it was stopped
+    uv run --all-packages python shared/benchmarks/optimizers.py time      # seconds per step; needs an idle machine
+    uv run --all-packages python shared/benchmarks/optimizers.py overhead  # beside AdamW, 10 M parameters; likewise
     uv run --all-packages python shared/benchmarks/optimizers.py report --plot optimizers.png
 
 Results are kept in the folder ``--out``. All but Muon are as `scratch train --optimizer NAME` builds them: gradients
-clipped to a global norm of 1, roots every 20 steps. Muon (optax.contrib.muon) takes the hidden matrices, with heads and
-the window of a convolution merged into one side, and AdamW the embeddings, the classifier and all else; a root mean
-square of 0.2 (Liu et al. 2025, https://arxiv.org/abs/2502.16982) lets both share one learning rate. Weight decay is
-0.01. The learning rate rises over a tenth of the steps, then falls to a tenth along a cosine; for schedule-free AdamW
-it stays.
+clipped to a global norm of 1, roots every 20 steps. Muon (optax.contrib.muon) trains the hidden matrices, with heads
+and the window of a convolution merged into one side; AdamW trains the embeddings, the classifier and all else. A root
+mean square of 0.2 (Liu et al. 2025, https://arxiv.org/abs/2502.16982) lets both share one learning rate. Weight decay
+is 0.01. The learning rate rises over a tenth of the steps, then falls to a tenth along a cosine; for schedule-free
+AdamW it stays constant.
 
-Tuning, for each optimizer and model: ``TRIALS`` learning rates with seed 0, by the loss on validation data at the end.
-First the half decades of ``GRID``; then the next half decade beyond the edge if the best is there, else the middle of
-the wider gap beside the best. The best rate is then trained with each of ``SEEDS``, and the losses reported are those
-on test data, which tuning does not read. A seed draws the first weights and the batches.
+Tuning, for each optimizer and model, tries ``TRIALS`` learning rates with seed 0 and compares the final losses on
+validation data. It tries the half decades of ``GRID`` first; then the next half decade beyond the edge if the best rate
+is at the edge, else the middle of the wider gap beside the best rate. The best rate is then trained with each of
+``SEEDS``, and the reported losses are on test data, which tuning does not read. A seed draws the first weights and the
+batches.
 
-Evaluation is at x for schedule-free AdamW. For all optimizers, ResNet's statistics of batch normalisation are those of
-the validation images at the weights that are evaluated, not the running ones.
+Schedule-free AdamW is evaluated at x. For all optimizers, ResNet's statistics of batch normalisation are those of the
+validation images at the evaluated weights, not the running ones.
 """
 
 import argparse
@@ -50,7 +51,7 @@ from scratch_resnet.batch_norm import BatchNorm
 from scratch_vit import ViT, ViTConfig
 
 GRID, TRIALS, SEEDS = (-3.5, -3.0, -2.5, -2.0, -1.5), 8, (1, 2, 3)  # decimal logarithms of learning rates
-STEPS, EVERY, LENGTH, ROUND = 300, 10, 64, 20  # of a run; between evaluations; bytes of a row; steps timed at once
+STEPS, EVERY, LENGTH, ROUND = 300, 10, 64, 20  # steps of a run, steps between evaluations, bytes of a row, timed steps
 REFRESH = 20  # steps between the roots of both Shampoos
 
 
@@ -71,7 +72,7 @@ class Muon(Optimizer):
 
 
 def matrix_axes(path: Any, x: jax.Array) -> Any:
-    """Return how Muon reads a parameter as a matrix, None for what AdamW trains."""
+    """Return how Muon reads a parameter as a matrix, or None for a parameter that AdamW trains."""
     name = jax.tree_util.keystr(path, simple=True, separator=".")
     if not name.endswith("kernel") or name.startswith(("classifier", "patches")):
         return None
@@ -119,7 +120,7 @@ def text(create: Any, rows: int, length: int, held_out: int = 64) -> Problem:
 def digits(create: Any, scale: int, rows: int = 64) -> Problem:
     """Return a classifier of the digits, each pixel ``scale`` x ``scale``, shifted by up to one pixel in training.
 
-    Validation images are as many as test images, and taken from those for training.
+    There are as many validation images as test images; they are taken from the training images.
     """
     data = load_digits()
     size = 8 * scale
@@ -219,7 +220,7 @@ class Runner:
         return [loss if math.isfinite(loss) else math.inf for loss in losses]
 
     def seconds(self, state: Any, steps: int) -> tuple[Any, float]:
-        """Return the state after so many steps, and the seconds of one."""
+        """Return the state after ``steps`` steps, and the seconds of one step."""
         batches = [jax.device_put(batch) for batch, _ in zip(self.problem.batches(0), range(steps))]
         start = time.perf_counter()
         for batch in batches:
@@ -310,7 +311,7 @@ def measure_overhead(results: dict[str, Any], save: Any, rounds: int = 9) -> Non
 
 
 def at_count(state: Any, count: int) -> Any:
-    """Return an optimizer's state with all of its counts of steps set; optax.tree.set sets the outermost alone."""
+    """Return an optimizer's state with all of its counts of steps set; optax.tree.set sets only the outermost."""
     is_count = lambda path: getattr(path[-1], "name", None) == "count"  # noqa: E731
     return jax.tree_util.tree_map_with_path(lambda path, x: jnp.int32(count) if is_count(path) else x, state)
 

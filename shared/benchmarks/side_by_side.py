@@ -1,10 +1,10 @@
-"""What the benchmarks share: a reference in another interpreter, turns in one run, and what this machine can do.
+"""Code that the benchmarks share: a reference in another interpreter, turns in one run, and the machine's own rates.
 
-A benchmark's own file is started again by the reference's interpreter with ``--serve FOLDER``, and answers
-there through :func:`serve`. Both sides load the same weights and take turns, so that a busy machine slows
-both; the best time of each counts, and the first turn, which compiles and warms up, does not. Both sides keep the
-memory that they free (`scratch_core.train.keep_memory`): else what is measured is in part how fast the system hands
-out memory, which on one virtual machine took from one to seven seconds of the same training step.
+The reference's interpreter runs the benchmark's own file with ``--serve FOLDER``, which answers through :func:`serve`.
+Both sides load the same weights and take turns, so that a busy machine slows both. The best time of each side counts;
+the first turn, which compiles and warms up, does not. Both sides keep the memory that they free
+(`scratch_core.train.keep_memory`). Otherwise a time includes how fast the system hands out memory, which on one virtual
+machine took from one to seven seconds of the same training step.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 KEEP_MEMORY = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=0xffffffffffff:glibc.malloc.arena_max=1"
-"""What `keep_memory` sets, for the other process."""
+"""The settings of `keep_memory`, for the other process."""
 
 Task = tuple[str, int]
-"""What to do, and how much of it: ("prefill", 256)."""
+"""The name of a task and its size: ("prefill", 256)."""
 
 
 def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
@@ -44,9 +44,9 @@ def parse(parser: argparse.ArgumentParser, serve_reference: Callable[[str], obje
 
 
 def serve(hello: Mapping[str, Any], tasks: Mapping[str, Callable[[int], float | None]]) -> None:
-    """The reference's side: say hello, then run a task for each line of standard input and print its seconds.
+    """Run the reference's side: print ``hello``, then run a task for each line of standard input and print its seconds.
 
-    A task that returns seconds has measured itself; else its whole call is measured.
+    If a task returns seconds, these are printed; otherwise the seconds of the whole call.
     """
     print(json.dumps(hello), flush=True)
     for line in sys.stdin:
@@ -57,7 +57,7 @@ def serve(hello: Mapping[str, Any], tasks: Mapping[str, Callable[[int], float | 
 
 
 class Reference:
-    """The reference's process; ``hello`` is what it said first. Ends with the ``with`` block."""
+    """The reference's process, which ends with the ``with`` block; ``hello`` is its first line."""
 
     def __init__(self, python: str, script: str, folder: str):
         pipe = subprocess.PIPE
@@ -87,7 +87,7 @@ class Reference:
         assert self.process.stdout
         line = self.process.stdout.readline()
         if not line:
-            sys.exit("the reference's process ended; what it said is above")
+            sys.exit("the reference's process ended; its error message is above")
         return json.loads(line)
 
 
@@ -124,7 +124,7 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 def print_setting(hello: Mapping[str, Any], difference: float) -> None:
-    """Print what was compared on what."""
+    """Print the versions, the cores and the largest difference."""
     import flax
     import jax
 

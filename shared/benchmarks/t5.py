@@ -3,9 +3,9 @@
     uv run --all-packages python shared/benchmarks/t5.py --reference-python PYTHON
 
 PYTHON is an interpreter that has torch, transformers and safetensors (a CPU build is enough). Both sides load one
-random checkpoint of T5 v1.0 small. Encoding reads sources of 128 tokens. Decoding is greedy, 64 tokens behind a source
-of 128, without the encoder and the first token, whose best time so far is taken off. Both together are one call of
-`generate`.
+random checkpoint of T5 v1.0 small. Encoding reads sources of 128 tokens. Decoding is greedy, 64 tokens for a source of
+128. Its time excludes the encoder and the first token, whose best time so far is subtracted. "encode + decode" is one
+call of `generate`.
 """
 
 import tempfile
@@ -102,7 +102,7 @@ class Ours:
         self.encode = lambda ids: encode(state, ids)
 
     def difference(self, hello: dict[str, Any]) -> float:
-        """Return how far our logits are from the reference's, at most."""
+        """Return the largest difference between our logits and the reference's."""
         import numpy as np
 
         logits = self.model(np.array(source(1)), np.array([[0, 5, 6]]))
@@ -144,7 +144,7 @@ def main() -> None:
             print("T5 v1.0 small, 61 M parameters")
             print_setting(reference.hello, ours.difference(reference.hello))
             best = take_turns(TASKS, ours, reference, options.rounds)
-    weights = 6 * (6 * 512**2 + 2 * 512 * 2048) + 32_128 * 512  # what decoding reads for each token, without the cache
+    weights = 6 * (6 * 512**2 + 2 * 512 * 2048) + 32_128 * 512  # weights that decoding reads for each token
     bandwidth = machine()[0]
     print(f"matrix-vector product {bandwidth:.0f} GB/s\n")
     decoding = [name for name in TASKS if name.startswith("decode")]

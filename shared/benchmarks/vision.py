@@ -3,8 +3,8 @@
     uv run python shared/benchmarks/vision.py --reference-python PYTHON [--models resnet vit swin]
 
 PYTHON is an interpreter that has torch, transformers and safetensors (a CPU build is enough). Each model does a
-forward pass and a training step (AdamW) on images of the size it was published for; images per second and the
-share of the rate of a large matrix product are of our side.
+forward pass and a training step (AdamW) on images of the size it was published for. Images per second and the share of
+the rate of a large matrix product are those of our side.
 """
 
 import tempfile
@@ -83,18 +83,18 @@ class Ours:
         graphdef, state = nnx.split(scratch_core.load(folder))
         forward = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images))
         self.forward = lambda images: jax.block_until_ready(forward(state, images))
-        # What XLA counts of the compiled forward pass; a training step is about three of them.
+        # XLA's count for the compiled forward pass; a training step is about three forward passes.
         cost = forward.lower(state, pixels(BATCH, size)).compile().cost_analysis()
         self.flops = {"forward": cost["flops"], "training step": 3 * cost["flops"]}
 
     def difference(self, hello: dict[str, Any]) -> float:
-        """Return how far our logits are from the reference's, at most."""
+        """Return the largest difference between our logits and the reference's."""
         import numpy as np
 
         return float(np.abs(np.asarray(self.forward(pixels(2, self.size)))[:, :8] - np.array(hello["logits"])).max())
 
     def __call__(self, task: Task) -> float:
-        """Return the seconds of one task; making the images counts, as on the other side."""
+        """Return the seconds of one task, with the making of its images, as on the other side."""
         import jax
         import numpy as np
 

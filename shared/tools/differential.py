@@ -41,7 +41,7 @@ class CannotRunError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of one configuration: "equal", "refused", "not built" (by the reference) or "DIFFERENT", and why."""
+    """The outcome for one configuration: "equal", "refused", "not built" (by the reference) or "DIFFERENT", and why."""
 
     status: str
     message: str = ""
@@ -117,7 +117,7 @@ def check(folder: Path, atol: float) -> Result:
         model = scratch_core.load(folder / "given")
     except ScratchError as error:
         return Result("refused", " ".join(str(error).split()))
-    except Exception as error:  # an error of another type is a fault of the package, whatever it is
+    except Exception as error:  # any other error is a fault of the package
         return Result("DIFFERENT", f"loading raises {type(error).__name__}: {error}")
     try:
         COMPARISONS[model.task](model, read_io(folder), atol)
@@ -144,7 +144,7 @@ def _check_configs(model: Any, folder: Path) -> None:
 
 
 def run_reference(python: Path, folder: Path, request: dict[str, Any]) -> None:
-    """Have the reference build every model of the request. Raises CannotRunError with the end of its error."""
+    """Let the reference build every model of the request. Raises CannotRunError with the last line of its error."""
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
     command = [str(python), str(TOOLS / "reference/make_models.py"), str(folder)]
     try:
@@ -202,9 +202,11 @@ def parse(given: list[str] | None) -> argparse.Namespace:
     if arguments.seed < 0:
         raise CannotRunError(f"--seed {arguments.seed} must be at least 0")
     if shutil.which(arguments.reference_python) is None:
-        raise CannotRunError(f"--reference-python {arguments.reference_python} is no program: name a Python")
+        raise CannotRunError(
+            f"--reference-python {arguments.reference_python} is not a program: name a Python interpreter"
+        )
     if arguments.keep is not None and arguments.keep.exists():
-        raise CannotRunError(f"--keep {arguments.keep} exists: name a folder that does not")
+        raise CannotRunError(f"--keep {arguments.keep} exists: name a new folder")
     return arguments
 
 

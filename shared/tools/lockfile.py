@@ -17,12 +17,12 @@ def clean(text: str) -> str:
     """Return the index-free form of a lockfile; cleaning twice changes nothing."""
     text = re.sub(r'registry = "[^"]*"', 'registry = "index"', text)
     text = re.sub(r'url = "[^"]*/([^"/]+)"', r'path = "\1"', text)
-    # Without its manifest uv considers the lock incomplete, and fills in the addresses again.
+    # uv treats a lock without its manifest as incomplete, and fills in the addresses again.
     return re.sub(r"^\[manifest\]\n(?:(?!\[).*\n)*", "", text, flags=re.MULTILINE)
 
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["clean"]:
         sys.exit("usage: python3 shared/tools/lockfile.py clean < uv.lock > cleaned")
-    # Bytes, so that no platform's encoding or line ends come in between.
+    # Bytes, because a platform's text mode could change the encoding or the line ends.
     sys.stdout.buffer.write(clean(sys.stdin.buffer.read().decode("utf-8")).encode("utf-8"))

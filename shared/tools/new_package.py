@@ -1,9 +1,9 @@
-"""Make ``packages/scratch-NAME``: a model package with every file that one has, that passes its own tests.
+"""Make ``packages/scratch-NAME``: a complete model package that passes its own tests.
 
     uv run python shared/tools/new_package.py NAME
 
-It is a copy of ``shared/tools/template`` under another name: a small decoder to turn, file by file, into the model of a
-paper. Nothing outside of the new folder is touched; the row for the README's table is printed.
+It is a copy of ``shared/tools/template`` under another name: a small decoder, to be turned file by file into the model
+of a paper. Nothing outside the new folder changes; the row for the README's table is printed.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def create(name: str, packages: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             text = re.sub("[Tt]emplate", lambda found: names[found[0]], source.read_text(encoding="utf-8"))
             target.write_text(text, encoding="utf-8")
-    # Another name sorts elsewhere and is of another length.
+    # The name changes the order of imports and the length of lines.
     for command in (["check", "--quiet", "--select", "I", "--fix"], ["format", "--quiet"]):
         subprocess.run([sys.executable, "-m", "ruff", *command, str(folder)], check=False, stderr=subprocess.DEVNULL)
     return folder

@@ -4,7 +4,7 @@
     uv run --all-packages python shared/tools/sklearn_suite.py linear_model/tests/test_ridge.py -k "not sag"
 
 Without arguments it runs every test module of the three subpackages of the installed scikit-learn, which takes about
-half an hour on one core; with some, those modules alone. Before pytest imports them, the thirteen classes and the two
+half an hour on one core; with some, only those modules. Before pytest imports them, the thirteen classes and the two
 path functions take the place of scikit-learn's in the subpackages and in the modules that define them. A test counts
 if it makes one of our estimators, has one among its parameters or calls one of our path functions, and does not skip
 itself. Other tests run too, but prove nothing about us and are left out of every number.
@@ -43,7 +43,7 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ),
     (
         r"test_neigh_predictions_algorithm_agnosticity",
-        "passes n_neighbors to subclasses of scikit-learn's KNeighborsMixin alone, or a DistanceMetric object",
+        "passes n_neighbors only to subclasses of scikit-learn's KNeighborsMixin, or a DistanceMetric object",
     ),
     (
         r"test_neighbors_validate_parameters|test_nan_euclidean_support",
@@ -63,17 +63,17 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
     ),
     (
         r"test_logistic_cv\[|test_logistic_cv_multinomial_score|test_1d_multioutput_\w+_and_multitask_\w+_cv",
-        "two fits that stop anywhere within tol are compared to more digits than that",
+        "compares two fits to more digits than tol, within which a fit may stop anywhere",
     ),
     (
         r"test_svc_raises_error_internal|test_tweak_params|test_get_default_scorer|test_logreg_predict_proba_multinomial|"
         r"test_inplace_data_preprocessing|test_lassoCV_does_not_set_precompute|test_path_unknown_parameter",
-        "private attributes and functions, or how data are handed on inside of scikit-learn",
+        "private attributes and functions, or how scikit-learn passes data on internally",
     ),
     (r"_callback_", "the callbacks of scikit-learn 1.9, which are experimental"),
     (
         r"test_timeout|test_libsvm_convergence_warnings",
-        "asks that libsvm needs more steps than max_iter, where this solver needs no more",
+        "expects that libsvm needs more steps than max_iter; this solver needs fewer",
     ),
     (r"test_svr_errors", "a kernel function of a wrong shape is refused by fit already, not by predict"),
     (
@@ -82,7 +82,7 @@ EXCLUDED: tuple[tuple[str, str], ...] = (
         "coordinate descent: precompute has no effect, a C-ordered X is computed correctly without checks, X is never "
         "overwritten, alpha=0 converges and positive takes several outputs; another error text",
     ),
-    (r"test_ransac\.py", "RANSACRegressor tells scikit-learn's LinearRegression by its class"),
+    (r"test_ransac\.py", "RANSACRegressor recognises scikit-learn's LinearRegression by its class"),
 )
 FUNCTIONS = ("enet_path", "lasso_path")
 
@@ -101,7 +101,7 @@ class Suite:
                 for estimator in self.ours:
                     if hasattr(module, estimator.__name__):
                         setattr(module, estimator.__name__, estimator)
-        for function in FUNCTIONS:  # not in the module that defines them, where other estimators call theirs
+        for function in FUNCTIONS:  # not in the module that defines them: other estimators there call scikit-learn's
             setattr(sklearn.linear_model, function, self._noting(getattr(scratch_classical, function)))
         for estimator in self.ours:
             estimator.__new__ = self._noting(lambda cls, *args, **kwargs: object.__new__(cls))

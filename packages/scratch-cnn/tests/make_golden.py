@@ -4,8 +4,8 @@
 # ///
 """Record what LeNet-5 computes in PyTorch: run with ``uv run tests/make_golden.py``.
 
-No library ships the paper's LeNet-5, so it is written here a second time, in PyTorch and channels first, from the
-paper alone: convolutions by torch, subsampling as an average pool times four, table I as a list of grouped inputs.
+No library ships the paper's LeNet-5, so it is written here a second time, in PyTorch and channels first, only from the
+paper: convolutions by torch, subsampling as an average pool times four, table I as a list of grouped inputs.
 """
 
 import json
@@ -99,7 +99,7 @@ def write(name, model, config, x, labels):
 
 
 def main():
-    # The pictures are data, not a computation to check: the one file of the package that is read, by itself.
+    # codes.py is the only file of the package that is read: its pictures are data, not a computation to check.
     codes = runpy.run_path(str(Path(__file__).parents[1] / "src/scratch_cnn/codes.py"))["digit_codes"]()
     torch.manual_seed(0)
     x, labels = torch.rand(3, 1, 32, 32) * 1.275 - 0.1, torch.tensor([3, 0, 9])

@@ -26,7 +26,7 @@ class TestPaper(ImageClassificationContract):
     decayed = KERNELS
 
     def test_images_do_not_see_each_other(self):
-        """With a linear output: distances are of the order of 100, and so is their rounding error."""
+        """With a linear output, because distances are near 100 and round more than the contract allows."""
         check_images_are_independent(LeNet5(dataclasses.replace(PAPER, output="linear"), rngs=nnx.Rngs(0)))
 
 
@@ -38,7 +38,7 @@ class TestModern(ImageClassificationContract):
 
 
 def test_parameters_of_each_layer_are_those_of_the_paper():
-    """Section II.B: C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164; in the output nothing is learned."""
+    """Section II.B: C1 156, S2 12, C3 1,516, S4 32, C5 48,120, F6 10,164; the output has none."""
     model = LeNet5(PAPER, rngs=nnx.Rngs(0))
     counts = {
         name: sum(leaf.size for leaf in jax.tree.leaves(nnx.state(getattr(model, name), nnx.Param)))
@@ -49,7 +49,7 @@ def test_parameters_of_each_layer_are_those_of_the_paper():
     assert count_parameters(LeNet5, MODERN) == 61_706
 
 
-def test_c3_reads_the_maps_of_the_table_alone():
+def test_c3_reads_only_the_maps_of_the_table():
     layer = LeNet5(PAPER, rngs=nnx.Rngs(0)).c3
     x = jax.random.normal(jax.random.key(0), (1, 14, 14, 6))
     before = layer(x)

@@ -34,7 +34,7 @@ def test_the_karate_club_is_that_of_the_paper():
 
 @pytest.fixture
 def source(tmp_path):
-    """Two packages of three modules, a file that is no Python, and a module alone."""
+    """Two packages of three modules, a file that is not Python, and a module without a package."""
     for package in ("first", "second"):
         folder = tmp_path / package
         folder.mkdir()
@@ -93,7 +93,7 @@ def test_tudataset_folders(tmp_path):
 
 
 class Csr:
-    """What scipy.sparse.csr_matrix leaves in a pickle: its name, and these attributes."""
+    """The parts of a scipy.sparse.csr_matrix that a pickle holds: its name, and these attributes."""
 
     def __init__(self, dense):
         rows, self.indices = np.nonzero(dense)
@@ -159,7 +159,7 @@ def test_ogb_folders(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(gzip.compress(text.encode()))
 
-    tmp_path = tmp_path / "ogbg_molx"  # of the name of a set whose files hold each edge once
+    tmp_path = tmp_path / "ogbg_molx"  # the name of a dataset whose files hold each edge once
     write("raw/edge", "0,1\n1,2\n0,1\n")
     write("raw/num-node-list", "3\n2\n")
     write("raw/num-edge-list", "2\n1\n")

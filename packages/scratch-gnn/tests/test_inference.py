@@ -12,7 +12,7 @@ CONVS = ("gcn", "gat", "gatv2", "sage", "gin", "gine")
 
 @nnx.jit
 def read(models, batches):
-    """The answers of all models, as one compiled function."""
+    """Return the logits of all models, as one compiled function."""
     return {conv: models[conv].read(batches[conv]) for conv in models}
 
 
@@ -26,7 +26,7 @@ def models():
 
 
 def parts_of(graph, of_edges):
-    """What each kind of model reads: weights of edges, features of edges, or neither."""
+    """Return the graph for each kind of model: with weights of edges, features of edges, or neither."""
     weight, attributes = of_edges
     extra = {"gcn": {"edge_weight": weight}, "gine": {"edge_attr": attributes}}
     return {conv: Graph(graph.x, graph.edge_index, graph.labels, **extra.get(conv, {})) for conv in CONVS}
@@ -39,7 +39,7 @@ def as_a_whole(graph):
 
 @pytest.mark.parametrize("most", [5, 1000], ids=["blocks", "one-block"])
 def test_blocks_give_the_logits_of_the_whole_graph(most, models, random):
-    """With a node of more edges than a block should have, nodes without any, self loops and an edge twice."""
+    """The graph has a node with more edges than a block, nodes without edges, self loops and a repeated edge."""
     edges = random.integers(0, 20, (2, 60)).astype(np.int32)
     edges[1, :15] = 7
     edges[:, 20] = edges[:, 21] = 3

@@ -124,7 +124,7 @@ def test_equals_its_definition_by_a_dense_adjacency_matrix(random):
 def test_renumbered_nodes_give_renumbered_outputs_in_any_order_of_the_edges(random):
     x, edges, weights, attributes = graph = random_graph(random)
     nodes, order = random.permutation(N), random.permutation(EDGES.shape[1])
-    number = np.argsort(nodes).astype(np.int32)  # of each old node, its new number
+    number = np.argsort(nodes).astype(np.int32)  # the new number of each node
     before = run(LAYERS, graph)
     moved = run(LAYERS, (x[nodes], number[edges][:, order], weights[order], attributes[order]))
     for name, y in moved.items():
@@ -144,7 +144,7 @@ def test_odd_graphs_give_finite_outputs_and_gradients(nodes, pairs, random):
 
 
 def test_a_node_without_neighbours():
-    """Alone it reads nothing but itself; attention without self loops gives it the bias."""
+    """It reads only itself; attention without self loops returns the bias for it."""
     x = np.ones((2, D), np.float32)
     none = np.zeros((2, 0), np.int32)
     for conv in (GATConv, GATv2Conv):
@@ -163,7 +163,7 @@ def test_attention_weights_sum_to_one_and_ignore_huge_scores(random):
     total = np.asarray(own).copy()
     np.add.at(total, EDGES[1], np.asarray(weights))
     np.testing.assert_allclose(total, 1, atol=1e-5)
-    assert weights[2].tolist() == [0.0, 0.0]  # the graph's own self loop gives way to the added one
+    assert weights[2].tolist() == [0.0, 0.0]  # the added self loop replaces that of the graph
     assert np.isfinite(y).all()
 
 
@@ -222,7 +222,7 @@ def test_pooling_reads_each_graph_alone_in_any_order_and_no_padding(aggr, random
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"edges": np.array([[0, 9], [1, 2]])}, "edge 1 has the source 9, but x has the nodes 0 to 6: 1 such ends"),
+        ({"edges": np.array([[0, 9], [1, 2]])}, "edge 1 has the source 9, but x has the nodes 0 to 6.*in total: 1"),
         ({"edges": np.array([[0, 1], [-1, 2]])}, "edge 0 has the target -1"),
         ({"edges": EDGES.T}, r"edge_index has shape \(10, 2\), expected \[2, edges\].*give its transpose"),
         ({"edges": EDGES.astype(np.float32)}, "edge_index has dtype float32, expected integers"),

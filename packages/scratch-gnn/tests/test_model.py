@@ -1,4 +1,4 @@
-"""The three models keep the contract, and a stream of graphs compiles a handful of times."""
+"""The three models keep the contract, and a stream of graphs compiles only a few times."""
 
 import jax
 import numpy as np
@@ -36,8 +36,8 @@ def a_graph(random, nodes, label=0):
     return Graph(random.normal(size=(nodes, 8)).astype(np.float32), edges, label)
 
 
-def test_a_stream_of_1000_graphs_compiles_a_handful_of_times(random):
-    """And padding changes nothing: a graph's logits are those that it has alone, at its own size."""
+def test_a_stream_of_1000_graphs_compiles_a_few_times(random):
+    """Padding changes nothing: in a padded batch, a graph has the logits that it has alone."""
     model = GraphClassifier(GNNConfig(8, 4, 3, conv="gin"), rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(model)
     traces = []
@@ -122,7 +122,7 @@ def test_graphs_tuples_of_jraph_are_read():
 
 def test_models_and_labels_that_do_not_fit(random):
     for change, message in [
-        ({"conv": "cheb"}, "conv='cheb' is not implemented: one of gcn, gat"),
+        ({"conv": "cheb"}, "conv='cheb' is not implemented: choose one of gcn, gat"),
         ({"conv": "gat", "heads": 3}, "heads=3 must divide hidden_channels=16"),
         ({"conv": "gine"}, "edge_dim=None must be at least 1"),
         ({"labels": ("a",)}, "1 labels do not fit out_channels=4"),
@@ -133,9 +133,9 @@ def test_models_and_labels_that_do_not_fit(random):
     graph = a_graph(random, 5, np.array([0, 1, 9, -100, 0], np.int32))
     model = NodeClassifier(GNNConfig.tiny(), rngs=nnx.Rngs(0))
     batch = {"x": graph.x, "edge_index": graph.edge_index, "labels": graph.labels}
-    with pytest.raises(DataError, match="row 2 has the label 9, but there are the classes 0 to 3"):
+    with pytest.raises(DataError, match="row 2 has the label 9, but the classes are 0 to 3"):
         model.loss(batch)
-    assert np.isnan(nnx.jit(lambda model, batch: model.loss(batch)[0])(model, batch))  # at which the trainer stops
+    assert np.isnan(nnx.jit(lambda model, batch: model.loss(batch)[0])(model, batch))  # the trainer stops at NaN
     with pytest.raises(
         DataError, match=r"labels have shape \(5,\) and dtype float64, expected an integer for each of 5"
     ):

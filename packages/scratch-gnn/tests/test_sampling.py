@@ -1,4 +1,4 @@
-"""Neighbour sampling: what is kept, that all of it is the whole graph, and that a batch is a function of its number."""
+"""Neighbour sampling: which edges are kept, large fanouts keep all of them, and a batch is a function of its number."""
 
 import jax
 import numpy as np
@@ -57,7 +57,7 @@ def test_batches_are_a_function_of_their_number(graph):
     assert len({batch["edge_index"].shape for batch in (one[k] for k in range(20))}) <= 2
 
 
-def test_sampling_that_cannot_be(graph):
+def test_impossible_sampling_is_an_error(graph):
     with pytest.raises(ConfigError, match=r"fanouts=\(3, 0\) must be numbers of at least 1"):
         NeighbourSampler(graph, (3, 0))
     with pytest.raises(ConfigError, match="batch_size=50 must be at most the number of labelled nodes, 40"):

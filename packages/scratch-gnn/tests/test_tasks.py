@@ -1,4 +1,4 @@
-"""The three tasks through the commands: train, resume, predict, and what goes wrong."""
+"""The three tasks through the commands: train, resume, predict, and errors."""
 
 import csv
 import json
@@ -41,12 +41,12 @@ def test_two_labels_split_the_karate_club(capsys, tmp_path):
     assert "resumed at step 60 of 80" in out
     right = int(re.findall(r"\((\d+) of 32\)", out)[-1])
     assert right >= 27
-    assert main(["predict", "run", "--out", "said"]) == 0
-    rows = list(csv.DictReader((tmp_path / "said/predictions.csv").open()))
+    assert main(["predict", "run", "--out", "predicted"]) == 0
+    rows = list(csv.DictReader((tmp_path / "predicted/predictions.csv").open()))
     assert len(rows) == 34
     assert sum(row["label"] == row["answer"] for row in rows[1:33]) == right
-    assert np.load("said/embeddings.npy").shape == (34, 2)
-    picture = (tmp_path / "said/graph.svg").read_text()
+    assert np.load("predicted/embeddings.npy").shape == (34, 2)
+    picture = (tmp_path / "predicted/graph.svg").read_text()
     assert (picture.count("<line"), picture.count("<circle")) == (156, 36)
     assert load("run").config.labels == ("instructor", "officer")
     with pytest.raises(ConfigError, match="run reads 34 features of a node, the data has 5"):
@@ -93,7 +93,7 @@ def test_graphs_of_a_tudataset_are_told_apart(capsys, tmp_path):
     assert main(["predict", "run", *data]) == 0
     rows = list(csv.DictReader((tmp_path / "run/predictions.csv").open()))
     assert [row["part"] for row in rows].count("test") == 4
-    assert "24 graphs, and this task reads one" in fails(capsys, "train", "gnn", *data)
+    assert "24 graphs, but this task reads one" in fails(capsys, "train", "gnn", *data)
     assert "--data nowhere is no folder: give karate" in fails(capsys, "train", "gnn", "--data", "nowhere")
 
 
@@ -116,8 +116,8 @@ def test_links_to_train_on_and_links_to_test_on_are_disjoint():
     read = set(map(tuple, split.batch["edge_index"].T.tolist()))
     assert not read & {pair for a, b in test for pair in ((a, b), (b, a))}
     batch = split.held_out()
-    none = set(map(tuple, batch["pairs"][:, batch["labels"] == 0].T.tolist()))
-    assert not none & (train | test)
+    unlinked = set(map(tuple, batch["pairs"][:, batch["labels"] == 0].T.tolist()))
+    assert not unlinked & (train | test)
 
 
 def test_ranking_equals_its_definition(random):
@@ -142,7 +142,7 @@ def test_batches_are_a_function_of_the_step():
 
 
 def test_edges_over_8_devices_and_parts_of_the_labels_give_the_steps_of_one_device():
-    """Each device holds an eighth of the edges: the compiler adds up what the devices found."""
+    """Each device holds an eighth of the edges, and the compiler adds the sums of all devices."""
     batch, task, losses = pad_graph(karate_club()), find_task("node_classification"), []
     mesh = make_mesh(fsdp=8)
     edges = task.place(batch, mesh)["edge_index"]

@@ -42,15 +42,16 @@ def test_without_warmup_it_is_optaxs_form():
 def test_in_warmup_optax_weighs_a_step_by_the_rate_of_the_next():
     """optax#1744: its own count is one ahead of the inner optimizer's, whose count decides the step.
 
-    With a count put back by one for the weights alone, it gives ours, which the golden proves to be the reference's.
+    With the count reduced by one for the weights only, optax gives our result, which test_parity.py compares with the
+    reference.
     """
 
     def rate(count):
         return 3e-3 * jnp.minimum(1.0, (count + 1) / 20)
 
     ours = run(schedule_free_sgd(3e-3, momentum=0.9, warmup_steps=20), evaluation_parameters)
-    for put_back, same in ((0, False), (1, True)):
-        weights = lambda count, n=put_back: rate(count - n)  # noqa: E731
+    for reduced_by, same in ((0, False), (1, True)):
+        weights = lambda count, n=reduced_by: rate(count - n)  # noqa: E731
         theirs = optax.contrib.schedule_free(optax.sgd(rate), learning_rate=weights, b1=0.9)
         difference = np.abs(ours[1] - run(theirs, optax.contrib.schedule_free_eval_params)[1]).max()
         assert difference < 2e-6 if same else difference > 1e-4
@@ -129,7 +130,7 @@ def test_the_trainer_evaluates_saves_and_ends_with_the_average(name, tmp_path):
             trainer.fit([batch] * until, until)
             trainer.close()
         y = np.asarray(trainer.state["parameters"]["kernel"])
-        assert np.abs(y - model.kernel[...]).max() > 1e-6  # the model holds x, the trainer goes on from y
+        assert np.abs(y - model.kernel[...]).max() > 1e-6  # the model holds x, the trainer continues from y
         results.append((trainer.evaluate([batch])["loss"], np.asarray(model.kernel[...]), y))
     for whole, resumed in zip(*results, strict=True):
         np.testing.assert_array_equal(whole, resumed)
@@ -140,7 +141,7 @@ def test_the_trainer_evaluates_saves_and_ends_with_the_average(name, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: schedule_free_adamw(1e-3, b1=0.0), "b1=0.0 must be above 0 and below 1: at 0, x cannot be found"),
+        (lambda: schedule_free_adamw(1e-3, b1=0.0), "b1=0.0 must be above 0 and below 1: at 0, x cannot be computed"),
         (lambda: schedule_free_sgd(1e-3, momentum=1.0), "momentum=1.0 must be above 0 and below 1"),
         (lambda: schedule_free_sgd(0.0), "learning_rate=0.0 must be above 0"),
         (lambda: schedule_free_sgd(float("nan")), "learning_rate=nan must be above 0 and finite"),

@@ -113,7 +113,7 @@ def assert_same(found, expected, tolerance):
 
 @pytest.mark.parametrize("b2", [0.9, 1.0])
 def test_each_block_is_shampoo_by_its_definition(random, b2):
-    """Two blocks of 4 x 4 and full-rank statistics, in float64; SGD's length, so that eq. 2 shows up to a factor."""
+    """Two blocks of 4 x 4 with full-rank statistics, in float64; with SGD's length, a step is eq. 2 up to a factor."""
     with jax.enable_x64(True):
         settings = {"b1": 0.0, "b2": b2, "epsilon": 0.0, "graft": "sgd", "start": 1, "every": 1}
         optimizer = distributed_shampoo(1.0, block_size=4, **settings)
@@ -160,7 +160,7 @@ def test_a_step_has_the_length_of_the_grafted_method(graft):
         assert jnp.linalg.norm(updates) == pytest.approx(float(jnp.linalg.norm(g / divisor)), rel=1e-4)
 
 
-def test_roots_are_refreshed_at_the_start_and_every_so_many_steps():
+def test_roots_are_refreshed_at_the_start_and_every_few_steps():
     g, changed = jnp.array([[1.0, 2.0], [3.0, -4.0]]), []
     optimizer = distributed_shampoo(0.1, start=3, every=4)
     state = optimizer.init(g)

@@ -26,7 +26,7 @@ TINY = ResNetConfig.tiny()
 
 @nnx.jit
 def forward(model, images):
-    """The logits; in training, the running statistics move."""
+    """Return the logits; in training, also update the running statistics."""
     return model(images)
 
 
@@ -59,7 +59,7 @@ def test_in_training_the_logits_depend_on_the_whole_batch(model):
 
 @pytest.mark.parametrize("preset", SPEC.presets)
 def test_timms_config_survives_a_round_trip(preset):
-    """It names no "architectures": the model recognises it."""
+    """It has no "architectures" field; the model's class recognises it by its "architecture"."""
     name = preset if preset != "tiny" else "timm.models.resnet.ResNet"
     config = dataclasses.replace(SPEC.config(preset), layout="timm", architecture=name, num_channels=3, stem_width=64)
     assert ResNetConfig.from_hf(config.to_hf()) == config
@@ -68,7 +68,7 @@ def test_timms_config_survives_a_round_trip(preset):
 
 
 def test_a_batch_norm_is_frozen_with_all_its_parameters(model):
-    """Then it no longer moves its running statistics in training; one with a parameter left to train does."""
+    """A frozen norm keeps its running statistics in training; a norm with a trainable parameter updates them."""
     freeze(model, "stem.*", "stages.0.*.norm.scale")
     assert model.stem.norm.frozen
     assert not model.stages[0][0].layers[0].norm.frozen
@@ -114,7 +114,7 @@ def test_images_of_another_shape_are_a_clear_error(model, shape):
 
 
 def test_the_last_norm_can_start_at_zero():
-    """Every block that has no shortcut layer is then the identity on what a ReLU gives, as in Goyal et al."""
+    """Every block without a shortcut layer is then the identity on the output of a ReLU, as in Goyal et al."""
     config = ResNetConfig(depths=(2, 1), widths=(32, 64), stem_width=16, zero_init_last=True)
     model = ResNet(config, rngs=nnx.Rngs(0))
     x = jax.nn.relu(jax.random.normal(jax.random.key(0), (2, 4, 4, 32)))
@@ -123,7 +123,7 @@ def test_the_last_norm_can_start_at_zero():
 
 
 def test_version_one_strides_in_the_first_convolution():
-    """v1.5 reads all pixels, in its 3x3. v1 skips the odd rows and columns, in the 1x1 and the shortcut alike."""
+    """v1.5 strides in the 3x3 and reads all pixels; v1's first 1x1 and shortcut both skip odd rows and columns."""
     x = jnp.zeros((1, 8, 8, 16)).at[0, 3, 3].set(1.0)
     for first, touched in ((False, True), (True, False)):
         config = dataclasses.replace(ResNetConfig.resnet50(), stride_in_1x1=first)
@@ -152,7 +152,7 @@ def test_a_convolution_is_the_sum_over_its_window(size, stride, rows):
 
 @pytest.mark.parametrize("size", [(6, 6), (7, 4), (1, 9)])
 def test_winograd_is_the_convolution(size):
-    """Eq. 1 is exact: in float64 the result and both gradients agree to the last digits, also where tiles are cut."""
+    """Eq. 1 is exact: in float64 the result and both gradients agree to the last digits, also for incomplete tiles."""
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), 3)
         x, kernel, g = (jax.random.normal(k, s) for k, s in zip(keys, [(2, *size, 5), (3, 3, 5, 4), (2, *size, 4)]))
@@ -220,7 +220,7 @@ def test_the_chosen_form_can_be_transformed(transform):
 
 @pytest.mark.parametrize("size", [(8, 9), (1, 2)])
 def test_the_maximum_of_slices_is_that_of_windows(size):
-    """In value and in gradient, which goes to the first of equal values: a ReLU makes many of them."""
+    """Values and gradients agree. The gradient goes to the first of equal values, which are frequent after a ReLU."""
     x = jnp.round(jax.random.normal(jax.random.key(0), (2, *size, 3)))
 
     def by_windows(x):
@@ -234,7 +234,7 @@ def test_the_maximum_of_slices_is_that_of_windows(size):
 
 
 def test_the_derivatives_of_the_variance_are_those_of_its_formula():
-    """The first derivative, without a term that is zero, and the second, in which that term is not zero."""
+    """The first derivative, from which the custom JVP drops a term that is zero, and the second derivative."""
     x = jax.random.normal(jax.random.key(0), (2, 3, 2, 3))
     weight = jax.random.normal(jax.random.key(1), (3,))
     own = jax.grad(lambda x: weight @ jnp.sqrt(variance(x, x.mean((0, 1, 2)))))
@@ -265,7 +265,7 @@ def test_grad_cam_points_at_what_moves_the_logit():
 
 
 def test_statistics_computed_again_are_those_of_one_pass_over_all_images():
-    """A frozen norm, the parameters and the count of batches stay; the first norm sees the same images either way."""
+    """A frozen norm and the count of batches do not change. The first norm has the same inputs in both computations."""
     images = np.random.default_rng(0).normal(size=(3, 4, 6, 6, 2)).astype(np.float32)
 
     class Two(nnx.Module):
@@ -280,7 +280,7 @@ def test_statistics_computed_again_are_those_of_one_pass_over_all_images():
         return model(batch).sum(), jnp.float32(1)
 
     model, together = Two(), Two()
-    model.first.mean[...] = jnp.full(2, jnp.nan)  # what stood there before does not matter
+    model.first.mean[...] = jnp.full(2, jnp.nan)  # the old value does not matter
     model.first.count[...] = jnp.int32(7)
     recompute_statistics(model, images, loss)
     together.first.momentum = 1.0
@@ -290,7 +290,7 @@ def test_statistics_computed_again_are_those_of_one_pass_over_all_images():
     assert model.first.count[...] == 7
     assert model.first.momentum == model.second.momentum == 0.1
     np.testing.assert_array_equal(model.frozen.var[...], 1)
-    # The second norm is given batches that were normalised one by one, as in training.
+    # The second norm reads batches that the first normalised one by one, as in training.
     seen = np.concatenate([np.tanh((x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5)) for x in images])
     np.testing.assert_allclose(model.second.mean[...], seen.mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(model.second.var[...], seen.var((0, 1, 2), ddof=1), rtol=1e-5)

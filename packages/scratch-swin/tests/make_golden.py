@@ -6,9 +6,9 @@
 
     uv run packages/scratch-swin/tests/make_golden.py FOLDER
 
-Each is a tiny random model with its inputs and the outputs of transformers: eval mode, eager attention, one thread.
-Another version of torch draws other weights, so the numbers differ from run to run of this script, never the
-relation between them.
+Each is a tiny random model with its inputs and the outputs that transformers computes: eval mode, eager attention, one
+thread.
+Another version of torch draws other weights, so that the files hold other numbers; the tests must pass with those too.
 """
 
 import json

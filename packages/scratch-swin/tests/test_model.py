@@ -85,7 +85,7 @@ def test_windows_and_back(rows, columns, window, shift):
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(8, 8), (12, 8), (7, 7)])
-def test_the_mask_blocks_what_the_roll_brought_together(rows, columns):
+def test_the_mask_separates_positions_that_the_roll_put_side_by_side(rows, columns):
     """By brute force: within a window, two positions may read each other if they were neighbours before the roll."""
     window, shift = 4, 2
     Y, X = rows + -rows % window, columns + -columns % window
@@ -98,24 +98,24 @@ def test_the_mask_blocks_what_the_roll_brought_together(rows, columns):
     assert len(np.unique(shift_regions(Y, X, window, shift))) == 9
 
 
-def test_shifted_windows_join_what_windows_keep_apart():
-    """One block reaches its window alone; a shifted one after it reaches the neighbours, but not across the edge."""
+def test_shifted_windows_connect_neighbouring_windows():
+    """One block changes only its own window; a shifted one after it changes neighbours, but not across the edge."""
     config = dataclasses.replace(TINY, depths=(2,), num_heads=(2,), pretrained_window_sizes=(0,))
     model = Swin(config, rngs=nnx.Rngs(0))
     x = jnp.zeros((1, 8, 8, 32)) + jnp.arange(32.0)
-    poked = x.at[0, 3, 3].add(jnp.sin(jnp.arange(32.0)))
+    changed = x.at[0, 3, 3].add(jnp.sin(jnp.arange(32.0)))
 
-    def moved(blocks):
-        a, b = x, poked
+    def reached(blocks):
+        a, b = x, changed
         for block in blocks:
             a, b = block(a), block(b)
         return np.abs(np.asarray(a - b)).max(axis=-1)[0] > 0
 
     first, second = model.stages[0].blocks
-    one = moved([first])
+    one = reached([first])
     assert one[:4, :4].all()
     assert one.sum() == 16
-    both = moved([first, second])
+    both = reached([first, second])
     assert both[:6, :6].all()  # the shifted windows that touch the first one
     assert not both[6:].any()
     assert not both[:, 6:].any()
@@ -126,7 +126,7 @@ def test_distances_are_logarithmic_and_symmetric():
     np.testing.assert_allclose(table[:, 3, 0], -table[::-1, 3, 0])
     assert table[6, 6].tolist() == pytest.approx([np.log2(9) / 3] * 2)
     assert table[3, 3].tolist() == [0, 0]
-    larger = log_distances(8, 4).reshape(15, 15, 2)  # trained at 4, used at 8: distances beyond 1 before the log
+    larger = log_distances(8, 4).reshape(15, 15, 2)  # trained at 4, used at 8: ratios above 1 before the log
     np.testing.assert_allclose(larger[7 + 3, 7, 0], table[6, 3, 0], rtol=1e-6)
     assert larger[14, 7, 0] > table[6, 3, 0]
     index = distance_index(4)
@@ -160,7 +160,7 @@ def test_rollout_loses_nothing_but_padding(model, size):
         np.testing.assert_allclose(totals, 1, rtol=1e-5)
 
 
-def test_pretrained_windows_beyond_the_stages_are_not_read():
+def test_pretrained_windows_beyond_the_stages_are_ignored():
     """transformers writes four of them by default, also for two stages."""
     config = SwinConfig.from_hf({**SwinConfig.tiny().to_hf(), "pretrained_window_sizes": [3, 2, 0, 0]})
     assert config.pretrained_window_sizes == (3, 2)

@@ -1,7 +1,7 @@
 """Golden checkpoints of transformers' Swinv2ForImageClassification, through the key table and back.
 
-Logits and hidden states may differ by 3e-4: cosine attention multiplies rounding errors in float32 by its scale, of up
-to 100. The reference adds the shift mask twice, the paper once; the result is the same.
+Logits and hidden states may differ by 3e-4: cosine attention multiplies float32 rounding errors by its scale, which is
+up to 100. The reference adds the shift mask twice, the paper once; the result is the same.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_round_trip_keeps_every_byte(name, tmp_path):
     check_round_trip(GOLDEN / name, tmp_path)
 
 
-def test_tables_of_older_checkpoints_are_passed_over(tmp_path):
+def test_tables_of_older_checkpoints_are_ignored(tmp_path):
     folder = with_legacy_config(GOLDEN / "shift", tmp_path)
     tensors = load_file(folder / "model.safetensors")
     attention = "swinv2.encoder.layers.0.blocks.0.attention.self"

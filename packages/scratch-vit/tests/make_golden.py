@@ -8,8 +8,8 @@
 
 It is a tiny random model with its inputs and the outputs of transformers: eval mode, eager attention, one thread;
 ``sizes.safetensors`` holds images of other sizes, with interpolated positions, for the model in ``FOLDER/vit``.
-A model that is there already is kept, so that its sizes can be added to it. Another version of torch draws other
-weights, so the numbers differ from run to run of this script, never the relation between them.
+A model that exists already is kept, so that ``sizes.safetensors`` can be added to it. Another version of torch draws
+other weights, so that the files hold other numbers; the tests must pass with those too.
 """
 
 import json

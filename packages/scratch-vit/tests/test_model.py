@@ -35,7 +35,7 @@ class TestViT(ImageClassificationContract):
     )
 
 
-def test_logits_depend_on_the_order_of_patches_through_positions_alone(model):
+def test_logits_depend_on_the_order_of_patches_only_through_positions(model):
     """Swapping two patches of the image changes the logits, and without positions it would not."""
     images = noise(TINY, 1)
     swapped = images.at[:, :4, :4].set(images[:, 8:12, 4:8]).at[:, 8:12, 4:8].set(images[:, :4, :4])
@@ -46,8 +46,8 @@ def test_logits_depend_on_the_order_of_patches_through_positions_alone(model):
     np.testing.assert_allclose(jitted(blind)(images), jitted(blind)(swapped), atol=1e-5)
 
 
-def test_logits_are_of_the_class_token_among_all_tokens(model):
-    """In the last layer the call computes no other token, and the result is that of the layer as a whole."""
+def test_logits_are_those_of_the_class_token(model):
+    """In the last layer the call computes only the class token; the result equals that of the whole layer."""
     images = noise(TINY, 2)
     class_BD = jitted(model, "hidden")(images)[:, 0]
     np.testing.assert_allclose(jitted(model)(images), model.classifier(class_BD), atol=1e-5)

@@ -1,8 +1,8 @@
 """Random configurations for ``shared/tools/differential.py``: one small file per family, and what they share.
 
 A family defines ``ARCHITECTURE``, transformers' name of the class, and ``random_config(rng)``, the fields of a small
-config.json. It draws odd values too, and some that the package refuses. ``LOGITS`` is the tolerance of its logits where
-DESIGN.md gives the model one of its own. To add a family, copy a file.
+config.json. It draws odd values too, and some that the package refuses. ``LOGITS`` is the tolerance of its logits if
+DESIGN.md sets a separate one for the model. To add a family, copy a file.
 """
 
 from collections.abc import Mapping
@@ -17,5 +17,5 @@ def pick(rng: np.random.Generator, *values: Any) -> Any:
 
 
 def some(rng: np.random.Generator, fields: Mapping[str, Any], share: float = 0.5) -> dict[str, Any]:
-    """Return the fields without those that are left out at random; each stays with probability ``share``."""
+    """Return a random part of the fields; each is kept with probability ``share``."""
     return {name: value for name, value in fields.items() if rng.random() < share}

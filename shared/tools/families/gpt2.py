@@ -1,6 +1,6 @@
 """Random configurations of GPT-2, for the differential check against transformers.
 
-Its forward pass counts padding on the left as positions, unless it gets ``position_ids`` that count real tokens alone.
+Its forward pass counts padding on the left as positions, unless it gets ``position_ids`` that count only real tokens.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ ARCHITECTURE = "GPT2LMHeadModel"
 
 
 def random_config(rng: np.random.Generator) -> dict:
-    """Return the fields of a small config.json; about one in ten asks for what is refused."""
+    """Return the fields of a small config.json; about one in ten has an option that is refused."""
     heads, head_dim = int(rng.integers(1, 7)), int(rng.integers(3, 17))
     fields = {
         "vocab_size": int(rng.integers(50, 200)),

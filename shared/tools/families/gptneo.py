@@ -1,9 +1,10 @@
 """Random configurations of GPT-Neo, for the differential check against transformers.
 
-Scores are not divided by sqrt(d), so that a softmax over random weights can be steep and rounding large: with seed 0,
-number 15 differs by 9.5e-5 in a logit. Against float64, transformers is off by 1.0e-4 there, this project by 2.5e-5.
+Scores are not divided by sqrt(d), so that with random weights the softmax can be steep and rounding errors large: with
+seed 0, a logit of number 15 differs by 9.5e-5. Compared with float64, transformers is off by 1.0e-4 there, this project
+by 2.5e-5.
 
-Its forward pass counts padding on the left as positions, unless it gets ``position_ids`` that count real tokens alone.
+Its forward pass counts padding on the left as positions, unless it gets ``position_ids`` that count only real tokens.
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ ARCHITECTURE = "GPTNeoForCausalLM"
 
 
 def random_config(rng: np.random.Generator) -> dict:
-    """Return the fields of a small config.json; about one in ten asks for what is refused."""
+    """Return the fields of a small config.json; about one in ten has an option that is refused."""
     heads, head_dim, layers = int(rng.integers(1, 7)), int(rng.integers(3, 17)), int(rng.integers(1, 5))
     kinds = [str(kind) for kind in rng.choice(["global", "local"], size=layers)]
     return {

@@ -34,7 +34,7 @@ def random_config(rng):
 
 
 def random_rope(rng):
-    """Return the fields of rotary positions in one of their spellings; the newer one may lack what the older has."""
+    """Return the fields of rotary positions in one of their spellings; the newer may lack fields of the older."""
     theta = {"rope_theta": pick(rng, 100.0, 10_000, 500_000.0)}
     llama3 = {"rope_type": "llama3", "factor": pick(rng, 2.0, 8), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     original = some(rng, {"original_max_position_embeddings": pick(rng, 16, 32)}, 0.8)

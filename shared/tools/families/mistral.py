@@ -6,7 +6,7 @@ ARCHITECTURE = "MistralForCausalLM"
 
 
 def random_config(rng: np.random.Generator) -> dict:
-    """Return a config.json of random small sizes; about one in eight asks for what is not implemented."""
+    """Return a config.json of random small sizes; about one in eight has an option that is refused."""
     kv_heads, groups = int(rng.integers(1, 4)), int(rng.integers(1, 4))
     heads, head_dim = kv_heads * groups, 2 * int(rng.integers(2, 9))
     fields = {

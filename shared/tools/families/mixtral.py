@@ -15,7 +15,7 @@ def random_config(rng: np.random.Generator) -> dict[str, Any]:
     """Return the fields of a config.json, as transformers' MixtralConfig takes them."""
     kv_heads, group, head_dim = (int(rng.choice(sizes)) for sizes in ([1, 2, 3], [1, 2, 4], [4, 8, 12, 16]))
     heads, experts = kv_heads * group, int(rng.integers(1, 10))
-    apart = rng.random() < 0.4  # the width of the heads is not that of the model divided by their number
+    apart = rng.random() < 0.4  # head_dim is not hidden_size / num_attention_heads
     config: dict[str, Any] = {
         "vocab_size": int(rng.integers(30, 140)),
         "hidden_size": int(rng.choice([12, 20, 32, 44])) if apart else heads * head_dim,
@@ -30,7 +30,7 @@ def random_config(rng: np.random.Generator) -> dict[str, Any]:
         "rms_norm_eps": float(rng.choice([1e-6, 1e-5, 1e-3])),
         "sliding_window": int(rng.integers(2, 12)) if rng.random() < 0.4 else None,
         "tie_word_embeddings": bool(rng.random() < 0.3),
-        "output_router_logits": False,  # with it transformers 5.23 fails to write after a padded prompt
+        "output_router_logits": False,  # if True, transformers 5.23 fails to generate after a padded prompt
         "router_aux_loss_coef": float(rng.choice([0.001, 0.02, 0.5])),
         "rope_parameters": _rope(rng),
         "hidden_act": "silu",

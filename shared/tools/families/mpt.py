@@ -1,7 +1,7 @@
 """Random configurations of MPT, for the differential check against transformers.
 
-transformers ignores ``alibi``, ``alibi_bias_max``, ``expansion_ratio``, ``qk_ln`` and ``logit_scale``; here each of
-them is refused unless it says what transformers computes.
+transformers ignores ``alibi``, ``alibi_bias_max``, ``expansion_ratio``, ``qk_ln`` and ``logit_scale``. Our package
+refuses each of them unless its value describes what transformers computes.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ ARCHITECTURE = "MptForCausalLM"
 
 
 def random_config(rng: np.random.Generator) -> dict:
-    """Return the fields of a small config.json; about one in five asks for what is refused."""
+    """Return the fields of a small config.json; about one in five has an option that is refused."""
     heads, head_dim = int(rng.integers(1, 14)), int(rng.integers(2, 9))
     attention = {
         "clip_qkv": None if rng.random() < 0.5 else float(rng.uniform(0.2, 2.0)),

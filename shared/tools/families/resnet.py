@@ -11,7 +11,7 @@ def random_config(rng):
     depths = [pick(rng, 1, 1, 2, 3) for _ in range(stages)]
     widths = [pick(rng, 8, 12, 16, 20) for _ in range(stages)]
     if rng.random() < 0.1:
-        widths[0] = 10  # which a bottleneck's quarter does not divide
+        widths[0] = 10  # not a multiple of 4, as a bottleneck needs
     fields = {
         "depths": depths,
         "hidden_sizes": widths,

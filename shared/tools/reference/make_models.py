@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 
 LENGTH, PROMPT, PADDED, NEW = 19, 7, 3, 8
 GAIN = 1.5
-CONVOLUTION_GAIN = 1.0  # a ResNet adds up its blocks: a larger one makes logits of 400, and rounding beyond tolerance
+CONVOLUTION_GAIN = 1.0  # a ResNet sums its blocks: a larger gain gives logits of 400, rounded beyond the tolerance
 
 
 def randomise(model):
@@ -65,7 +65,7 @@ def causal_lm(model):
     io |= {"prompt": prompt, "padding": padding}
     model.generation_config.eos_token_id = None
     # Without a cache, and a padded row alone: in transformers 5.23 the cached step of Mamba-2 does not apply
-    # time_step_limit, and with use_bias its convolution reads padding. Ours must give what a row gives alone.
+    # time_step_limit, and with use_bias its convolution reads padding. Our padded row must equal the row alone.
     run = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0, "use_cache": False}
     io["tokens"] = model.generate(prompt, attention_mask=torch.ones_like(prompt), **run)
     alone = model.generate(prompt[1:, PADDED:], attention_mask=torch.ones_like(prompt[1:, PADDED:]), **run)
@@ -103,7 +103,7 @@ def seq2seq(model):
     out = model(ids, attention_mask=mask, labels=labels)
     io = {"input_ids": ids, "attention_mask": mask, "labels": labels, "logits": out.logits, "loss": out.loss}
     model.generation_config.eos_token_id = None
-    # Without a cache: that of transformers 5.23 has as many layers as the encoder, even if the decoder has more.
+    # Without a cache: the cache of transformers 5.23 has as many layers as the encoder, even if the decoder has more.
     io["tokens"] = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, use_cache=False)
     return io
 
@@ -117,14 +117,14 @@ OUTPUTS = {
 
 
 def build(folder, architecture, task, seed):
-    """Write what the reference makes of FOLDER/given/config.json."""
+    """Build the model of FOLDER/given/config.json; write its checkpoint, inputs and outputs."""
     transformers.set_seed(seed)
     model_class = getattr(transformers, architecture)
     config = model_class.config_class.from_pretrained(folder / "given", attn_implementation="eager")
     model = model_class(config).eval()
     randomise(model)
     if task == "seq2seq" and json.loads((folder / "given/config.json").read_text()).get("tie_word_embeddings") is False:
-        # transformers 5.23 ties the head of every new T5; one that a file brings stays, as in the released v1.1.
+        # transformers 5.23 ties the head of every new T5, but keeps the head of a loaded one, as of the released v1.1.
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * GAIN / model.model_dim**0.5)
         model.config.tie_word_embeddings = False
     model.save_pretrained(folder / "saved")
@@ -146,7 +146,7 @@ def main():
         folder = root / str(number)
         try:
             build(folder, request["architecture"], request["task"], request["seed"] + number)
-        except Exception as error:  # whatever transformers raises for a configuration that it refuses
+        except Exception as error:  # transformers raises many types for a configuration that it refuses
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             (folder / "refused.txt").write_text(f"{type(error).__name__}: {' '.join(lines)}")
 

@@ -18,12 +18,12 @@ CONNECTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class LeNet5Config:
-    """Raises ConfigError for what cannot be built. The input is always 32 x 32."""
+    """Raises ConfigError for a model that cannot be built. The input is always 32 x 32."""
 
-    activation: str = "relu"  # or "tanh": 1.7159 tanh(2/3 x), the paper's
-    pooling: str = "max"  # or "subsampling": trainable, the paper's
-    connection_table: bool = False  # C3 reads some of S2's maps, by the paper's table I; False: all
-    output: str = "linear"  # or "rbf": distances from fixed 7 x 12 pictures of the digits, the paper's
+    activation: str = "relu"  # or "tanh": 1.7159 tanh(2/3 x), as in the paper
+    pooling: str = "max"  # or "subsampling": trainable, as in the paper
+    connection_table: bool = False  # True: C3 reads the maps of the paper's table I; False: all maps
+    output: str = "linear"  # or "rbf": distances from fixed 7 x 12 pictures of the digits, as in the paper
     num_channels: int = 1
     num_classes: int = 10
     labels: tuple[str, ...] = ()  # names of the classes; (): LABEL_0 ...
@@ -44,7 +44,7 @@ class LeNet5Config:
     def with_labels(self, labels: tuple[str, ...]) -> Self:
         """Return the same model for other classes, named by ``labels``, with a linear output.
 
-        The pictures of "rbf" are of digits alone.
+        An "rbf" output has pictures of the ten digits only.
         """
         return dataclasses.replace(self, output="linear", labels=labels, num_classes=len(labels))
 

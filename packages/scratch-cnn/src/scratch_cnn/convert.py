@@ -1,6 +1,7 @@
 """LeNet-5's key table: the names of PyTorch's own LeNet tutorial (conv1, conv2, fc1, fc2, fc3) beside the paper's.
 
-There fc1 reads the flattened maps of S4, channels first; here it is C5, a convolution of their whole 5 x 5.
+In the tutorial, fc1 is a linear layer on the flattened maps of S4, channels first. Here it is C5, a 5 x 5 convolution,
+which covers the whole maps.
 """
 
 from scratch_core.weights import Copy, Rule, Transform, conv, same, transpose

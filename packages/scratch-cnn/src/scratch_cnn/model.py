@@ -16,7 +16,7 @@ $$ y_i = \sum_j (x_j - w_{ij})^2 \tag{7} $$
 Our logits are $-y_i$, so that the softmax cross-entropy is the paper's eq. 9 without its rubbish class
 ($j \to \infty$). The modern version has $f$ = ReLU, max pooling (which no $f$ follows) and a linear output layer.
 
-Shapes: B batch, Y rows, X columns, C channels; R, S, O those of the next map; F units of F6; M classes.
+Shapes: B batch, Y rows, X columns, C channels; R rows, S columns, O channels of the next map; F units of F6; M classes.
 """
 
 from collections.abc import Callable
@@ -59,7 +59,7 @@ class Convolution(nnx.Module):
 
 
 class TableConvolution(nnx.Module):
-    """C3 by table I: 60 of the 96 pairs of maps have a 5 x 5 kernel, kernels [60, 5, 5] in the order of the table."""
+    """C3 by table I: 60 of the 96 pairs of maps have a kernel. Kernels are [60, 5, 5], in the order of the table."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         pairs = [(i, o) for o, inputs in enumerate(CONNECTIONS) for i in inputs]
@@ -76,7 +76,7 @@ class TableConvolution(nnx.Module):
 
 
 class Subsampling(nnx.Module):
-    """S2 and S4 of the paper, eq. II.B: f of the sum of 2 x 2, times a coefficient, plus a bias, for each map."""
+    """S2 and S4 of the paper, eq. II.B: f(coefficient * (sum of each 2 x 2 window) + bias), both learned per map."""
 
     def __init__(self, channels: int, f: Callable[[jax.Array], jax.Array]):
         self.coefficient = nnx.Param(jnp.full(channels, 0.25))
@@ -89,7 +89,7 @@ class Subsampling(nnx.Module):
 
 
 class MaxPooling(nnx.Module):
-    """S2 and S4 today: the largest of 2 x 2."""
+    """S2 and S4 of the modern version: the maximum of each 2 x 2 window."""
 
     def __call__(self, x_BYXC: jax.Array) -> jax.Array:
         return _pool(x_BYXC, -jnp.inf, lax.max)
@@ -102,7 +102,7 @@ def _pool(x_BYXC: jax.Array, start: float, combine) -> jax.Array:
 class DigitDistance(nnx.Module):
     """Eq. 7, negated: minus the squared distance of the 84 units of F6 from the picture of each digit.
 
-    Nothing is learned. ``in_features`` and ``dtype`` are those of a linear layer that takes its place.
+    It has no parameters. ``replace_head`` reads ``in_features`` and ``dtype`` to put a linear layer in its place.
     """
 
     in_features = 84
@@ -162,5 +162,5 @@ class LeNet5(VisionModel):
         return self.classifier(self.hidden(images_BYXC))
 
     def saliency(self, images: jax.Array, classes_B: jax.Array) -> jax.Array:
-        """Return Grad-CAM of the maps of C3, the last ones with a resolution: heat [B, 10, 10] >= 0."""
+        """Return Grad-CAM of the maps of C3, the last convolution with several positions: heat [B, 10, 10] >= 0."""
         return grad_cam(lambda x_BYXC: self.classifier(self.after_features(x_BYXC)), self.features(images), classes_B)

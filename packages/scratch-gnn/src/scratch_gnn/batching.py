@@ -1,8 +1,8 @@
 """Several graphs as one: their disjoint union, padded to a few sizes so that few shapes are compiled.
 
 Padding is done with numpy, outside of jit. Padding nodes come last, with features of zero; there is at least one, and
-padding edges are self loops of the last one. So no real node reads padding, whatever the layer, and no layer needs a
-mask. In a batch of G graphs, padding nodes have the graph number G, which pooling leaves out.
+padding edges are self loops of the last one. So no real node reads padding in any layer, and no layer needs a mask. In
+a batch of G graphs, padding nodes have the graph number G, which pooling leaves out.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,10 @@ def bucket(size: int, least: int = 16) -> int:
 
 
 def pad_graph(graph: Graph, nodes: int | None = None, edges: int | None = None) -> dict[str, np.ndarray]:
-    """Return a graph as a batch: "x", "edge_index", "labels" of the nodes (-100 for padding), and what edges have.
+    """Return a graph as a batch: "x", "edge_index" and, if it has them, "labels", "edge_weight" and "edge_attr".
 
-    nodes, edges: the sizes; None: the next bucket. Raises DataError if the graph, with a padding node, does not fit.
+    Labels of padding are -100. nodes, edges: the sizes; None: the next bucket. Raises DataError if the graph, with a
+    padding node, does not fit.
     """
     return _pad(graph, nodes, edges, labels=graph.labels)
 
@@ -31,10 +32,10 @@ def pad_graph(graph: Graph, nodes: int | None = None, edges: int | None = None) 
 def batch_graphs(
     graphs: Sequence[Graph], num_graphs: int | None = None, nodes: int | None = None, edges: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Return the disjoint union of graphs as a batch: also "graph" [N], whose node it is, and "labels" [G].
+    """Return the disjoint union of graphs as a batch, with each node's graph as "graph" [N], and "labels" [G].
 
-    num_graphs: G, which may exceed the number of graphs (their labels are -100); None: their number. nodes, edges: the
-    sizes; None: the next buckets. Raises DataError if the graphs do not fit, or have different features.
+    num_graphs: G; graphs beyond the given ones are empty and have the label -100. None: the number of graphs. nodes,
+    edges: the sizes; None: the next buckets. Raises DataError if the graphs do not fit, or have different features.
     """
     G = len(graphs) if num_graphs is None else num_graphs
     if not graphs or len(graphs) > G:

@@ -36,7 +36,9 @@ class GNNConfig:
         choices = {"conv": CONVS, "pooling": POOLINGS, "activation": ACTIVATIONS, "aggr": ("mean", "max", "sum")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is not implemented: one of {', '.join(allowed)}")
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} is not implemented: choose one of {', '.join(allowed)}"
+                )
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
@@ -48,7 +50,7 @@ class GNNConfig:
             raise ConfigError(f"{len(self.labels)} labels do not fit out_channels={self.out_channels}")
 
     def with_data(self, in_channels: int, labels: tuple[str, ...], edge_dim: int | None = None) -> Self:
-        """Return the same model for other features and classes; gine needs the features of edges, too."""
+        """Return the same model for other features and classes. Raises ConfigError if gine gets no ``edge_dim``."""
         if self.conv == "gine" and edge_dim is None:
             raise ConfigError("conv='gine' reads features of edges, and this data has none: choose another preset")
         edge_dim = edge_dim if self.conv == "gine" else None

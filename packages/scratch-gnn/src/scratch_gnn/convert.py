@@ -1,7 +1,7 @@
-"""PyTorch Geometric's names beside ours: of each layer alone, and of the layers of a model (``convs.0``, ``convs.1``).
+"""PyTorch Geometric's names beside ours, for each layer and for the layers of a model (``convs.0``, ``convs.1``).
 
-Its models GCN, GAT and GraphSAGE have the names of ours. Its GIN spells those of the MLPs otherwise, and its last MLP
-has another width.
+Its models GCN, GAT and GraphSAGE have the same names as ours. Its GIN names the MLPs differently, and its last MLP has
+another width.
 """
 
 from collections.abc import Mapping
@@ -114,8 +114,8 @@ def from_pyg(layer: Any, weights: Mapping[str, Any]) -> Any:
 def to_pyg(layer: Any, state: Any = None) -> dict[str, np.ndarray]:
     """Return {PyTorch Geometric's name: array} of a layer's parameters, or of ``state``, such as their gradients.
 
-    Of the parameters, a shared matrix stands under both of its names, as ``load_state_dict`` wants it. Raises
-    CheckpointError for an array that is no parameter of the layer.
+    Without ``state``, a shared matrix is listed under both of its names, as ``load_state_dict`` requires. Raises
+    CheckpointError for an array that is not a parameter of the layer.
     """
     table, result = _table(layer), {}
     ours = {path: variable[...] for path, variable in _held(layer).items()} if state is None else flatten(state)
@@ -133,7 +133,7 @@ def to_pyg(layer: Any, state: Any = None) -> dict[str, np.ndarray]:
 
 
 def _held(layer: Any) -> dict[str, nnx.Variable]:
-    """Return {our path: variable} of what a checkpoint holds."""
+    """Return {our path: variable} for all that a checkpoint holds."""
     flat: Any = nnx.to_flat_state(nnx.state(layer, nnx.Any(nnx.Param, Fixed)))
     return {".".join(map(str, path)): _variable(layer, path) for path, _ in flat}
 
@@ -152,7 +152,7 @@ def _table(layer: Any) -> list[Rule]:
 
 
 def _drop_copy(given: dict[str, np.ndarray], copy: str, original: str, problems: list[str]) -> None:
-    """Take out a name whose array must equal that of ``original``; say so if it does not."""
+    """Remove a name whose array must equal that of ``original``; add a problem if it does not."""
     if copy in given:
         value = given.pop(copy)
         if original not in given or not np.array_equal(value, given[original]):

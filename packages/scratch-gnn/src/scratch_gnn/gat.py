@@ -1,8 +1,8 @@
 r"""GAT and GATv2: attention over the neighbourhood.
 
 Sources: Veličković et al. 2018, https://arxiv.org/abs/1710.10903 (GAT), and Brody et al. 2022,
-https://arxiv.org/abs/2105.14491 (GATv2). Both weigh the neighbours of node $i$, itself among them, by a softmax of
-scores $s$, for each of $H$ heads:
+https://arxiv.org/abs/2105.14491 (GATv2). Both weigh node $i$ and its neighbours by a softmax of scores $s$, in each of
+$H$ heads:
 
 $$ \alpha_{ij} = \mathrm{softmax}_j(s_{ij}), \qquad x'_i = \sum_{j \in \mathcal{N}(i) \cup \{i\}} \alpha_{ij} W x_j + b
    \tag{3, 4} $$
@@ -12,8 +12,8 @@ The heads are concatenated (eq. 5 of GAT) or averaged (eq. 6). The scores differ
 $$ s_{ij} = \mathrm{LeakyReLU}\left(a_\mathrm{dst}^\top W x_i + a_\mathrm{src}^\top W x_j\right) \tag{GAT} $$
 $$ s_{ij} = a^\top \mathrm{LeakyReLU}\left(W_r x_i + W_l x_j\right), \qquad W = W_l \tag{GATv2} $$
 
-GAT's order of the neighbours is the same for every $i$, because $a_\mathrm{dst}^\top W x_i$ cancels out of it; GATv2's
-is not. With ``add_self_loops`` each node has exactly one self loop, whichever the graph has.
+GAT ranks nodes $j$ in the same order for every $i$, because $a_\mathrm{dst}^\top W x_i$ does not change the order; in
+GATv2 the order depends on $i$. With ``add_self_loops``, each node has exactly one self loop, whatever the graph has.
 
 Shapes: N nodes, E edges, D in_channels, H heads, F out_channels of a head.
 """
@@ -64,7 +64,7 @@ class _Attention(nnx.Module):
         N, width = x_NHF.shape[0], self.heads * self.out_channels
         own = None
         if self.add_self_loops:
-            scores_EH = jnp.where((source_E == target_E)[:, None], -jnp.inf, scores_EH)  # replaced by the added ones
+            scores_EH = jnp.where((source_E == target_E)[:, None], -jnp.inf, scores_EH)  # added ones replace them
             own = own_NH
         weights_EH, own = softmax_over_neighbours(scores_EH, target_E, own, N)
         kept_EH = self.dropout(weights_EH)
@@ -75,13 +75,16 @@ class _Attention(nnx.Module):
         return y if self.bias is None else y + self.bias[...], weights_EH, own
 
     def __call__(self, x_ND: jax.Array, edge_index_2E: jax.Array) -> jax.Array:
-        """Return y: [N, heads * out_channels], or [N, out_channels] without ``concat``. Raises DataError."""
+        """Return y: [N, heads * out_channels], or [N, out_channels] without ``concat``.
+
+        Raises DataError for a graph that does not fit.
+        """
         return self.with_weights(x_ND, edge_index_2E)[0]
 
     def with_weights(self, x_ND: jax.Array, edge_index_2E: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """Return y and the attention: of the edges [E, H], and of the added self loops [N, H] (None without).
+        """Return y and the attention weights: of the edges [E, H], and of the added self loops [N, H] or None.
 
-        A self loop of the graph has the weight 0 where one was added in its place.
+        A self loop of the graph has the weight 0 if an added one replaces it.
         """
         raise NotImplementedError
 
@@ -117,7 +120,7 @@ class GATConv(_Attention):
         check_graph(x_ND, edge_index_2E, self.in_channels)
         x_NHF = self.lin(jnp.asarray(x_ND)).reshape(x_ND.shape[0], self.heads, self.out_channels)
         edge_index_2E = jnp.asarray(edge_index_2E)
-        # The score is a sum of two terms, each of one node: nothing of size E x F is needed for it.
+        # The score adds two terms that depend on one node each, so no array of size E x F is needed.
         sent_NH = jnp.einsum("NHF,HF->NH", x_NHF, self.att_src[0])
         read_NH = jnp.einsum("NHF,HF->NH", x_NHF, self.att_dst[0])
         scores_EH = nnx.leaky_relu(sent_NH[edge_index_2E[0]] + read_NH[edge_index_2E[1]], self.negative_slope)

@@ -10,8 +10,8 @@ so that node $i$ gets, from each neighbour $j$ and from itself,
 $$ x'_i = \sum_{j \in \mathcal{N}(i) \cup \{i\}} \frac{w_{ji}}{\sqrt{\tilde d_j \tilde d_i}}\, x_j W + b,
    \qquad \tilde d_i = \sum_{j \in \mathcal{N}(i) \cup \{i\}} w_{ji} $$
 
-$\tilde d$ counts the edges that end in a node, as PyTorch Geometric does; of an undirected graph it is the degree. A
-self loop that the graph has already keeps its weight, and none is added (of two at one node, the last counts).
+$\tilde d$ counts the edges that end in a node, as PyTorch Geometric does; in an undirected graph it is the degree. A
+node that already has a self loop keeps it with its weight and gets no other (if it has several, the last one counts).
 
 Shapes: N nodes, E edges, D in_channels, F out_channels.
 """
@@ -29,8 +29,8 @@ from scratch_gnn.message_passing import check_graph, check_sizes, pass_messages
 class GCNConv(nnx.Module):
     """The layer of eq. 2, with PyTorch Geometric's arguments.
 
-    improved: the weight of an added self loop is 2 instead of 1. add_self_loops None: what ``normalize`` is. Without
-    ``normalize`` the messages are a plain weighted sum. Raises ConfigError for self loops without normalisation.
+    improved: the weight of an added self loop is 2 instead of 1. add_self_loops None: the same as ``normalize``. If
+    ``normalize`` is False, the result is a plain weighted sum. Raises ConfigError for self loops without normalisation.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class GCNConv(nnx.Module):
     def coefficients(
         self, edge_index_2E: jax.Array, weight_E: jax.Array, num_nodes: int
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Return the factor of each edge, and of each node's self loop if there are such, in eq. 2."""
+        """Return the factors of eq. 2: of each edge, and of each node's self loop (None if none are added)."""
         source_E, target_E = edge_index_2E[0], edge_index_2E[1]
         loop_N = None
         if self.add_self_loops:
@@ -101,6 +101,6 @@ def self_loops(
     """Return the weight of each node's self loop, ``fill`` where the graph has none, and which edges are self loops."""
     is_loop_E = edge_index_2E[0] == edge_index_2E[1]
     number_E = jnp.where(is_loop_E, jnp.arange(len(weight_E)), -1)
-    last_N = jax.ops.segment_max(number_E, edge_index_2E[1], num_nodes)  # that of a node without edges is negative
+    last_N = jax.ops.segment_max(number_E, edge_index_2E[1], num_nodes)  # negative for a node without a self loop
     found_N = weight_E[jnp.maximum(last_N, 0)] if len(weight_E) else jnp.zeros(num_nodes, weight_E.dtype)
     return jnp.where(last_N >= 0, found_N, fill), is_loop_E

@@ -4,8 +4,8 @@ Source: Xu et al. 2019, https://arxiv.org/abs/1810.00826, eq. 4.1:
 
 $$ x'_i = \mathrm{MLP}\Big((1 + \epsilon)\, x_i + \sum_{j \in \mathcal{N}(i)} x_j\Big) \tag{4.1} $$
 
-A sum tells multisets of neighbours apart that a mean or a maximum cannot. GINE (Hu et al. 2020,
-https://arxiv.org/abs/1905.12265, as in PyTorch Geometric) adds features of the edges to what is sent:
+A sum distinguishes multisets of neighbours that a mean or a maximum cannot. GINE (Hu et al. 2020,
+https://arxiv.org/abs/1905.12265, as in PyTorch Geometric) adds features of the edges to the messages:
 
 $$ x'_i = \mathrm{MLP}\Big((1 + \epsilon)\, x_i + \sum_{j \in \mathcal{N}(i)} \mathrm{ReLU}(x_j + W_e e_{ji})\Big) $$
 
@@ -56,7 +56,7 @@ class _Isomorphism(nnx.Module):
 class GINConv(_Isomorphism):
     """The layer of eq. 4.1.
 
-    PyTorch Geometric's GINConv gets its MLP as ``nn``; this is ``Sequential(Linear, ReLU, Linear)`` of these widths.
+    PyTorch Geometric's GINConv gets its MLP as ``nn``; here it is ``Sequential(Linear, ReLU, Linear)`` of these widths.
     ``train_eps``: epsilon is learned, starting at ``eps``.
     """
 
@@ -82,7 +82,7 @@ class GINConv(_Isomorphism):
 
 
 class GINEConv(_Isomorphism):
-    """GIN whose messages hold features of the edges; ``edge_dim`` None: they have in_channels, and no $W_e$."""
+    """GIN with features of edges in its messages. ``edge_dim`` None: edges have in_channels features, without $W_e$."""
 
     def __init__(
         self,

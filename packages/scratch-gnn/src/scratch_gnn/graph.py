@@ -1,4 +1,4 @@
-"""A graph as numpy arrays, checked once, and the same from a ``jraph.GraphsTuple``."""
+"""A graph as numpy arrays that are checked once, and how to make one from a ``jraph.GraphsTuple``."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from scratch_gnn.message_passing import check_graph
 class Graph:
     """N nodes with D features and E edges.
 
-    x: float32 [N, D]. edge_index: int32 [2, E], sources, then targets; an undirected edge stands there both ways.
-    labels: int32 [N] of the nodes, or a number of the whole graph; -100 where there is none. edge_weight: float32 [E].
-    edge_attr: float32 [E, A]. Raises DataError, with the values, for what does not fit together.
+    x: float32 [N, D]. edge_index: int32 [2, E], sources, then targets; an undirected edge is listed in both directions.
+    labels: int32 [N] for the nodes, or one number for the whole graph; -100 means no label. edge_weight: float32 [E].
+    edge_attr: float32 [E, A]. Raises DataError, with the values, for arrays that do not fit together.
     """
 
     x: np.ndarray
@@ -56,17 +56,17 @@ class Graph:
 
 
 def check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:
-    """Raise DataError that names the first label that is neither a class nor -100."""
+    """Raise DataError, with the first wrong label, if a label is neither a class nor -100."""
     wrong = np.flatnonzero((labels != IGNORED) & ((labels < 0) | (labels >= num_classes)))
     if len(wrong):
         raise DataError(
-            f"{what} {wrong[0]} has the label {labels[wrong[0]]}, but there are the classes 0 to {num_classes - 1} "
-            f"(-100: not labelled): {len(wrong)} such labels"
+            f"{what} {wrong[0]} has the label {labels[wrong[0]]}, but the classes are 0 to {num_classes - 1} "
+            f"(-100: no label); wrong labels in total: {len(wrong)}"
         )
 
 
 def check_numbers(name: str, numbers: Any, shape: tuple[int, ...], end: int) -> None:
-    """Raise DataError unless these are integers of this shape from 0 to ``end`` - 1; under jit there are no values."""
+    """Raise DataError unless these are integers of this shape, from 0 to ``end`` - 1 (values are unknown under jit)."""
     if numbers.shape != shape or not jnp.issubdtype(numbers.dtype, jnp.integer):
         raise DataError(
             f"{name} has shape {numbers.shape} and dtype {numbers.dtype}, expected integers of the shape {shape}"
@@ -78,7 +78,7 @@ def check_numbers(name: str, numbers: Any, shape: tuple[int, ...], end: int) -> 
 
 
 def both_ways(pairs: np.ndarray) -> np.ndarray:
-    """Return edge_index [2, E] of undirected edges [P, 2]: each one both ways, once, sorted by target; no self loop."""
+    """Return edge_index [2, E] of undirected edges [P, 2]: each once per direction, sorted by target, no self loops."""
     pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     found = np.unique(np.concatenate([pairs, pairs[:, ::-1]])[:, ::-1], axis=0)
@@ -88,7 +88,7 @@ def both_ways(pairs: np.ndarray) -> np.ndarray:
 def edges_by_target(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
     """Return the numbers of the edges sorted by target [E], and start [N + 1].
 
-    Node i is the target of the edges start[i] .. start[i + 1] - 1 in this order; those of one target stay in theirs.
+    In this order, node i is the target of the edges start[i] to start[i + 1] - 1; edges of one target keep their order.
     """
     edge_E = np.argsort(graph.edge_index[1], kind="stable").astype(np.int32)
     counts_N = np.bincount(graph.edge_index[1], minlength=graph.num_nodes)
@@ -98,7 +98,7 @@ def edges_by_target(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
 def from_graphs_tuple(graphs: Any, labels: Sequence[Any] | None = None) -> list[Graph]:
     """Return the graphs of a ``jraph.GraphsTuple``, or of anything with its fields, as a list.
 
-    ``nodes`` are the features, ``edges`` (or None) those of the edges. ``labels`` None: ``globals`` are the labels if
+    ``nodes`` are features of nodes, ``edges`` features of edges or None. ``labels`` None: ``globals`` are the labels if
     they are integers, one for each graph. jraph need not be installed. Raises DataError for counts that do not add up.
     """
     if graphs.nodes is None:

@@ -1,13 +1,13 @@
-r"""Exact answers about a large graph: one layer after the other, each in blocks of nodes.
+r"""Exact inference on a large graph: one layer after the other, each in blocks of nodes.
 
 Source: Hamilton et al. 2017, https://arxiv.org/abs/1706.02216, algorithm 1, whose outer loop is over the layers and
-whose inner one is over the nodes. A layer reads, for a node, the edges that end in it and nothing else of the graph; of
-GCN's factors, which need the degrees of the sources too, there is one for each edge, computed before. So a block is a
-graph of its own, which the layer reads as it reads any other: the T nodes of the block, then the sources of its S
-edges, a row for each edge, as if each were another node. The rows of the sources are thrown away.
+whose inner loop is over the nodes. For a node, a layer reads only the edges that end in it. GCN also needs the degrees
+of the sources; its factor for each edge is computed in advance. So a block is a graph of its own, which the layer reads
+like any other: the T nodes of the block, then the sources of its S edges, one row for each edge, as if each source were
+another node. The results for the sources are dropped.
 
-Memory: the N rows of two layers, and the messages of one block. The whole graph at once needs a message for each of the
-E edges. A source is multiplied by the layer's matrix once for each of its edges.
+Memory: the N rows of two layers, and the messages of one block. The whole graph at once would need a message for each
+of the E edges. The price is that a source is multiplied by the layer's matrix once for each of its edges.
 
 Shapes: N nodes, E edges, D features, A features of an edge; C blocks of T nodes and S edges.
 """
@@ -23,21 +23,24 @@ from scratch_gnn.gcn import GCNConv
 from scratch_gnn.graph import Graph, edges_by_target
 
 EDGES = 1 << 17
-"""Edges of a block at most, unless a single node has more."""
+"""Largest number of edges of a block, unless a single node has more."""
 
 
 class InBlocks:
-    """The one batch of :func:`blocks`, to iterate over. Its length is the number of blocks: a step takes about one."""
+    """An iterable over one batch, that of :func:`blocks`.
+
+    Its length is the number of blocks, because a run spaces its evaluations by this length.
+    """
 
     def __init__(self, graph: Graph, most: int = EDGES):
         self.batch = blocks(graph, most)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        """Give the batch."""
+        """Yield the batch."""
         yield self.batch
 
     def __len__(self) -> int:
-        """C."""
+        """Return C, the number of blocks."""
         return len(self.batch["node"])
 
 
@@ -47,7 +50,7 @@ def blocks(graph: Graph, most: int = EDGES) -> dict[str, np.ndarray]:
     "x" [N, D] and "labels" [N] are those of the graph. "node" [C, T], the nodes of each block, N for padding; "source"
     [C, S], the source of each edge, 0 for padding; "row" [C, S], the place of its target in the block, T for padding.
     "edge_weight" [C, S] and "edge_attr" [C, S, A], if edges have them, are 0 for padding. A block has at most ``most``
-    nodes, and edges unless one node has more.
+    nodes, and at most ``most`` edges unless a single node has more.
     """
     N, (edge_E, start) = graph.num_nodes, edges_by_target(graph)
     room, cuts = max(most, int(np.diff(start).max(initial=0))), [0]
@@ -78,7 +81,7 @@ def blocks(graph: Graph, most: int = EDGES) -> dict[str, np.ndarray]:
 def read_in_blocks(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
     """Return Z of eq. 1 in ``model.py`` for all nodes, from a batch of :func:`blocks`.
 
-    The model must be in evaluation mode: dropout of features is left out, and that of attention must be off.
+    The model must be in evaluation mode: dropout of features is not applied, and dropout of attention must be off.
     """
     x = jnp.asarray(batch["x"]).astype(model.dtype)
     for number, conv in enumerate(model.convs):
@@ -91,7 +94,7 @@ def read_in_blocks(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def _layer(conv: Any, x_ND: jax.Array, batch: Mapping[str, jax.Array], width: int) -> jax.Array:
-    """Return what a layer gives for all nodes [N, width]."""
+    """Return a layer's output for all nodes [N, width]."""
     N = x_ND.shape[0]
     T, S = batch["node"].shape[1], batch["source"].shape[1]
     parts = {name: jnp.asarray(batch[name]) for name in ("node", "source", "row", "edge_attr") if name in batch}
@@ -101,7 +104,7 @@ def _layer(conv: Any, x_ND: jax.Array, batch: Mapping[str, jax.Array], width: in
     def block(y: jax.Array, part: Mapping[str, jax.Array]) -> tuple[jax.Array, None]:
         node_T, source_S, row_S = part["node"], part["source"], part["row"]
         x = x_ND[jnp.concatenate([node_T, source_S])]
-        is_loop_S = source_S == node_T[jnp.minimum(row_S, T - 1)]  # layers know a self loop by its equal ends
+        is_loop_S = source_S == node_T[jnp.minimum(row_S, T - 1)]  # layers recognise a self loop by its equal ends
         edge_index_2S = jnp.stack([jnp.where(is_loop_S, row_S, T + jnp.arange(S)), row_S])
         if isinstance(conv, GCNConv):
             y_block = conv.add_up(conv.lin(x), edge_index_2S, part["factor"], jnp.pad(part["own"], (0, S)))
@@ -113,7 +116,7 @@ def _layer(conv: Any, x_ND: jax.Array, batch: Mapping[str, jax.Array], width: in
 
 
 def _factors(conv: GCNConv, batch: Mapping[str, jax.Array], num_nodes: int) -> dict[str, jax.Array]:
-    """Return GCN's factors of the edges [C, S] and of the self loops [C, T], by the degrees in the whole graph."""
+    """Return GCN's factors of the edges [C, S] and of the self loops [C, T], from the degrees in the whole graph."""
     node_CT, source_CS, row_CS = (jnp.asarray(batch[name]) for name in ("node", "source", "row"))
     T = node_CT.shape[1]
     is_edge_CS = row_CS < T

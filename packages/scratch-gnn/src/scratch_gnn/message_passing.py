@@ -12,7 +12,7 @@ Attention weighs the messages by a softmax over the edges that end in one node:
 
 $$ \alpha_{ji} = \exp(s_{ji}) \Big/ \sum_{k \in \mathcal{N}(i)} \exp(s_{ki}) \tag{3} $$
 
-A self loop that a layer adds is a term of its own in these sums, so that no list of edges is copied.
+A self loop that a layer adds is a separate term in these sums, so that the list of edges is not copied.
 
 Shapes: N nodes, E edges, D features of a node, A features of an edge, H heads.
 """
@@ -34,7 +34,7 @@ def pass_messages(
 ) -> jax.Array:
     """Return m of eq. 1, one row for each node of ``x`` [N, ...].
 
-    ``message(x_target, x_source)`` is phi: both arguments have one row for each edge, and so has what it returns.
+    ``message(x_target, x_source)`` is phi: both arguments and the result have one row for each edge.
     """
     source_E, target_E = edge_index_2E[0], edge_index_2E[1]
     messages = message(x[target_E], x[source_E])  # gather, then phi
@@ -44,7 +44,7 @@ def pass_messages(
 def aggregate(values: jax.Array, segment: jax.Array, num_segments: int, aggr: str) -> jax.Array:
     """Return the sum, mean or max of the rows of ``values`` in each segment; 0 for an empty one.
 
-    ``segment`` holds the number of each row's segment; rows with a number beyond the last are left out.
+    ``segment`` is the number of each row's segment; rows whose number is ``num_segments`` or more are left out.
     """
     if aggr == "max":
         most = jax.ops.segment_max(values, segment, num_segments)
@@ -63,9 +63,9 @@ def _count(segment: jax.Array, num_segments: int, values: jax.Array) -> jax.Arra
 def softmax_over_neighbours(
     scores_EH: jax.Array, target_E: jax.Array, own_NH: jax.Array | None, num_nodes: int
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Return eq. 3: the weights of the edges, and of each node for itself if it has a score ``own_NH``.
+    """Return eq. 3: the weights of the edges and, given its scores ``own_NH``, of each node for itself.
 
-    A score of -inf gives the weight 0. A node whose every score is -inf, or that has none, gets no NaN.
+    A score of -inf gives the weight 0. No weight is NaN, even if all scores of a node are -inf or it has no scores.
     """
     most_NH = jax.ops.segment_max(scores_EH, target_E, num_nodes)
     if own_NH is not None:
@@ -109,7 +109,7 @@ def check_graph(
 ) -> None:
     """Raise DataError, with the values, for a graph that a layer of ``in_channels`` cannot read.
 
-    Under jit an array has no values yet, so that shapes and dtypes alone are checked.
+    Under jit, values are unknown, and only shapes and dtypes are checked.
     """
     for name, value in (("x", x), ("edge_index", edge_index), ("edge_weight", edge_weight), ("edge_attr", edge_attr)):
         if value is not None and not hasattr(value, "shape"):
@@ -144,7 +144,7 @@ def _check_values(x: Any, edge_index: Any, edge_weight: Any, edge_attr: Any) -> 
             row, edge = wrong[0]
             raise DataError(
                 f"edge {edge} has the {('source', 'target')[row]} {index[row, edge]}, but x has the nodes 0 to "
-                f"{x.shape[0] - 1}: {len(wrong)} such ends; correct edge_index, or add the nodes to x"
+                f"{x.shape[0] - 1}: correct edge_index, or add the nodes to x (wrong ends in total: {len(wrong)})"
             )
     for name, value, row in (("x", x, "node"), ("edge_weight", edge_weight, "edge"), ("edge_attr", edge_attr, "edge")):
         if value is None or isinstance(value, Tracer):

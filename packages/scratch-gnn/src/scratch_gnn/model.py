@@ -77,8 +77,11 @@ class GNN(PretrainedModel):
         edge_weight_E: jax.Array | None = None,
         edge_attr_EA: jax.Array | None = None,
     ) -> jax.Array:
-        """Return Z_NM of eq. 1. Raises DataError for a graph that does not fit, or that holds what no layer reads."""
-        # Integers stay what they are, so that the first layer says what is wrong with them.
+        """Return Z_NM of eq. 1.
+
+        Raises DataError for a graph that does not fit, and for weights or features of edges that no layer reads.
+        """
+        # Integers are not cast, so that the first layer reports their dtype.
         x = x_ND.astype(self.dtype) if jnp.issubdtype(x_ND.dtype, jnp.floating) else x_ND
         extra = self._extra(edge_weight_E, edge_attr_EA)
         for number, conv in enumerate(self.convs):
@@ -92,7 +95,7 @@ class GNN(PretrainedModel):
         if edge_weight is not None and name != "gcn":
             raise DataError(f"conv={name!r} reads no edge_weight: leave it out, or use gcn")
         if (edge_attr is not None) != (name == "gine"):
-            raise DataError(f"conv={name!r} {'needs' if name == 'gine' else 'reads no'} edge_attr, features of edges")
+            raise DataError(f"conv={name!r} {'needs' if name == 'gine' else 'reads no'} edge_attr (features of edges)")
         return (edge_weight,) if name == "gcn" else (edge_attr,) if name == "gine" else ()
 
     def read(self, batch: Mapping[str, Any]) -> jax.Array:
@@ -102,7 +105,7 @@ class GNN(PretrainedModel):
         return self.hidden(batch["x"], batch["edge_index"], batch.get("edge_weight"), batch.get("edge_attr"))
 
     def answers(self, batch: Mapping[str, Any]) -> jax.Array:
-        """Return the logits that the labels of a batch are about."""
+        """Return the logits, one row for each label of a batch."""
         raise NotImplementedError
 
     def loss(self, batch: Any) -> tuple[jax.Array, jax.Array]:
@@ -110,8 +113,7 @@ class GNN(PretrainedModel):
 
         batch: "x" [N, D], "edge_index" [2, E]; optional "edge_weight" [E], "edge_attr" [E, A]; "labels", of the nodes
         [N], of the graphs [G] with the graph of each node as "graph" [N], or of the "pairs" [2, P]. Raises DataError
-        for a label out of range; under jit labels have no values, and such a one makes the loss NaN, at which the
-        trainer stops.
+        for a label out of range. Under jit, values are unknown: such a label makes the loss NaN, and the trainer stops.
         """
         logits, labels = self.answers(batch), batch["labels"]
         if labels.shape != logits.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -194,13 +196,13 @@ class LinkPredictor(GNN):
         edge_weight_E: jax.Array | None = None,
         edge_attr_EA: jax.Array | None = None,
     ) -> jax.Array:
-        """Return logits_P: of the link between the two nodes of each pair, in whichever order."""
+        """Return logits_P of the link between the two nodes of each pair; their order does not matter."""
         pairs_2P = jnp.asarray(pairs_2P)
         check_numbers("pairs_2P", pairs_2P, (2, *pairs_2P.shape[1:2]), x_ND.shape[0])
         return score(self.hidden(x_ND, edge_index_2E, edge_weight_E, edge_attr_EA), pairs_2P)
 
     def answers(self, batch: Mapping[str, Any]) -> jax.Array:
-        """Return logits [P, 2] of no link and of a link; the first is 0, so that the loss is the binary one."""
+        """Return logits [P, 2] of no link and of a link; the first is 0, which gives the binary cross-entropy."""
         logits_P = score(self.read(batch), batch["pairs"])
         return jnp.stack([jnp.zeros_like(logits_P), logits_P], axis=-1)
 

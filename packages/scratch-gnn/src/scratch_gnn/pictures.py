@@ -1,4 +1,4 @@
-"""Pictures of a graph as SVG: nodes coloured by class, edges as strong as their attention.
+"""Pictures of a graph as SVG: nodes coloured by class, edges as dark as their attention weight.
 
 The layout is Fruchterman and Reingold's (1991, https://doi.org/10.1002/spe.4380211102): edges pull by $d^2 / k$, all
 nodes push by $k^2 / d$, and the steps shrink.
@@ -11,11 +11,11 @@ import numpy as np
 
 COLOURS = ("#3b6fb6", "#d9822b", "#4a9d5b", "#b8455a", "#7d5ba6", "#8a6d4b", "#d67bb0", "#6e7781", "#a8a83a", "#3aa6b0")
 LARGEST = 600
-"""Nodes that are drawn at most: the layout compares all pairs, and more cannot be told apart."""
+"""Largest number of nodes that is drawn: the layout compares all pairs, and more nodes could not be distinguished."""
 
 
 def layout(num_nodes: int, edge_index_2E: np.ndarray, steps: int = 200) -> np.ndarray:
-    """Return a position in the unit square for each node [N, 2], always the same."""
+    """Return a position in the unit square for each node [N, 2]; it is the same in every run."""
     place = np.random.default_rng(0).uniform(size=(num_nodes, 2))
     k = num_nodes**-0.5 if num_nodes else 1.0
     for step in range(steps):

@@ -17,9 +17,9 @@ from scratch_gnn.message_passing import aggregate, softmax_over_neighbours
 
 
 def pool(x_ND: jax.Array, graph_N: jax.Array, num_graphs: int, aggr: str = "sum") -> jax.Array:
-    """Return z_GD of eq. 1; ``graph_N`` says which graph a node is of. A graph without nodes gets zeros.
+    """Return z_GD of eq. 1; ``graph_N`` is the number of each node's graph. A graph without nodes gets zeros.
 
-    Nodes whose graph is ``num_graphs`` or more are padding, and left out.
+    Nodes whose graph is ``num_graphs`` or more are padding and are left out.
     """
     return aggregate(x_ND, graph_N, num_graphs, aggr)
 

@@ -57,7 +57,7 @@ class SAGEConv(nnx.Module):
             y_NF = y_NF + self.lin_r(x_ND)
         if self.normalize:
             square_N = jnp.square(y_NF).sum(axis=-1)
-            # The root of 0 has no derivative: a row of zeros stays as it is.
+            # The square root has no derivative at 0, so a row of zeros is left as it is.
             length_N = jnp.sqrt(jnp.where(square_N > 0, square_N, 1))
             y_NF = y_NF / jnp.maximum(length_N, 1e-12)[:, None]
         return y_NF

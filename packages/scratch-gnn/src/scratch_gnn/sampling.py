@@ -1,9 +1,9 @@
 r"""Neighbour sampling: a training step reads some labelled nodes and a few of their neighbours, not the whole graph.
 
-Source: Hamilton et al. 2017, https://arxiv.org/abs/1706.02216, section 3.1 and algorithm 2: with fanouts
-$S_1, \dots, S_K$, each of the labelled nodes keeps at most $S_1$ of its neighbours, drawn uniformly without
-replacement, each of these at most $S_2$ of its own, and so on; the model of $K$ layers reads the graph of what was
-kept. The memory of a step depends on the fanouts, and the time to draw on the degrees too, but not on the graph's size.
+Source: Hamilton et al. 2017, https://arxiv.org/abs/1706.02216, section 3.1 and algorithm 2. With fanouts
+$S_1, \dots, S_K$, each labelled node keeps at most $S_1$ of its neighbours, drawn uniformly without replacement, each
+of these keeps at most $S_2$ of its own, and so on. The model of $K$ layers reads the graph of the edges kept. The
+memory of a step depends on the fanouts, and the time to draw also on the degrees; neither depends on the graph's size.
 
 Shapes: N nodes, E edges; B labelled nodes of a batch.
 """
@@ -43,7 +43,7 @@ class NeighbourSampler:
         return edges[order[within < fanout]]
 
     def sample(self, nodes: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return a padded batch in which just ``nodes`` are labelled; they come first, sorted, each of them once."""
+        """Return a padded batch in which only ``nodes`` are labelled; they come first, sorted, each of them once."""
         nodes = np.unique(nodes)  # a batch may hold the end of one epoch and the start of the next
         graph, reached, frontier, kept = self.graph, nodes, nodes, []
         for fanout in self.fanouts:

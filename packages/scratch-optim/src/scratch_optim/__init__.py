@@ -1,6 +1,6 @@
 """Optimizers from their papers, as optax transformations: schedule-free SGD and AdamW, Shampoo, Distributed Shampoo."""
 
-# Imported at once, unlike those of the model packages: two modules have the names of their functions, which must win.
+# Not imported lazily, unlike in the model packages: two functions have the names of their modules and must win.
 from scratch_optim.distributed_shampoo import distributed_shampoo
 from scratch_optim.roots import inverse_root_by_eigenvalues, inverse_root_by_newton
 from scratch_optim.schedule_free import evaluation_parameters, schedule_free_adamw, schedule_free_sgd

@@ -1,9 +1,9 @@
 """Parameters as stacks of equal blocks, so that one batched computation serves all of them.
 
 An array of more than two axes is read as a matrix: neighbouring axes are merged so that its two sides are as equal as
-they can be. A kernel [D, N, H] with D = N H becomes a square. Each side is cut into the fewest parts of at most
-``block_size``, all of the same length; the last part is padded with zeros. Blocks of one shape are stacked, from
-whichever parameter they come.
+possible. A kernel [D, N, H] with D = N H becomes a square. Each side is cut into the fewest parts of at most
+``block_size``, all of the same length; the last part is padded with zeros. Blocks of the same shape are stacked, also
+those of different parameters.
 
 Shapes: A blocks; a block's own axes are not named, because their number varies.
 """
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """How one array becomes blocks: its shape, the shape it is read as, and for each axis of that parts x length."""
+    """How one array becomes blocks: its shape, its merged shape, and each merged axis's number and length of parts."""
 
     shape: tuple[int, ...]
     merged: tuple[int, ...]
@@ -57,7 +57,7 @@ class Cut:
 
 
 def merged_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of a tensor as the matrix with the most nearly equal sides; axes of length 1 go."""
+    """Return the shape of a tensor as the matrix with the most nearly equal sides; axes of length 1 are dropped."""
     shape = tuple(size for size in shape if size != 1)
     if len(shape) <= 2:
         return shape
@@ -90,7 +90,7 @@ class Stacks:
         }
 
     def unstack(self, stacks: dict[tuple[int, ...], jax.Array]) -> list[jax.Array]:
-        """Return the leaves of which these are the stacks."""
+        """Return the leaves from their stacks: the inverse of :meth:`stack`."""
         taken = dict.fromkeys(stacks, 0)
         leaves = []
         for cut in self.cuts:

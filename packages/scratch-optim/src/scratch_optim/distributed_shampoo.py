@@ -1,23 +1,24 @@
-r"""Distributed Shampoo: Shampoo for models, in blocks, each device with its share of them.
+r"""Distributed Shampoo: Shampoo in blocks, for models; each device computes its share of the blocks.
 
 Source: Anil et al. 2020, https://arxiv.org/abs/2002.09018. A block of a parameter, with k axes and gradient $G_t$:
 
 $$ H^i_t = b_2 H^i_{t-1} + (1 - b_2)\, G_{t,(i)} G_{t,(i)}^\top \tag{1} $$
 $$ P_t = G_t \times_1 (H^1_s)^{-1/p} \times_2 \dots \times_k (H^k_s)^{-1/p}, \qquad p = 2k \tag{2} $$
 
-s is the last step at which the roots were computed (section 4.3), once ``every`` so many steps. From ``start`` on, a
-parameter's step has the direction of $P_t$ and the length of a simpler method's step $D_t$ (grafting, section 2):
+s is the last step at which the roots were computed, which happens once in ``every`` steps (section 4.3). From ``start``
+on, a parameter's step has the direction of $P_t$ and the length of a simpler method's step $D_t$ (grafting, section 2):
 
 $$ U_t = \lVert D_t \rVert \, P_t / \lVert P_t \rVert \tag{3} $$
 $$ m_t = b_1 m_{t-1} + (1 - b_1) U_t, \qquad W_{t+1} = W_t - \eta \left(\frac{m_t}{1 - b_1^t} + \lambda W_t\right)
 \tag{4} $$
 
-Until then $U_t = D_t$. $D_t$ is $G_t$ ("sgd"), $G_t / \sqrt{\sum G^2}$ ("adagrad"), $G_t / \sqrt{v_t}$ with the running
-mean $v_t$ of $G^2$ ("rmsprop"), or that with $v_t / (1 - b_2^t)$ ("adam"; eq. 4 is Adam's first moment).
+Before ``start``, $U_t = D_t$. $D_t$ is $G_t$ ("sgd"), $G_t / \sqrt{\sum G^2}$ ("adagrad"), $G_t / \sqrt{v_t}$ with the
+running mean $v_t$ of $G^2$ ("rmsprop"), or the same with $v_t / (1 - b_2^t)$ instead of $v_t$ ("adam"; eq. 4 is Adam's
+first moment).
 
-With a mesh, statistics, roots and the products of eq. 2 of each block are on one device alone; the $P_t$ are then
-gathered. SOAP (Vyas et al. 2024, https://arxiv.org/abs/2409.11321) replaces eqs. 2 and 3 by Adam in the eigenbasis of
-the $H^i$; it is not implemented here.
+With a mesh, each block's statistics, roots and products of eq. 2 are on one device only; the $P_t$ are then gathered.
+SOAP (Vyas et al. 2024, https://arxiv.org/abs/2409.11321) replaces eqs. 2 and 3 by Adam in the eigenbasis of the $H^i$;
+it is not implemented here.
 """
 
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ from scratch_optim.settings import (
 
 GRAFTS = ("sgd", "adagrad", "rmsprop", "adam")
 ROOTS = ("newton", "eigenvalues")
-LARGEST_ERROR = 0.1  # of a Newton iteration whose root is used; beyond, the block keeps its last root
+LARGEST_ERROR = 0.1  # a Newton iteration with a larger error is not used, and the block keeps its last root
 
 
 class StackState(NamedTuple):
@@ -87,13 +88,13 @@ def distributed_shampoo(
     """Return Distributed Shampoo, eqs. 1 to 4.
 
     Axes are cut into blocks of at most ``block_size``; ``merge`` reads tensors as matrices first (see blocks.py).
-    ``b1`` weighs the momentum, ``b2`` the statistics and second moments; at 1, both are sums. ``epsilon`` times a
-    matrix's largest eigenvalue is its ridge. ``exponent`` is p of eq. 2; None: 2k. ``root``: "newton" or "eigenvalues"
-    (see roots.py); a block whose root fails keeps its last one. Roots are computed at step ``start`` and at each
-    multiple of ``every`` after it. Weight decay acts where ``mask`` (a tree of booleans, or a function from the
-    parameters to one) is True, and needs the parameters in ``update``. State is float32 at least. ``mesh``: blocks are
-    spread over all of its devices. Raises ConfigError for a setting out of range, and for parameters that are complex
-    or integers.
+    ``b1`` weighs the momentum, ``b2`` the statistics and second moments; ``b2`` = 1 sums the statistics. ``epsilon``
+    times a matrix's largest eigenvalue is its ridge. ``exponent`` is p of eq. 2; None: 2k. ``root``: "newton" or
+    "eigenvalues" (see roots.py); a block whose root fails keeps its last one. Roots are computed at step ``start`` and
+    at each multiple of ``every`` after it. Weight decay acts where ``mask`` (a tree of booleans, or a function from the
+    parameters to one) is True; with weight decay, ``update`` needs the parameters. State is at least float32. ``mesh``:
+    blocks are spread over all of its devices. Raises ConfigError for a setting out of range, and for parameters that
+    are complex or integers.
     """
     check_learning_rate(learning_rate)
     for name, value, least in (("block_size", block_size, 1), ("start", start, 1), ("every", every, 1)):
@@ -192,7 +193,7 @@ def _precondition(
     root: str,
     epsilon: float,
 ) -> tuple[jax.Array, StackState]:
-    """Return P of eq. 2 for blocks [A, ...], and the state after them; A is a device's share on a mesh."""
+    """Return P of eq. 2 for blocks [A, ...], and the state after them. On a mesh, A is a device's share."""
     k = blocks.ndim - 1
     p = 2 * k if exponent is None else exponent
     new = weight_of_new(b2)
@@ -213,7 +214,7 @@ def _precondition(
 
 
 def _roots(matrix_ASS: jax.Array, kept_ASS: jax.Array, *, p: int, root: str, epsilon: float) -> jax.Array:
-    """Return the inverse p-th root of each matrix, and the kept one where that failed or the matrix is zero."""
+    """Return the inverse p-th root of each matrix, or the kept root if that failed or the matrix is zero."""
 
     def one(matrix_SS: jax.Array, kept_SS: jax.Array) -> jax.Array:
         scale = jnp.abs(matrix_SS).max()
@@ -225,12 +226,12 @@ def _roots(matrix_ASS: jax.Array, kept_ASS: jax.Array, *, p: int, root: str, eps
         good = (scale > 0) & (error <= LARGEST_ERROR) & jnp.isfinite(root_SS).all()
         return jnp.where(good, root_SS * jnp.where(scale > 0, scale, 1) ** (-1 / p), kept_SS)
 
-    # One after the other: a vmapped Newton iteration runs on until the last matrix of a stack has converged.
+    # One after the other: a vmapped Newton iteration runs until the last matrix of a stack has converged.
     return jax.lax.map(lambda pair: one(*pair), (matrix_ASS, kept_ASS))
 
 
 def _graft(g: Any, second_moment: Any, t: jax.Array, *, graft: str, b2: float, epsilon: float) -> tuple[Any, Any]:
-    """Return the tree of D, the steps whose lengths are taken, and the second moments after this gradient."""
+    """Return the tree of D, the steps whose lengths are used, and the second moments after this gradient."""
     if graft == "sgd":
         return g, None
     weight = 1.0 if graft == "adagrad" else 1 - b2
@@ -244,12 +245,12 @@ def _graft(g: Any, second_moment: Any, t: jax.Array, *, graft: str, b2: float, e
 
 
 class DistributedShampoo(Optimizer):
-    """:func:`distributed_shampoo`, by name."""
+    """:func:`distributed_shampoo`, as an optimizer that ``scratch train`` finds by name."""
 
     def build(
         self, learning_rate: optax.ScalarOrSchedule, *, weight_decay: float, decayed: Sequence[str]
     ) -> optax.GradientTransformation:
-        """Return Distributed Shampoo with its defaults, from step 21 on, after clipping to a global norm of 1."""
+        """Return Distributed Shampoo with b2 of 0.99, from step 21 on, after clipping to a global norm of 1."""
         mask = partial(decay_mask, decayed=tuple(decayed))
         method = distributed_shampoo(learning_rate, b2=0.99, weight_decay=weight_decay, start=21, mask=mask)
         return optax.chain(optax.clip_by_global_norm(1.0), method)

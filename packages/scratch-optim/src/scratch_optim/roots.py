@@ -3,7 +3,7 @@ r"""Inverse p-th roots of symmetric positive semi-definite matrices, $A^{-1/p}$,
 * By eigenvalues: $A = U \Lambda U^\top$ gives $A^{-1/p} = U \Lambda^{-1/p} U^\top$. Exact to rounding; slow on
   accelerators.
 * By the coupled Newton iteration (Guo and Higham 2006, https://doi.org/10.1137/050643374, eq. 7.1 with the exponent
-  negative, as in Anil et al. 2020, https://arxiv.org/abs/2002.09018, section 5.1): matrix products alone. With
+  negative, as in Anil et al. 2020, https://arxiv.org/abs/2002.09018, section 5.1): only matrix products. With
   $\alpha = -1/p$ and $z = (1 + p) / (2 \lVert A \rVert_F)$:
 
 $$ M_0 = z A, \qquad X_0 = z^{1/p} I \tag{1} $$
@@ -22,8 +22,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-TOLERANCE = 1e-6  # of M - I, where the iteration has converged
-NEAR = 0.1  # from this error on it falls in each step, but for rounding; before, it may rise
+TOLERANCE = 1e-6  # error at which the iteration has converged
+NEAR = 0.1  # below this, the error falls in each step, except for rounding; above, it may rise
 ITERATIONS = 100
 
 
@@ -52,7 +52,7 @@ def inverse_root_by_newton(matrix_SS: jax.Array, p: int, *, ridge: float = 1e-6)
     r"""Return $(A + \epsilon \lambda_{\max} I)^{-1/p}$ by eq. 2, and the error of the iteration: how far M is from I.
 
     A is float32 or float64. The iteration ends at an error of 1e-6, or where rounding keeps the error from falling
-    further; the caller decides which error is too large. An error that is not finite means that A was not.
+    further; the caller decides which error is too large. A non-finite error means that A was not finite.
     """
     S = matrix_SS.shape[0]
     eye_SS = jnp.eye(S, dtype=matrix_SS.dtype)
@@ -60,7 +60,7 @@ def inverse_root_by_newton(matrix_SS: jax.Array, p: int, *, ridge: float = 1e-6)
     z = (1 + p) / (2 * jnp.linalg.norm(damped_SS))
     alpha = -1 / p
 
-    def going_on(now: _Iteration) -> jax.Array:
+    def unfinished(now: _Iteration) -> jax.Array:
         falls = (now.error < now.error_before) | (now.error > NEAR)
         return (now.step < ITERATIONS) & (now.error > TOLERANCE) & falls & jnp.isfinite(now.error)
 
@@ -73,12 +73,12 @@ def inverse_root_by_newton(matrix_SS: jax.Array, p: int, *, ridge: float = 1e-6)
     m_SS = z * damped_SS  # eq. 1
     error = jnp.abs(m_SS - eye_SS).max()
     start = _Iteration(jnp.zeros((), jnp.int32), m_SS, z ** (1 / p) * eye_SS, error, jnp.full_like(error, jnp.inf))
-    end = jax.lax.while_loop(going_on, iterate, start)
+    end = jax.lax.while_loop(unfinished, iterate, start)
     return end.root_SS, end.error
 
 
 def largest_eigenvalue(matrix_SS: jax.Array, *, iterations: int = 30) -> jax.Array:
-    """Return the largest eigenvalue of a positive semi-definite matrix by power iteration, which may fall short of it.
+    """Return the largest eigenvalue of a positive semi-definite matrix by power iteration, which may underestimate it.
 
     The ridge only needs its order of magnitude.
     """
@@ -88,7 +88,7 @@ def largest_eigenvalue(matrix_SS: jax.Array, *, iterations: int = 30) -> jax.Arr
         product_S = matrix_SS @ v_S
         return product_S / jnp.maximum(jnp.linalg.norm(product_S), jnp.finfo(v_S.dtype).tiny)
 
-    # Not a constant vector: it may be orthogonal to the first eigenvector of a structured matrix.
+    # A constant start vector could be orthogonal to the first eigenvector of a structured matrix.
     start_S = jnp.cos(jnp.arange(1, S + 1, dtype=matrix_SS.dtype))
     v_S = jax.lax.fori_loop(0, iterations, iterate, start_S / jnp.linalg.norm(start_S))
     return v_S @ (matrix_SS @ v_S)

@@ -1,7 +1,8 @@
-r"""Schedule-free SGD and AdamW: an average of the iterates instead of a schedule that must know its end.
+r"""Schedule-free SGD and AdamW: an average of the iterates instead of a schedule that must know the number of steps.
 
-Source: Defazio et al. 2024, https://arxiv.org/abs/2405.15682, eqs. 1 to 3 and algorithm 1. Three sequences: z takes the
-steps, x is the weighted average of z, and gradients are taken at y, between the two. With the step $\gamma_t$:
+Source: Defazio et al. 2024, https://arxiv.org/abs/2405.15682, eqs. 1 to 3 and algorithm 1. There are three sequences: z
+takes the steps, x is the weighted average of z, and gradients are taken at y, between the two. With the learning rate
+$\gamma_t$:
 
 $$ y_t = (1 - \beta) z_t + \beta x_t \tag{1} $$
 $$ z_{t+1} = z_t - \gamma_t \left(d_t + \lambda y_t\right) \tag{2} $$
@@ -11,9 +12,9 @@ $$ c_{t+1} = \frac{w_t}{\sum_{i \le t} w_i}, \qquad w_t = t^r \left(\max_{i \le 
 $d_t$ is the gradient at $y_t$ for SGD; for AdamW it is divided by the root of its second moment, which is corrected for
 its start at 0. $\lambda$ is the weight decay, p ``weight_lr_power`` and r ``r``.
 
-The parameters that the optimizer is given, and changes, are y. The state holds z; x follows from eq. 1. Evaluate and
-save x: :func:`evaluation_parameters`. For parameters narrower than float32 the state holds x as well: most steps of y
-are too small for their precision, and an x that follows from such a y moves away from z instead of towards it.
+The optimizer trains the parameters y. Its state holds z; x follows from eq. 1. :func:`evaluation_parameters` returns x,
+which is to be evaluated and saved. For parameters narrower than float32 the state holds x as well: most steps of y
+round to nothing, and an x computed from such a y moves away from z instead of towards it.
 """
 
 import numbers
@@ -32,7 +33,7 @@ from scratch_optim.settings import check_count, check_learning_rate, check_range
 
 
 class ScheduleFreeState(NamedTuple):
-    """What schedule-free methods keep. ``beta`` is a leaf, so that a saved state suffices to find x."""
+    """State of a schedule-free method. ``beta`` is a leaf, so that x can be computed from a saved state and y."""
 
     count: jax.Array
     """Steps taken, int32."""
@@ -43,7 +44,7 @@ class ScheduleFreeState(NamedTuple):
     weight_sum: jax.Array
     beta: jax.Array
     x: Any
-    """Of parameters narrower than float32; None for the others, whose x follows from y and z."""
+    """Kept for parameters narrower than float32; None for others, whose x follows from y and z."""
 
 
 def schedule_free_sgd(
@@ -59,9 +60,9 @@ def schedule_free_sgd(
     r"""Return schedule-free SGD: eqs. 1 to 4 with $d_t$ the gradient.
 
     ``momentum`` is $\beta$ of eq. 1, in (0, 1). The learning rate rises linearly over ``warmup_steps``.
-    Weight decay acts where ``mask`` (a tree of booleans, or a function from the parameters to one) is True. State is
-    float32 at least, whatever the parameters are. ``update`` needs the parameters (y). Raises ConfigError for a setting
-    out of range, and for parameters that are complex or integers.
+    Weight decay acts where ``mask`` (a tree of booleans, or a function from the parameters to one) is True. State is at
+    least float32 for parameters of any dtype. ``update`` needs the parameters (y). Raises ConfigError for a setting out
+    of range, and for parameters that are complex or integers.
     """
     return _schedule_free(
         learning_rate,
@@ -90,7 +91,7 @@ def schedule_free_adamw(
 ) -> optax.GradientTransformation:
     r"""Return schedule-free AdamW: eqs. 1 to 4 with $d_t = g_t / (\sqrt{v_t / (1 - b_2^t)} + \epsilon)$.
 
-    ``b1`` is $\beta$ of eq. 1, in (0, 1); ``b2`` weighs the second moment $v_t$. The rest as for
+    ``b1`` is $\beta$ of eq. 1, in (0, 1); ``b2`` weighs the second moment $v_t$. The other arguments are those of
     :func:`schedule_free_sgd`.
     """
     check_range("b2", b2, 0.0, 1.0)
@@ -111,8 +112,8 @@ def schedule_free_adamw(
 def evaluation_parameters(state: Any, params: Any) -> Any:
     """Return x, the averaged parameters to evaluate and to save, in the structure and dtypes of ``params``.
 
-    ``state`` is the optimizer's state, also within that of ``optax.chain`` and the like; ``params`` are y, those that
-    the optimizer trains. Raises ConfigError if the state holds no schedule-free one, or several.
+    ``state`` is the optimizer's state, or one that contains it, such as that of ``optax.chain``; ``params`` are y, the
+    trained parameters. Raises ConfigError unless ``state`` holds exactly one schedule-free state.
     """
     found = [
         leaf
@@ -121,7 +122,7 @@ def evaluation_parameters(state: Any, params: Any) -> Any:
     ]
     if len(found) != 1:
         raise ConfigError(
-            f"the optimizer's state holds {len(found)} schedule-free states, and x is found from exactly one: "
+            f"the optimizer's state holds {len(found)} schedule-free states, but x is computed from exactly one: "
             "give the state of schedule_free_sgd or schedule_free_adamw"
         )
     (state,) = found
@@ -212,17 +213,17 @@ def _checked_beta(name: str, value: Any) -> Any:
     if not isinstance(value, Tracer) and not (isinstance(value, numbers.Real | jax.Array) and 0 < value < 1):
         raise ConfigError(
             f"{name}={value} must be above 0 and below 1: "
-            "at 0, x cannot be found from y and z, and at 1, y does not depend on z"
+            "at 0, x cannot be computed from y and z, and at 1, y does not depend on z"
         )
     return value
 
 
 class ScheduleFree(Optimizer):
-    """A schedule-free method, by name: warm-up, then a constant learning rate."""
+    """A schedule-free method that ``scratch train`` finds by name: warm-up, then a constant learning rate."""
 
     @property
     def schedule(self) -> str:
-        """Constant: the average does what a falling rate does."""
+        """Constant: the average replaces a falling learning rate."""
         return "constant"
 
     def __init__(self, method: Any):

@@ -20,7 +20,7 @@ def check_learning_rate(learning_rate: optax.ScalarOrSchedule) -> None:
 def check_range(name: str, value: Any, low: float, high: float, *, low_included: bool = True) -> None:
     """Raise ConfigError unless low <= value < high, or low < value < high where ``low_included`` is False.
 
-    A traced number, which optax.inject_hyperparams gives, is taken as it is.
+    A traced number, as optax.inject_hyperparams passes it, has no value and is not checked.
     """
     if isinstance(value, Tracer):
         return
@@ -36,7 +36,7 @@ def check_count(name: str, value: Any, least: int) -> None:
     """Raise ConfigError unless ``value`` is an integer of at least ``least``."""
     if isinstance(value, jax.Array):
         raise ConfigError(
-            f"{name}={value!r} must be an integer of Python, because it decides what is compiled: "
+            f"{name}={value!r} must be a Python integer, because it decides what is compiled: "
             f"with optax.inject_hyperparams, name it in static_args=({name!r}, ...)"
         )
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
@@ -46,12 +46,14 @@ def check_count(name: str, value: Any, least: int) -> None:
 def check_b2(value: Any) -> None:
     """Raise ConfigError unless 0 < value <= 1."""
     if isinstance(value, numbers.Real | jax.Array) and not isinstance(value, Tracer) and not 0 < value <= 1:
-        raise ConfigError(f"b2={value} must be above 0 and at most 1: 1 sums the statistics, less averages them")
-    check_range("b2", value, 0.0, 2.0)  # its type
+        raise ConfigError(
+            f"b2={value} must be above 0 and at most 1: 1 sums the statistics, a smaller number averages them"
+        )
+    check_range("b2", value, 0.0, 2.0)  # for the check of the type
 
 
 def weight_of_new(b2: Any) -> jax.Array:
-    """Return the weight of a new term: 1 where b2 is 1, which makes a sum, else 1 - b2, which makes a mean."""
+    """Return the weight of a new term: 1 if b2 is 1 (a sum), else 1 - b2 (a running mean)."""
     return jnp.where(jnp.equal(b2, 1), 1.0, 1 - b2)
 
 

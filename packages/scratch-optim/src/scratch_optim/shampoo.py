@@ -1,17 +1,17 @@
 r"""Shampoo, exactly: each axis of a gradient is multiplied by the inverse root of that axis's statistics.
 
-Source: Gupta et al. 2018, https://arxiv.org/abs/1802.09568, algorithms 1 (matrices) and 2 (tensors). For a parameter
-with k axes and gradient $G_t$, whose unfolding along axis i, a matrix with that axis as rows, is $G_{t,(i)}$:
+Source: Gupta et al. 2018, https://arxiv.org/abs/1802.09568, algorithms 1 (matrices) and 2 (tensors). A parameter has k
+axes and gradient $G_t$; the unfolding $G_{t,(i)}$ is $G_t$ as a matrix with axis i as rows:
 
 $$ H^i_0 = \epsilon I, \qquad H^i_t = H^i_{t-1} + G_{t,(i)} G_{t,(i)}^\top \tag{1} $$
 $$ P_t = G_t \times_1 (H^1_t)^{-1/2k} \times_2 \dots \times_k (H^k_t)^{-1/2k} \tag{2} $$
 $$ m_t = \mu m_{t-1} + P_t, \qquad W_{t+1} = W_t - \eta\,(m_t + \lambda W_t) \tag{3} $$
 
 With $b_2 < 1$, eq. 1 is a running mean: $H^i_t = b_2 H^i_{t-1} + (1 - b_2) G_{t,(i)} G_{t,(i)}^\top$ (Anil et al. 2020,
-https://arxiv.org/abs/2002.09018, section 4). Grafting (the same, section 2) keeps the direction of $P_t$ and takes its
-length from another method's step, such as AdaGrad's $G_t / \sqrt{\sum_{i \le t} G_i^2}$.
+https://arxiv.org/abs/2002.09018, section 4). Grafting (same paper, section 2) keeps the direction of $P_t$ and takes
+its length from another method's step, such as AdaGrad's $G_t / \sqrt{\sum_{i \le t} G_i^2}$.
 
-The cost grows with the cube of an axis: use it for small tensors, and
+The cost grows with the cube of an axis's length: use it for small tensors, and
 :func:`scratch_optim.distributed_shampoo` for models.
 """
 
@@ -74,11 +74,12 @@ def shampoo(
 ) -> optax.GradientTransformation:
     r"""Return Shampoo, eqs. 1 to 3, for parameters of any rank.
 
-    ``epsilon`` is $\epsilon$ of eq. 1 and the least eigenvalue that a root counts. ``b2`` 1 sums the statistics, below
-    1 averages them. ``graft``: "sgd" or "adagrad" gives the length of the step; None keeps $P_t$'s. ``momentum`` is
-    $\mu$. Roots are computed at step 1 and then ``every`` so many steps. Weight decay acts where ``mask`` (a tree of
-    booleans, or a function from the parameters to one) is True, and then ``update`` needs the parameters. State is
-    float32 at least. Raises ConfigError for a setting out of range, and for parameters that are complex or integers.
+    ``epsilon`` is $\epsilon$ of eq. 1; smaller eigenvalues count as ``epsilon`` in a root. ``b2`` = 1 sums the
+    statistics, a smaller one averages them. ``graft``: "sgd" or "adagrad" gives the length of the step; None keeps that
+    of $P_t$. ``momentum`` is $\mu$. Roots are computed at step 1 and then once in ``every`` steps. Weight decay acts
+    where ``mask`` (a tree of booleans, or a function from the parameters to one) is True; with weight decay, ``update``
+    needs the parameters. State is at least float32. Raises ConfigError for a setting out of range, and for parameters
+    that are complex or integers.
     """
     check_learning_rate(learning_rate)
     check_range("epsilon", epsilon, 0.0, float("inf"), low_included=False)
@@ -141,13 +142,13 @@ def shampoo(
 
 
 def _inverse_root(matrix_SS: jax.Array, *, p: int, least: float) -> jax.Array:
-    """Return $H^{-1/p}$; eq. 1 bounds eigenvalues from below by ``least``, and rounding must not lower them."""
+    """Return $H^{-1/p}$, with eigenvalues of H below ``least`` raised to it."""
     eigenvalues_S, eigenvectors_SS = jnp.linalg.eigh(matrix_SS)
     return (eigenvectors_SS * jnp.maximum(eigenvalues_S, least) ** (-1 / p)) @ eigenvectors_SS.T
 
 
 class Shampoo(Optimizer):
-    """:func:`shampoo`, by name."""
+    """:func:`shampoo`, as an optimizer that ``scratch train`` finds by name."""
 
     def build(
         self, learning_rate: optax.ScalarOrSchedule, *, weight_decay: float, decayed: Sequence[str]

@@ -4,14 +4,14 @@ $$ \hat x = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}}\, \gamma + \beta \tag{1} 
 $$ \bar\mu \leftarrow (1 - m)\, \bar\mu + m\, \mu, \qquad
    \bar\sigma^2 \leftarrow (1 - m)\, \bar\sigma^2 + m\, \tfrac{n}{n - 1}\, \sigma^2 \tag{2} $$
 
-Without a momentum m, the running ones are those of all values of the $k$ batches before and of this one, from 0:
+Without a momentum m, the running statistics start at 0 and are those of this batch and the $k$ batches before it:
 
 $$ \bar\sigma^2 \leftarrow
    \frac{(kn - 1)\, \bar\sigma^2 + n \sigma^2 + \tfrac{kn}{k + 1} (\mu - \bar\mu)^2}{(k + 1) n - 1}, \qquad
    \bar\mu \leftarrow \bar\mu + \frac{\mu - \bar\mu}{k + 1} \tag{3} $$
 
-In training $\mu, \sigma^2$ are those of the batch, over the $n$ values of a channel. Evaluation uses the running
-$\bar\mu, \bar\sigma^2$, so that an image does not depend on its neighbours.
+In training, $\mu, \sigma^2$ are the mean and variance of a channel's $n$ values in the batch. Evaluation uses the
+running $\bar\mu, \bar\sigma^2$, so that an image does not depend on its neighbours.
 
 Shapes: B batch, Y rows, X columns, C channels.
 """
@@ -42,8 +42,8 @@ def _variance_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...
 class BatchNorm(nnx.Module):
     """Eq. 1 and 2 over all axes but the last, statistics in float32; the result has the input's dtype.
 
-    Momentum m is the weight of the new batch, as in PyTorch (in flax it is that of the old average). With None, all
-    batches weigh the same (eq. 3): of one size, from statistics and a count of 0, as
+    Momentum m is the weight of the new batch, as in PyTorch (in flax it is the weight of the old average). None gives
+    all batches the same weight (eq. 3). It needs batches of equal size, and statistics and a count that start at 0, as
     `scratch_core.train.recompute_statistics` sets them.
     """
 
@@ -54,13 +54,13 @@ class BatchNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(num_channels))
         self.mean = nnx.BatchStat(jnp.zeros(num_channels))
         self.var = nnx.BatchStat(jnp.ones(num_channels))
-        self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))  # batches seen; only the checkpoint has a use for it
+        self.count = nnx.BatchStat(jnp.zeros((), jnp.int32))  # batches seen: k of eq. 3, and kept in checkpoints
         self.momentum, self.epsilon = momentum, epsilon
         self.use_running_average = False  # set by model.train() and model.eval()
         self.frozen = False  # set by scratch_core.fine_tuning.freeze
 
     def __call__(self, x_BYXC: jax.Array) -> jax.Array:
-        """Return x normalised; in training, also move the running statistics.
+        """Return x normalised; in training, also update the running statistics.
 
         Raises DataError in training if a channel has a single value, which has no variance.
         """
@@ -72,7 +72,7 @@ class BatchNorm(nnx.Module):
         return (x_BYXC * gain_C + (self.bias[...] - mean_C * gain_C)).astype(x_BYXC.dtype)  # eq. 1
 
     def _batch_statistics(self, x_BYXC: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return mean and variance of each channel, and move the running ones."""
+        """Return mean and variance of each channel, and update the running ones."""
         n = x_BYXC.size // x_BYXC.shape[-1]
         if n < 2:
             raise DataError(f"batch statistics need 2 values per channel, got shape {x_BYXC.shape}: use more images")
@@ -83,7 +83,7 @@ class BatchNorm(nnx.Module):
         return mean_C, var_C
 
     def _move(self, mean_C: jax.Array, var_C: jax.Array, n: int) -> None:
-        """Move the running statistics by those of a batch of n values per channel."""
+        """Update the running statistics with those of a batch of n values per channel."""
         m, old_mean_C, old_var_C = self.momentum, self.mean[...], self.var[...]
         if m is None:  # eq. 3
             k = self.count[...].astype(jnp.float32)

@@ -31,7 +31,7 @@ class ResNetConfig:
     layout: str = "hf"  # of the checkpoint: "hf", or "timm" for timm and torchvision
     architecture: str = ""  # timm's name of the model, such as "resnet50"
 
-    image_size: ClassVar[None] = None  # images of any size are read
+    image_size: ClassVar[None] = None  # images may have any size
 
     def __post_init__(self):
         positive(self, "stem_width", "num_channels", "num_classes")
@@ -45,7 +45,11 @@ class ResNetConfig:
         if self.layout not in ("hf", "timm"):
             raise ConfigError(f"layout={self.layout!r} must be 'hf' or 'timm'")
         if self.layout == "timm" and (self.stride_in_1x1 or self.stride_in_first_stage or self.num_channels != 3):
-            raise ConfigError("layout='timm' is of v1.5 on 3 channels; for stride_in_1x1 and others use layout='hf'")
+            raise ConfigError(
+                f"layout='timm' needs num_channels=3 and no stride_in_1x1 or stride_in_first_stage, not num_channels="
+                f"{self.num_channels}, stride_in_1x1={self.stride_in_1x1} and stride_in_first_stage="
+                f"{self.stride_in_first_stage}: use layout='hf'"
+            )
 
     def with_labels(self, labels: tuple[str, ...]) -> Self:
         """Return the same model for other classes, named by ``labels``."""
@@ -60,7 +64,7 @@ class ResNetConfig:
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the configuration of a transformers or a timm config.json.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not implemented.
+        Raises ConfigError for a missing or malformed field, and for a field that needs something not implemented.
         """
         if "architecture" in fields:
             return cls._from_timm(fields)

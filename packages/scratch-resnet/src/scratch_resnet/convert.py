@@ -7,7 +7,7 @@ from scratch_core.weights import Copy, Rule, conv, transpose
 
 from scratch_resnet.config import TIMM_CLASS, TIMM_NAME, ResNetConfig
 
-# The last convolution features and the classes can be split over devices; the rest of a ResNet is small.
+# Only the classifier is split over devices, by features and classes; the rest of a ResNet is small.
 AXES = {"classifier.kernel": ("embed", "vocab")}
 
 

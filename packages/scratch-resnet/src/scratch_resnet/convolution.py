@@ -4,9 +4,9 @@ A convolution with kernel $w$ of K x K, stride $s$ and a padding of $\lfloor K /
 
 $$ y_{ij} = \sum_{k, l} w_{kl}^\top\, x_{si + k - \lfloor K/2 \rfloor,\; sj + l - \lfloor K/2 \rfloor} \tag{1} $$
 
-Which forms there are, what each gains and how to measure it: shared/docs/cpu.md.
+shared/docs/cpu.md lists the forms, what each gains and how to measure it.
 
-Shapes: B batch, Y rows, X columns, C channels; R, S, O those of the result.
+Shapes: B batch, Y rows, X columns, C channels; O channels of the result.
 """
 
 import jax
@@ -33,7 +33,7 @@ def convolve(x_BYXC: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 class Convolution(nnx.Module):
     """Eq. 1, without bias, in ``dtype``.
 
-    K = 1 is a matrix product. A 3x3 kernel with many channels needs fewer products on a CPU (winograd.py).
+    K = 1 is a matrix product. On a CPU, a 3x3 kernel with many channels takes a form with fewer products (winograd.py).
     """
 
     def __init__(self, c_in: int, c_out: int, size: int, stride: int = 1, *, dtype, rngs: nnx.Rngs):
@@ -56,8 +56,9 @@ class Convolution(nnx.Module):
 def max_pool(x_BYXC: jax.Array) -> jax.Array:
     """Return the maximum of 3x3 windows with stride 2 and a padding of one: [B, ceil(Y / 2), ceil(X / 2), C].
 
-    One axis after the other, as maxima of three slices: their gradient is a choice, where that of a window searches for
-    the position of its maximum. The first of equal values gets the gradient, as in PyTorch.
+    It pools one axis after the other, each as the maximum of three slices. The gradient of such a maximum selects one
+    of three; the gradient of a window's maximum must search for its position. Of equal values, the first gets the
+    gradient, as in PyTorch.
     """
     return _max_of_three(_max_of_three(x_BYXC, axis=2), axis=1)
 

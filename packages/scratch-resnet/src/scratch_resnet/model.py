@@ -11,7 +11,7 @@ Batch normalisation follows each convolution.
 
     images -> 7x7/2, 64 -> max 3x3/2 -> [block x depth] x 4 stages, /2 at each but the first -> mean -> linear
 
-Shapes: B batch, Y rows, X columns, C channels; R, S, O those of a later map; M classes.
+Shapes: B batch, Y rows, X columns, C channels; R rows, S columns, O channels of a later map; M classes.
 """
 
 from functools import partial
@@ -115,7 +115,7 @@ class ResNet(VisionModel):
         self.classifier = Linear(c_in, config.num_classes, dtype=dtype, rngs=rngs)
 
     def hidden(self, images_BYXC: jax.Array) -> jax.Array:
-        """Return the last feature map [B, ceil(Y / 32), ceil(X / 32), C]. Raises DataError for other channels."""
+        """Return the last feature map [B, ceil(Y / 32), ceil(X / 32), C]. Raises DataError for a wrong shape."""
         if images_BYXC.ndim != 4 or images_BYXC.shape[-1] != self.config.num_channels:
             raise DataError(
                 f"images of shape {images_BYXC.shape} must be [batch, rows, columns, {self.config.num_channels}]"

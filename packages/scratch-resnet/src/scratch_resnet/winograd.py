@@ -9,8 +9,8 @@ $$ B^\top = \begin{pmatrix} 1 & 0 & -1 & 0 \\ 0 & 1 & 1 & 0 \\ 0 & -1 & 1 & 0 \\
    \end{pmatrix}, \quad
    A^\top = \begin{pmatrix} 1 & 1 & 1 & 0 \\ 0 & 1 & -1 & -1 \end{pmatrix} \tag{2} $$
 
-$B^\top$ and $A^\top$ only add, once per channel of input and of output. The 16 products of eq. 1 are sums over the
-channels of the input: hence 16 matrix products, each over all tiles of the batch.
+Products with $B^\top$ and $A^\top$ need only additions, once per channel of the input and of the output. Each of the 16
+products of eq. 1 is summed over the input's channels, which makes it a matrix product over all tiles of the batch.
 
 Shapes: B batch, Y rows, X columns, C channels of the input, O of the output; R, S rows and columns of tiles.
 """
@@ -38,7 +38,7 @@ def winograd(x_BYXC: jax.Array, kernel_33CO: jax.Array) -> jax.Array:
     B, Y, X, _ = x_BYXC.shape
     R, S = -(-Y // 2), -(-X // 2)
     padded = jnp.pad(x_BYXC, ((0, 0), (1, 1 + 2 * R - Y), (1, 1 + 2 * S - X), (0, 0)))
-    # Lists of 4x4, by column and then by row: entry (i, j) is that position of all tiles, [B, R, S, C], or taps [C, O].
+    # Nested 4x4 lists, by column, then by row: entry (i, j) is that position of all tiles [B, R, S, C], or taps [C, O].
     inputs = [_inputs(*_overlapping(column, 1, R)) for column in _inputs(*_overlapping(padded, 2, S))]
     taps = [_taps(*column) for column in _taps(*kernel_33CO.swapaxes(0, 1))]
     products = [[dot_rows(d, g) for d, g in zip(*columns, strict=True)] for columns in zip(inputs, taps, strict=True)]

@@ -17,7 +17,7 @@ from scratch_core.vision import check_labels, labels_to_hf, pair, read_labels, r
 class SwinConfig:
     """Raises ConfigError for sizes that cannot be built."""
 
-    d_model: int = 96  # C, the width of the first stage; it doubles at each
+    d_model: int = 96  # C, the width of the first stage; it doubles at each later stage
     depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of each stage
     num_heads: tuple[int, ...] = (3, 6, 12, 24)  # N of each stage
     window_size: int = 8  # M, rows and columns of a window
@@ -37,7 +37,7 @@ class SwinConfig:
     norm_epsilon: float = 1e-5
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    drop_path: float = 0.1  # at the last block
+    drop_path: float = 0.1  # of the last block; earlier blocks have less
 
     def __post_init__(self):
         positive(self, "d_model", "window_size", "num_channels", "num_classes", "mlp_ratio", "norm_epsilon")
@@ -51,7 +51,8 @@ class SwinConfig:
         for i, (depth, heads) in enumerate(zip(self.depths, self.num_heads)):
             if depth < 1 or heads < 1 or self.width(i) % heads:
                 raise ConfigError(
-                    f"num_heads={heads} must divide the width {self.width(i)} of stage {i}, depth {depth}"
+                    f"num_heads={heads} must divide the width {self.width(i)} of stage {i}, and its depth {depth} must "
+                    "be at least 1"
                 )
         if min(pair(self.patch_size)) < 1 or min(self.resolution(stages - 1)) < 1:
             raise ConfigError(f"image_size={self.image_size} must be at least {2 ** (stages - 1)} patches on each side")
@@ -71,13 +72,13 @@ class SwinConfig:
         return rows // 2**stage, columns // 2**stage
 
     def window(self, stage: int) -> int:
-        """Return the window of a stage: never larger than its map."""
+        """Return the window size of a stage, which is never larger than its map."""
         return min(self.window_size, self.resolution(stage)[0])
 
     def shift(self, stage: int, block: int) -> int:
         """Return the shift of a block's windows: half a window in every second block, 0 if the map is one window."""
-        alone = self.resolution(stage)[0] <= self.window(stage)
-        return 0 if block % 2 == 0 or alone else self.window_size // 2
+        one_window = self.resolution(stage)[0] <= self.window(stage)
+        return 0 if block % 2 == 0 or one_window else self.window_size // 2
 
     def with_labels(self, labels: tuple[str, ...]) -> Self:
         """Return the same model for other classes, named by ``labels``."""
@@ -92,7 +93,7 @@ class SwinConfig:
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the configuration of a config.json.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not implemented.
+        Raises ConfigError for a missing or malformed field, and for a field that needs something not implemented.
         """
         unsupported(fields, hidden_act="gelu", use_absolute_embeddings=False)
         labels = read_labels(fields)
@@ -102,7 +103,7 @@ class SwinConfig:
             depths=depths,
             num_heads=integers(fields, "num_heads", (3, 6, 12, 24)),
             window_size=field(fields, "window_size", int, 7),
-            # transformers writes four of them by default, whatever the number of stages:
+            # transformers writes four of them by default, for any number of stages:
             pretrained_window_sizes=integers(fields, "pretrained_window_sizes", (0,) * len(depths))[: len(depths)],
             image_size=read_size(fields, "image_size", 224),
             patch_size=read_size(fields, "patch_size", 4),
@@ -144,7 +145,7 @@ class SwinConfig:
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a model for the tests and the first run: 16 x 16 grey images, 10 classes, 0.2 M parameters."""
+        """Return a model for the tests and the first run: 16 x 16 grey images, 10 classes, 0.1 M parameters."""
         return cls(
             32, (2, 2), (2, 4), 4, (0, 0), image_size=16, patch_size=2, num_channels=1, num_classes=10,
             mlp_ratio=2.0, drop_path=0.0,

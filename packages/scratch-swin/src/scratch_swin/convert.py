@@ -41,7 +41,7 @@ def rules(config: SwinConfig) -> list[Rule | Copy]:
             Rule(f"{attention}.continuous_position_bias_mlp.0.weight", f"{ours}.attention.distance_hidden.kernel", transpose),
             Rule(f"{attention}.continuous_position_bias_mlp.0.bias",   f"{ours}.attention.distance_hidden.bias"),
             Rule(f"{attention}.continuous_position_bias_mlp.2.weight", f"{ours}.attention.distance_bias.kernel", transpose),
-            # Hugging Face kept V1's names, in which these norms came before the branches:
+            # Hugging Face kept the names of V1, where these norms come before the branches:
             Rule(f"{theirs}.layernorm_before.weight",           f"{ours}.attention_norm.scale"),
             Rule(f"{theirs}.layernorm_before.bias",             f"{ours}.attention_norm.bias"),
             Rule(f"{theirs}.layernorm_after.weight",            f"{ours}.feed_forward_norm.scale"),

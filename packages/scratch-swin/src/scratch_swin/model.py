@@ -1,14 +1,14 @@
 r"""Swin Transformer V2: attention within windows, and windows that shift.
 
 Source: Liu et al. 2022, https://arxiv.org/abs/2111.09883 (V2), and 2021, https://arxiv.org/abs/2103.14030 (V1).
-A block attends within windows of M x M positions. Every second block shifts the windows by half of one, so that they
-join what the block before kept apart (V1, section 3.2). Norms follow the branches (V2, 3.2):
+A block attends within windows of M x M positions. Every second block shifts the windows by half a window, so that they
+connect positions that the previous block kept apart (V1, section 3.2). Norms follow the branches (V2, 3.2):
 
 $$ z' = z + \mathrm{LN}(\mathrm{WindowAttention}(z)), \qquad z'' = z' + \mathrm{LN}(\mathrm{MLP}(z')) \tag{1} $$
 
-Attention is by cosine (V2, eq. 2). Each head has a learned temperature $\tau$, never below 0.01, and a bias that a
-small network $\mathcal G$ computes from the distance of two positions, on a logarithmic scale (V2, eq. 3 and 4; eq. 1
-of windows.py):
+Scores are cosines (V2, eq. 2). Each head has a learned temperature $\tau$, never below 0.01, and a bias that a small
+network $\mathcal G$ computes from the distance of two positions, on a logarithmic scale (V2, eq. 3 and 4; eq. 1 of
+windows.py):
 
 $$ \mathrm{Sim}(q_i, k_j) = \cos(q_i, k_j) / \tau + B_{ij}, \qquad
    B_{ij} = 16\, \sigma\left(\mathcal G(\widehat{\Delta x}, \widehat{\Delta y})\right) \tag{2} $$
@@ -18,14 +18,14 @@ twice the width:
 
     images -> patches -> [block, shifted block] x depth / 2 -> merge -> ... 4 stages -> norm -> mean -> linear
 
-Where the model looked is attention rollout (Abnar and Zuidema 2020, https://arxiv.org/abs/2005.00928) through windows
-and merges. It starts from the last map, of whose positions the mean reads an equal share each, and goes back layer by
-layer, with $A_l$ the weights of block $l$, averaged over heads:
+Attention rollout (Abnar and Zuidema 2020, https://arxiv.org/abs/2005.00928) shows where the model looked: the share $r$
+of each position in the mean over the last map. It starts at the last map, where all shares are equal, and goes back
+through merges and blocks, with $A_l$ the weights of block $l$, averaged over heads:
 
 $$ r \leftarrow \tfrac12 (r A_l + r) \tag{3} $$
 
-Shapes: B batch, Y rows, X columns of a map, D its width; W windows; T positions of a window to read for S of
-them; N heads, H head width; P rows, Q columns, C channels of the image; M classes.
+Shapes: B batch, Y rows, X columns of a map, D its width; W windows; T query positions and S key positions of a window;
+N heads, H head width; P rows, Q columns, C channels of the image; M classes.
 """
 
 from collections.abc import Iterator
@@ -83,7 +83,7 @@ class WindowAttention(nnx.Module):
         return bias_TSN.transpose(2, 0, 1)
 
     def weights(self, x_BWSD: jax.Array, mask_WTS: np.ndarray | None) -> jax.Array:
-        """Return how much each position reads of each position of its window: weights_BWNTS, float32; rows sum to 1."""
+        """Return the attention of each position to its window's positions: weights_BWNTS, float32; rows sum to 1."""
         scale_N11 = jnp.exp(jnp.minimum(self.log_scale[...].astype(jnp.float32), np.log(100.0)))
         query_BWTNH = unit(self.query(x_BWSD)) * scale_N11[:, :, 0]
         key_BWSNH = unit(self.key(x_BWSD))
@@ -128,13 +128,13 @@ class Block(nnx.Module):
         y_BYXD = self.dropout(self.feed_forward(x_BYXD))
         return x_BYXD + self.drop_path(self.feed_forward_norm(y_BYXD))  # eq. 1, right
 
-    def read(self, read_BYX: jax.Array, x_BYXD: jax.Array) -> jax.Array:
-        """Return eq. 3: how much is read of each position before the block, given how much of each after it."""
-        _, Y, X = read_BYX.shape
+    def rollout(self, share_BYX: jax.Array, x_BYXD: jax.Array) -> jax.Array:
+        """Return eq. 3: the share of each position before the block, from the shares after it and its input."""
+        _, Y, X = share_BYX.shape
         weights_BWTS = self.attention.weights(*self.windows(x_BYXD)).mean(axis=2)
-        read_BWT = to_windows(read_BYX[..., None], self.window, self.shift)[..., 0]
-        read_BWS = jnp.einsum("BWT,BWTS->BWS", read_BWT, weights_BWTS)
-        return 0.5 * (from_windows(read_BWS[..., None], self.window, self.shift, Y, X)[..., 0] + read_BYX)  # eq. 3
+        share_BWT = to_windows(share_BYX[..., None], self.window, self.shift)[..., 0]
+        share_BWS = jnp.einsum("BWT,BWTS->BWS", share_BWT, weights_BWTS)
+        return 0.5 * (from_windows(share_BWS[..., None], self.window, self.shift, Y, X)[..., 0] + share_BYX)  # eq. 3
 
 
 class PatchMerging(nnx.Module):
@@ -152,10 +152,10 @@ class PatchMerging(nnx.Module):
         x = x.transpose(0, 1, 3, 4, 2, 5).reshape(B, Y // 2, X // 2, 4 * D)  # down first, then right
         return self.norm(self.reduction(x))
 
-    def read(self, read_BRS: jax.Array, x_BYXD: jax.Array) -> jax.Array:
-        """Return how much is read of each position before the merge: a quarter of its merged one (rollout)."""
+    def rollout(self, share_BRS: jax.Array, x_BYXD: jax.Array) -> jax.Array:
+        """Return the share of each position before the merge: a quarter of its merged position's share."""
         _, Y, X, _ = x_BYXD.shape
-        return read_BRS.repeat(2, axis=1).repeat(2, axis=2)[:, :Y, :X] / 4
+        return share_BRS.repeat(2, axis=1).repeat(2, axis=2)[:, :Y, :X] / 4
 
 
 class Stage(nnx.Module):
@@ -219,15 +219,15 @@ class Swin(VisionModel):
         return self.classifier(jnp.mean(hidden_BTD, axis=1, dtype=jnp.float32).astype(hidden_BTD.dtype))
 
     def rollout(self, images_BPQC: jax.Array) -> jax.Array:
-        """Return how much of each patch the mean over the last map has read: heat [B, rows, columns], sum at most 1."""
+        """Return each patch's share in the mean over the last map: heat [B, rows, columns], its sum at most 1."""
         x_BYXD, path = self.embed(images_BPQC), []
         for step in self.steps():
             path.append((step, x_BYXD))
             x_BYXD = step(x_BYXD)
-        read = jnp.full(x_BYXD.shape[:3], 1.0 / (x_BYXD.shape[1] * x_BYXD.shape[2]))
+        share = jnp.full(x_BYXD.shape[:3], 1.0 / (x_BYXD.shape[1] * x_BYXD.shape[2]))
         for step, x_BYXD in reversed(path):
-            read = step.read(read, x_BYXD)
-        return read
+            share = step.rollout(share, x_BYXD)
+        return share
 
     def saliency(self, images: jax.Array, classes_B: jax.Array) -> jax.Array:
         """Return attention rollout, which is the same for every class."""

@@ -5,10 +5,10 @@ https://arxiv.org/abs/2111.09883, section 3.2 (distances):
 
 $$ \widehat{\Delta x} = \mathrm{sign}(\Delta x) \log_2(1 + |8 \Delta x / (M' - 1)|) / \log_2 8 \tag{1} $$
 
-Distances are divided by those of the window $M'$ that was trained with, so that a larger window extrapolates little.
+Distances are divided by those of the pretrained window $M'$, so that a larger window extrapolates little.
 The paper's eq. 4 leaves out the 8s; the released models have them.
 
-Shapes: B batch, Y rows, X columns of a map, D its width; W windows; T positions of a window to read for S of them.
+Shapes: B batch, Y rows, X columns of a map, D its width; W windows; T query positions and S key positions of a window.
 """
 
 from functools import cache
@@ -53,7 +53,7 @@ def from_windows(windows_BWTD: jax.Array, window: int, shift: int, rows: int, co
 def shift_regions(rows: int, columns: int, window: int, shift: int) -> np.ndarray:
     """Return the region, 0 to 8, of each position [rows, columns] of a rolled map.
 
-    The roll brings positions together that were not neighbours before; they are of different regions.
+    The roll puts positions side by side that were not neighbours before; such positions have different regions.
     """
 
     def part(size: int) -> np.ndarray:
@@ -65,7 +65,7 @@ def shift_regions(rows: int, columns: int, window: int, shift: int) -> np.ndarra
 
 @cache
 def shift_mask(rows: int, columns: int, window: int, shift: int) -> np.ndarray:
-    """Return mask_WTS: True where two positions of a window of the rolled, padded map are of one region."""
+    """Return mask_WTS: True where two positions of a window of the rolled, padded map have the same region."""
     regions = shift_regions(rows + -rows % window, columns + -columns % window, window, shift)
     Y, X = regions.shape
     regions_WT = regions.reshape(Y // window, window, X // window, window).swapaxes(1, 2).reshape(-1, window**2)
@@ -74,7 +74,7 @@ def shift_mask(rows: int, columns: int, window: int, shift: int) -> np.ndarray:
 
 @cache
 def log_distances(window: int, pretrained: int) -> np.ndarray:
-    """Return eq. 1 for all distances of two positions of a window: [(2M - 1)^2, 2], rows then columns.
+    """Return eq. 1 for all distances between two positions of a window: [(2M - 1)^2, 2], rows then columns.
 
     ``pretrained`` is M'; 0 means the window itself.
     """
@@ -86,7 +86,7 @@ def log_distances(window: int, pretrained: int) -> np.ndarray:
 
 @cache
 def distance_index(window: int) -> np.ndarray:
-    """Return index_TS: the row of :func:`log_distances` for each two positions of a window."""
+    """Return index_TS: the row of :func:`log_distances` for each pair of positions of a window."""
     row, column = (i.ravel() for i in np.meshgrid(np.arange(window), np.arange(window), indexing="ij"))
     down, right = (i[:, None] - i[None, :] + window - 1 for i in (row, column))
     return down * (2 * window - 1) + right

@@ -26,7 +26,7 @@ class ViTConfig:
     norm_epsilon: float = 1e-12
     dropout: float = 0.0  # after the embedding and after each branch
     attention_dropout: float = 0.0  # of attention weights
-    drop_path: float = 0.0  # of whole branches, at the last layer; not in config.json
+    drop_path: float = 0.0  # of whole branches of the last layer; earlier layers have less; not in config.json
 
     def __post_init__(self):
         positive(self, "d_model", "num_layers", "num_heads", "d_ff", "num_channels", "num_classes", "norm_epsilon")
@@ -45,7 +45,7 @@ class ViTConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches; pixels beyond the last whole patch are not read."""
+        """Rows and columns of patches; pixels beyond the last whole patch are ignored."""
         rows, columns = (size // patch for size, patch in zip(pair(self.image_size), pair(self.patch_size)))
         return rows, columns
 
@@ -53,7 +53,7 @@ class ViTConfig:
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the configuration of a config.json.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not implemented.
+        Raises ConfigError for a missing or malformed field, and for a field that needs something not implemented.
         """
         unsupported(fields, hidden_act="gelu")
         labels = read_labels(fields)
@@ -94,8 +94,8 @@ class ViTConfig:
 
     @classmethod
     def tiny(cls) -> Self:
-        """Return a model for the tests and the first run: 16 x 16 grey images, 10 classes, 0.2 M parameters."""
-        # Without biases: the gradient by that of a key is zero, and Adam would turn its rounding errors into steps.
+        """Return a model for the tests and the first run: 16 x 16 grey images, 10 classes, 0.1 M parameters."""
+        # Without biases: a key's bias has a gradient of zero, and Adam would turn its rounding errors into steps.
         return cls(
             64, 4, 4, 128, image_size=16, patch_size=4, num_channels=1, num_classes=10, norm_epsilon=1e-6,
             qkv_bias=False,

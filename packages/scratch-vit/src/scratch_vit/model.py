@@ -8,16 +8,16 @@ $$ z'_l = \mathrm{MSA}(\mathrm{LN}(z_{l-1})) + z_{l-1} \tag{2} $$
 $$ z_l = \mathrm{MLP}(\mathrm{LN}(z'_l)) + z'_l \tag{3} $$
 $$ y = \mathrm{LN}(z_L^0) \tag{4} $$
 
-and a linear layer reads the classes from $y$. MSA is multi-head self-attention (appendix A), MLP two layers
-with the exact (erf) GELU. An image of another size than the checkpoint's gets its positions by bicubic
-interpolation between the learned ones (section 3.2).
+and a linear layer computes the logits from $y$. MSA is multi-head self-attention (appendix A), MLP two layers
+with the exact (erf) GELU. For an image of another size than the checkpoint's, positions are interpolated from the
+learned ones, bicubically (section 3.2).
 
-Where the model looked is attention rollout (Abnar and Zuidema 2020, https://arxiv.org/abs/2005.00928, section 3): with
-$A_l$ the weights of layer $l$, averaged over heads, the class token's row of
+Attention rollout (Abnar and Zuidema 2020, https://arxiv.org/abs/2005.00928, section 3) shows where the model looked.
+With $A_l$ the weights of layer $l$, averaged over heads, it is the class token's row of
 
 $$ R = \tfrac12 (A_L + I)\, \tfrac12 (A_{L-1} + I) \cdots \tfrac12 (A_1 + I) \tag{5} $$
 
-Shapes: B batch, Y rows, X columns, C channels; T tokens to read for S tokens (the class token first);
+Shapes: B batch, Y rows, X columns, C channels; T query tokens and S key tokens (the class token first);
 D model width, N heads, H head width, M classes.
 """
 
@@ -46,7 +46,7 @@ class Attention(nnx.Module):
         self.dropout = dropout(config.attention_dropout, rngs)
 
     def weights(self, x_BTD: jax.Array, z_BSD: jax.Array) -> jax.Array:
-        """Return how much each token t reads of each token s: weights_BNTS, float32; rows sum to 1."""
+        """Return the attention of each token t to each token s: weights_BNTS, float32; rows sum to 1."""
         query_BTNH, key_BSNH = self.query(x_BTD), self.key(z_BSD)
         query_BTNH = query_BTNH * query_BTNH.shape[-1] ** -0.5
         scores_BNTS = jnp.einsum("BTNH,BSNH->BNTS", query_BTNH, key_BSNH, preferred_element_type=jnp.float32)
@@ -76,7 +76,7 @@ class Block(nnx.Module):
         return self.add_branches(x_BTD, self.attention(z_BTD, z_BTD))
 
     def class_token(self, x_BSD: jax.Array) -> jax.Array:
-        """Return the first token of what the call returns, [B, 1, D], without computing the others."""
+        """Return the first token of the call's result, [B, 1, D], without computing the others."""
         z_BSD = self.attention_norm(x_BSD)
         return self.add_branches(x_BSD[:, :1], self.attention(z_BSD[:, :1], z_BSD))
 
@@ -128,7 +128,7 @@ class ViT(VisionModel):
         return self.norm(x_BTD)
 
     def __call__(self, images_BYXC: jax.Array) -> jax.Array:
-        """Return logits [B, num_classes]. The last layer computes only the class token: the head reads no other."""
+        """Return logits [B, num_classes]. The last layer computes only the class token, which the head reads."""
         x_BTD, _ = self.embed(images_BYXC)
         for layer in self.layers[:-1]:
             x_BTD = layer(x_BTD)
@@ -143,10 +143,10 @@ class ViT(VisionModel):
             z_BTD = layer.attention_norm(x_BTD)
             weights.append(layer.attention.weights(z_BTD, z_BTD).mean(axis=1))
             x_BTD = layer(x_BTD)
-        read_BT = jnp.zeros(x_BTD.shape[:2]).at[:, 0].set(1.0)
+        share_BT = jnp.zeros(x_BTD.shape[:2]).at[:, 0].set(1.0)
         for weights_BTS in reversed(weights):
-            read_BT = 0.5 * (jnp.einsum("BT,BTS->BS", read_BT, weights_BTS) + read_BT)  # eq. 5, a row at a time
-        return read_BT[:, 1:].reshape(-1, rows, columns)
+            share_BT = 0.5 * (jnp.einsum("BT,BTS->BS", share_BT, weights_BTS) + share_BT)  # eq. 5, only one row
+        return share_BT[:, 1:].reshape(-1, rows, columns)
 
     def saliency(self, images: jax.Array, classes_B: jax.Array) -> jax.Array:
         """Return attention rollout, which is the same for every class."""
@@ -154,7 +154,7 @@ class ViT(VisionModel):
 
 
 def resize_positions(positions: jax.Array, old: tuple[int, int], new: tuple[int, int]) -> jax.Array:
-    """Return positions [1, 1 + new rows * columns, D] for another grid; that of the class token stays."""
+    """Return positions [1, 1 + new rows * columns, D] for another grid; the class token's position is kept."""
     D = positions.shape[-1]
     grid = positions[:, 1:].reshape(*old, D)
     grid = jnp.einsum("ya,xb,abd->yxd", _bicubic(old[0], new[0]), _bicubic(old[1], new[1]), grid.astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""What must hold of Template whatever its weights: the contract of decoders, and its configurations."""
+"""What must hold of Template for any weights: the contract of decoders, and its configurations."""
 
 import pytest
 from scratch_core.errors import ConfigError

@@ -1,4 +1,4 @@
-"""Where graphs come from: three sources that are always there, and folders that the user has."""
+"""Sources of graphs: three that are always available, and folders of the user."""
 
 from scratch_gnn.data.folders import read_ogb, read_planetoid, read_tu
 from scratch_gnn.data.karate import karate_club

@@ -1,7 +1,7 @@
-"""Datasets that the user has: folders of TUDataset, Planetoid (Cora, CiteSeer, PubMed) and OGB.
+"""Datasets of the user: folders of TUDataset, Planetoid (Cora, CiteSeer, PubMed) and OGB.
 
-No file is executed. Planetoid's files are pickles: they are read by a reader that knows numpy arrays, scipy's sparse
-matrices and plain containers, and refuses every other name, so that a hostile file is an error.
+No file is executed. Planetoid's files are pickles. Their reader knows numpy arrays, scipy's sparse matrices and plain
+containers, and refuses every other name, so that a hostile file is an error.
 """
 
 import gzip
@@ -31,8 +31,9 @@ class Loaded(NamedTuple):
 def read_tu(folder: str | Path) -> Loaded:
     """Return the graphs of a TUDataset folder: NAME_A.txt, NAME_graph_indicator.txt, NAME_graph_labels.txt.
 
-    Features of a node are NAME_node_attributes.txt and a 1 for its NAME_node_labels.txt; without both, its degree.
-    Those of edges likewise. Raises DataError that names the file.
+    Features of a node are its row of NAME_node_attributes.txt and its label in NAME_node_labels.txt, one-hot; without
+    both files, its degree. Features of edges are read likewise; without both files there are none. Raises DataError
+    that names the file.
     """
     folder = Path(folder)
     name = _one(folder, "*_A.txt").name.removesuffix("_A.txt")
@@ -83,8 +84,8 @@ def read_planetoid(folder: str | Path) -> Loaded:
     return Loaded([graph], ally.shape[1], split)
 
 
-# The sets of OGB whose files hold each edge of an undirected graph once: those with add_inverse_edge in its master.csv.
-# OGB names a folder ogbg_molhiv; the archive that it comes from names it hiv.
+# OGB's datasets whose files hold each undirected edge once: those with add_inverse_edge in OGB's master.csv.
+# OGB names a folder ogbg_molhiv; in its archive the folder is named hiv.
 _UNDIRECTED = re.compile(
     r"ogbn[-_](proteins|products)|ogbl[-_](ppa|collab|ddi)|ogbg[-_](ppa|mol\w+)"
     r"|proteins|products|collab|bace|bbbp|clintox|muv|pcba|sider|tox21|toxcast|hiv|esol|freesolv|lipophilicity|chembl"
@@ -94,10 +95,10 @@ _UNDIRECTED = re.compile(
 def read_ogb(folder: str | Path, add_inverse_edge: bool | None = None) -> Loaded:
     """Return the graphs of an OGB folder: raw/edge.csv.gz, num-node-list, num-edge-list, node-feat, and labels.
 
-    Labels are raw/node-label.csv.gz of one graph, or raw/graph-label.csv.gz; the split is that of the folder in split/.
-    add_inverse_edge: each edge is followed by the same edge the other way round, with the same features. None: what OGB
-    does for the set of the folder's name, such as True for ogbn_products, False for ogbn_arxiv, whose edges are
-    directed; of another name edges are read as they stand. Raises DataError that names the file.
+    Labels are in raw/node-label.csv.gz (one graph) or raw/graph-label.csv.gz; the split is in the folder in split/.
+    add_inverse_edge: after each edge, add its reverse with the same features. None: do what OGB does for the dataset
+    that the folder is named after, such as True for ogbn_products and False for ogbn_arxiv, whose edges are directed;
+    False for any other name. Raises DataError that names the file.
     """
     folder = Path(folder)
     raw = folder / "raw"
@@ -160,7 +161,7 @@ _PARTS = ("tx", "allx", "y", "ty", "ally")
 
 
 class _Sparse:
-    """What a pickled scipy.sparse.csr_matrix is read as: its arrays, without scipy."""
+    """Holds the arrays of a pickled scipy.sparse.csr_matrix, without scipy."""
 
     def dense(self) -> np.ndarray:
         rows, columns = vars(self)["_shape"]
@@ -171,7 +172,7 @@ class _Sparse:
 
 
 def _latin(text: str, encoding: str) -> bytes:
-    """Stand for _codecs.encode, by which protocol 2 writes bytes."""
+    """Replace _codecs.encode, with which protocol 2 writes bytes."""
     return text.encode("latin1")
 
 
@@ -198,7 +199,7 @@ class _Reader(pickle.Unpickler):
 def _unpickle(path: Path) -> Any:
     try:
         return _Reader(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle raises whatever its opcodes lead to
+    except Exception as error:  # a damaged pickle can raise any exception
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
@@ -223,7 +224,7 @@ def _numbers(path: Path) -> np.ndarray:
 
 
 def _features(attributes: Path, labels: Path, rows: int) -> np.ndarray | None:
-    """Return attributes and, for each column of labels, a 1 at the label's place; None if there are no files."""
+    """Return attributes and, for each column of labels, one-hot columns; None if there are no files."""
     parts = [_numbers(attributes)] if attributes.exists() else []
     if labels.exists():
         for column in _numbers(labels).T:
@@ -240,7 +241,7 @@ def _csv(path: Path, dtype: Any, converters: Any = None) -> np.ndarray:
     try:
         with warnings.catch_warnings(), gzip.open(path, "rt", encoding="utf-8") as file:
             warnings.filterwarnings("ignore", "loadtxt: input contained no data")  # of graphs without edges
-            # Of a column with one field, a row without a number is "".
+            # In a file of one column, a row without a number is "".
             return np.loadtxt(file, dtype, delimiter=",", comments=None, quotechar='"', ndmin=2, converters=converters)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(f"{path} cannot be read as numbers: {error}") from error

@@ -8,7 +8,7 @@ import numpy as np
 
 from scratch_gnn.graph import Graph, both_ways
 
-# Of each member, the later ones whom he met.
+# For each member, the members with a higher number whom he met.
 MET = {
     0: (1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 17, 19, 21, 31), 1: (2, 3, 7, 13, 17, 19, 21, 30),
     2: (3, 7, 8, 9, 13, 27, 28, 32), 3: (7, 12, 13), 4: (6, 10), 5: (6, 10, 16), 6: (16,), 8: (30, 32, 33),
@@ -22,7 +22,7 @@ SIDES = ("instructor", "officer")
 
 
 def karate_club() -> Graph:
-    """Return the club: x is the identity [34, 34], the label of a member 0 with the instructor, 1 with the officer."""
+    """Return the club: x is the identity [34, 34]; a label is 0 for the instructor's side, 1 for the officer's."""
     pairs = np.array([(member, other) for member, others in MET.items() for other in others])
     labels = np.ones(34, np.int32)
     labels[list(INSTRUCTOR)] = 0

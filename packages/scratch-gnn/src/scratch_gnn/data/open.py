@@ -1,4 +1,4 @@
-"""What a task trains on: a graph with a split of its nodes, or graphs with a split of them, by name or by folder.
+"""The data of a task, by name or by folder: one graph and a split of its nodes, or several graphs and a split of them.
 
 None          the default of the task
 "karate"      Zachary's karate club, of which two members are labelled
@@ -34,13 +34,13 @@ class NodeSet:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of graph and split, by which a resumed run knows its data."""
+        """A digest of graph and split; a resumed run compares it to check its data."""
         return _digest([self.graph], self.train, self.test)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GraphSet:
-    """Graphs with a label each; ``train`` and ``test`` are their numbers."""
+    """Graphs with a label each; ``train`` and ``test`` are numbers of graphs."""
 
     graphs: list[Graph]
     classes: tuple[str, ...]
@@ -50,7 +50,7 @@ class GraphSet:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of graphs and split, by which a resumed run knows its data."""
+        """A digest of graphs and split; a resumed run compares it to check its data."""
         return _digest(self.graphs, self.train, self.test)
 
 
@@ -70,10 +70,12 @@ def open_nodes(data: str | None, default: str = "karate") -> NodeSet:
         return NodeSet(graph, classes, names, train, test, description)
     loaded = _open_folder(data)
     if len(loaded.graphs) != 1:
-        raise DataError(f"{data} holds {len(loaded.graphs)} graphs, and this task reads one: use graph_classification")
+        raise DataError(
+            f"{data} holds {len(loaded.graphs)} graphs, but this task reads one: use --task graph_classification"
+        )
     (graph,) = loaded.graphs
     if graph.labels is None or not np.ndim(graph.labels):
-        raise DataError(f"{data}: the nodes have no labels: use graph_classification")
+        raise DataError(f"{data}: the nodes have no labels: use --task graph_classification")
     check_labels(graph.labels, loaded.num_classes, f"{data}: node")
     train, test = _split(loaded, np.flatnonzero(graph.labels != IGNORED))
     classes, names = _numbered(loaded.num_classes), [str(number) for number in range(graph.num_nodes)]
@@ -91,7 +93,9 @@ def open_graphs(data: str | None, default: str = "trees") -> GraphSet:
     loaded = _open_folder(data)
     labelled = [i for i, graph in enumerate(loaded.graphs) if np.ndim(graph.labels) == 0 and graph.labels != IGNORED]
     if len(labelled) < 2:
-        raise DataError(f"{data} holds {len(labelled)} graphs with a label, fewer than 2: use node_classification")
+        raise DataError(
+            f"{data} holds {len(labelled)} graphs with a label, at least 2 are needed: use --task node_classification"
+        )
     train, test = _split(loaded, np.array(labelled))
     description = f"{data}: {len(labelled)} graphs, {len(train)} to train on"
     return GraphSet(loaded.graphs, _numbered(loaded.num_classes), train, test, description)
@@ -110,7 +114,7 @@ def _open_folder(data: str) -> Loaded:
 
 
 def _split(loaded: Loaded, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the split of a folder, without rows that have no label; a random one if it has none."""
+    """Return the split of a folder, without rows that have no label; a random split if the folder has none."""
     if not {"train", "test"} <= loaded.split.keys():
         return _random_split(numbers)
     train, test = (np.intersect1d(loaded.split[part], numbers) for part in ("train", "test"))
@@ -118,7 +122,7 @@ def _split(loaded: Loaded, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _random_split(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return four fifths to train on, and a fifth held out, always the same."""
+    """Return four fifths to train on, and a fifth held out; the same in every run."""
     order = np.random.default_rng(0).permutation(numbers)
     cut = max(1, len(order) // 5)
     return np.sort(order[cut:]), np.sort(order[:cut])

@@ -21,10 +21,10 @@ NODE_TYPES = sorted(
 def import_graph(root: Path | None = None, least: int = 8) -> tuple[Graph, list[str], tuple[str, ...]]:
     """Return a graph of the modules below ``root``, their names, and the names of their classes.
 
-    root None: the standard library. Two modules are joined if one imports the other. The features of a module are how
-    many nodes of each type its syntax tree has (log of 1 + count), and how many neighbours it has; not its name. The
-    label is its package, if that has at least ``least`` modules, else -100. Raises DataError if no two modules are
-    joined.
+    root None: the standard library. Two modules are joined if one imports the other. A module's features are how many
+    nodes of each type its syntax tree has, and how many neighbours it has, each as log(1 + count); its name is not
+    a feature. Its label is its package if that has at least ``least`` modules, else -100. Raises DataError if no two
+    modules are joined.
     """
     paths, root = _python_files(root)
     trees = {}
@@ -59,11 +59,12 @@ def import_graph(root: Path | None = None, least: int = 8) -> tuple[Graph, list[
 def function_trees(
     root: Path | None = None, classes: int = 5, per_class: int = 200, most_nodes: int = 200
 ) -> tuple[list[Graph], tuple[str, ...]]:
-    """Return the syntax trees of functions as graphs, and the packages that they are from: the labels.
+    """Return the syntax trees of functions as graphs, and the names of the labels: the packages of the functions.
 
-    root None: the standard library. A node of the tree is a node of the graph, its features one 1 for its type; edges
-    join parent and child, both ways. Of the ``classes`` packages with the most functions, up to ``per_class`` each are
-    taken, spread evenly over those of 5 to ``most_nodes`` nodes. Raises DataError if there are not two packages.
+    root None: the standard library. A node of the tree is a node of the graph, with its type as one-hot features; edges
+    join parent and child in both directions. From each of the ``classes`` packages with the most functions, up to
+    ``per_class`` are taken, evenly spaced among those of 5 to ``most_nodes`` nodes. Raises DataError if there are fewer
+    than two packages.
     """
     paths, root = _python_files(root)
     found: dict[str, list[ast.AST]] = {}
@@ -98,7 +99,7 @@ def _python_files(root: Path | None) -> tuple[list[Path], Path]:
 
 
 def _parse(path: Path) -> ast.Module | None:
-    """Return the tree of a file, None if it is no Python of this version."""
+    """Return the syntax tree of a file, or None if this version of Python cannot parse it."""
     try:
         return ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
@@ -123,7 +124,7 @@ _NUMBER = {name: i for i, name in enumerate(NODE_TYPES)}
 def _tree(function: ast.AST) -> tuple[list[int], list[int]]:
     """Return the type of each node, and the number of its parent, in the order of a walk from the root."""
     kinds, parents, waiting = [], [], [(function, 0)]
-    for node, parent in waiting:  # grows while it is read
+    for node, parent in waiting:  # the loop appends to the list that it reads
         number = len(kinds)
         kinds.append(_NUMBER[type(node).__name__])
         parents.append(parent)

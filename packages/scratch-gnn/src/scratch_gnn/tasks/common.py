@@ -1,4 +1,4 @@
-"""What the three tasks share: options, how a batch of graphs is counted, split and placed, and what is written."""
+"""Code that the three tasks share: options, how a batch is counted, split and placed, and the files of predictions."""
 
 import csv
 import dataclasses
@@ -19,12 +19,12 @@ from scratch_core.registry import ModelSpec
 from scratch_core.tasks import RunOptions, Task
 
 EDGES = {"edge_index": 1, "edge_weight": 0, "edge_attr": 0}
-"""The arrays of a batch that have edges on an axis, and which."""
+"""The arrays of a batch that have an axis of edges, and the number of that axis."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """Write what the model says, and the vector of each node or graph."""
+    """Write the model's predictions, and the vector of each node or graph."""
 
     data: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None
     """As for training; the default is the task's."""
@@ -33,21 +33,21 @@ class PredictOptions:
 
 
 class GraphTask(Task):
-    """Base of the tasks: a batch is one graph, whose "labels" say what is counted."""
+    """Base of the tasks: a batch is one graph, and its "labels" are counted."""
 
     PredictOptions: ClassVar[type | None] = PredictOptions
     contract: ClassVar[str] = "scratch_core.testing:ModelContract"
     fine_tuning: ClassVar[Mapping[str, Any]] = {"steps": 100, "learning_rate": 1e-3}
 
     def count(self, batch: Any) -> int:
-        """Return how many labels count."""
+        """Return the number of labels, without -100."""
         return int((np.asarray(batch["labels"]) != IGNORED).sum())
 
     def place(self, batch: Any, mesh: jax.sharding.Mesh) -> Any:
         """Return the batch on a mesh: each device gets its part of the edges, and all the nodes.
 
-        A device adds up the messages of its own edges, and the compiler adds up what the devices found. If the devices
-        do not divide the edges, each has all of them.
+        A device sums the messages of its own edges, and the compiler adds the sums of all devices. If the number of
+        devices does not divide the number of edges, each device gets all of them.
         """
         parts = int(np.prod([mesh.shape[axis] for axis in BATCH]))
 
@@ -63,7 +63,7 @@ class GraphTask(Task):
         }
 
     def split(self, batch: Any, parts: int) -> Any:
-        """Return micro-batches that all have the whole graph, and each some of the labels."""
+        """Return micro-batches, each with the whole graph and a part of the labels."""
         labels = batch["labels"]
         turn = jnp.arange(labels.shape[0]) % parts
         mine = jnp.stack([jnp.where(turn == part, labels, IGNORED) for part in range(parts)])
@@ -71,7 +71,7 @@ class GraphTask(Task):
 
 
 def build(spec: ModelSpec, task: str, options: RunOptions, config_of: Any, in_channels: int) -> Any:
-    """Return the model: ``config_of(preset)`` with random parameters, or that of --start.
+    """Return the model: ``config_of(preset)`` with random parameters, or the checkpoint of --start.
 
     Raises ConfigError if the checkpoint is for other features, or for other classes.
     """
@@ -93,18 +93,18 @@ def check_fits(model: Any, in_channels: int, labels: tuple[str, ...], folder: An
 
 
 def accuracy(model: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    """Return how many labels the model gets right, and how many count."""
+    """Return how many labels the model predicts correctly, and how many there are."""
     counted = batch["labels"] != IGNORED
     return ((model.answers(batch).argmax(axis=-1) == batch["labels"]) & counted).sum(), counted.sum()
 
 
 def most_frequent(labels: np.ndarray, among: np.ndarray) -> float:
-    """Return the accuracy on ``among`` of always the most frequent of ``labels``."""
+    """Return the accuracy on ``among`` of always predicting the most frequent of ``labels``."""
     return float((among == np.argmax(np.bincount(labels))).mean())
 
 
 def write_predictions(folder: Path, header: Sequence[str], rows: Any, embeddings: np.ndarray) -> None:
-    """Write predictions.csv and embeddings.npy. Raises ConfigError if that is not possible."""
+    """Write predictions.csv and embeddings.npy. Raises ConfigError if they cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "predictions.csv", "w", encoding="utf-8", newline="") as file:
@@ -118,7 +118,7 @@ def write_predictions(folder: Path, header: Sequence[str], rows: Any, embeddings
 
 
 def forward(model: Any, method: str, batch: Any) -> np.ndarray:
-    """Return what a method of the model says about a batch, compiled once."""
+    """Return the result of a method of the model for a batch, as one compiled function."""
     return np.asarray(nnx.jit(lambda model, batch: getattr(model, method)(batch))(model, batch))
 
 

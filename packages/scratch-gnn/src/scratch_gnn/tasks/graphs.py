@@ -30,16 +30,16 @@ from scratch_gnn.tasks.nodes import readable, ring
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GraphOptions(RunOptions):
-    """Train a model to tell the class of a graph."""
+    """Train a model to predict the class of a graph."""
 
     paths: ClassVar[tuple[str, ...]] = ("data", "start")
 
     data: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None
-    """trees (the default: tell the package that a function is from), or a folder of TUDataset or OGB."""
+    """trees (the default: predict the package of a function), or a folder of TUDataset or OGB."""
     batch_size: int = 32
     """Graphs per update."""
     weight_decay: float = 0.05
-    """Of the matrices that multiply, per step, times the learning rate."""
+    """Of the kernels of linear layers, per step, times the learning rate."""
 
 
 class GraphClassification(GraphTask):
@@ -104,11 +104,11 @@ class GraphJob(Job):
 
     def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
         """Print the accuracy beside that of the most frequent class."""
-        labels = np.array([graph.labels for graph in self.data.graphs])  # those of the split are all known
+        labels = np.array([graph.labels for graph in self.data.graphs])  # every graph of the split has a label
         share, number = results["accuracy"], len(self.data.test)
         print(f"held-out accuracy {100 * share:.2f} % ({round(share * number)} of {number})")
         base = most_frequent(labels[self.data.train], labels[self.data.test])
-        print(f"  always the most frequent class {100 * base:.2f} %", flush=True)
+        print(f"  always predicting the most frequent class: {100 * base:.2f} %", flush=True)
 
     def next_command(self, folder: Path) -> tuple[str, ...]:
         """Return the command that writes the class of each graph."""
@@ -128,5 +128,5 @@ class Collated:
 
 
 def in_order(graphs: list[Graph], batch_size: int) -> list[dict[str, np.ndarray]]:
-    """Return all graphs in batches of one number of graphs; the last is filled up with empty ones."""
+    """Return all graphs in batches of ``batch_size``; the last one is filled up with empty graphs."""
     return [batch_graphs(graphs[i : i + batch_size], batch_size) for i in range(0, len(graphs), batch_size)]

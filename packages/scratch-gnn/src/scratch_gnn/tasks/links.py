@@ -1,7 +1,7 @@
-r"""Link prediction: a graph without some of its edges, which are to be found among pairs that are not linked.
+r"""Link prediction: some edges of a graph are held out; the model must rank them above pairs that are not linked.
 
-Source: Kipf and Welling 2016, https://arxiv.org/abs/1611.07308. The layers read the training edges alone. A step has
-all training edges as positive pairs, and as many negative ones, drawn anew: pairs of nodes that no edge joins.
+Source: Kipf and Welling 2016, https://arxiv.org/abs/1611.07308. The layers read only the training edges. A step has all
+training edges as positive pairs and as many negative pairs, drawn anew: pairs of nodes that no edge joins.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ WIDTH = 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinkOptions(RunOptions):
-    """Train a model to tell which nodes are linked."""
+    """Train a model to predict which nodes are linked."""
 
     paths: ClassVar[tuple[str, ...]] = ("data", "start")
 
@@ -45,7 +45,7 @@ class LinkOptions(RunOptions):
     batch_size: int = 32
     """Not used: an update reads the whole graph."""
     weight_decay: float = 0.05
-    """Of the matrices that multiply, per step, times the learning rate."""
+    """Of the kernels of linear layers, per step, times the learning rate."""
 
 
 class LinkPrediction(GraphTask):
@@ -71,12 +71,12 @@ class LinkPrediction(GraphTask):
             held_out=[split.held_out()],
             description=f"{nodes.description}; {split.test.shape[1]} links held out",
             fingerprint=nodes.fingerprint,
-            update=f"{split.train.shape[1]} links and as many pairs that are none",
+            update=f"{split.train.shape[1]} links and as many unlinked pairs",
             metrics={"accuracy": accuracy},
         )
 
     def noise(self, config: Any, batch_size: int) -> dict[str, np.ndarray]:
-        """Return a ring of nodes with random features, and pairs that are linked in turn."""
+        """Return a ring of nodes with random features, and pairs of which every second one is linked."""
         graph = ring(np.random.default_rng(0), config, batch_size, None)
         one = np.arange(batch_size)
         pairs = np.stack([one, (one + 1 + one % 2) % batch_size]).astype(np.int32)
@@ -106,7 +106,7 @@ class LinkJob(Job):
         """Print the accuracy and how well links are ranked before other pairs."""
         (batch,) = self.held_out
         logits = forward(self.model, "answers", batch)[:, 1]
-        print(f"held-out accuracy {100 * results['accuracy']:.2f} %, of {len(logits)} pairs half are linked")
+        print(f"held-out accuracy {100 * results['accuracy']:.2f} % on {len(logits)} pairs, of which half are linked")
         auc, precision = ranking(logits, batch["labels"])
         print(f"held-out ROC AUC {auc:.4f}, average precision {precision:.4f}; at random 0.5", flush=True)
 
@@ -116,7 +116,7 @@ class LinkJob(Job):
 
 
 class LinkSplit:
-    """The undirected edges of a graph: a tenth held out, the others to train on; always the same for one graph.
+    """The undirected edges of a graph: a tenth held out, the others to train on; the same split in every run.
 
     Raises DataError for fewer than 10 edges.
     """
@@ -125,7 +125,10 @@ class LinkSplit:
         source, target = graph.edge_index
         pairs = np.unique(np.sort(graph.edge_index[:, source != target], axis=0), axis=1)
         if pairs.shape[1] < 10:
-            raise DataError(f"the graph has {pairs.shape[1]} edges between two nodes: at least 10 are needed")
+            raise DataError(
+                f"the graph has {pairs.shape[1]} undirected edges between two nodes, at least 10 are needed: "
+                "choose a larger graph"
+            )
         self.num_nodes = graph.num_nodes
         order = np.random.default_rng(0).permutation(pairs.shape[1])
         cut = pairs.shape[1] // 10
@@ -135,7 +138,7 @@ class LinkSplit:
         self.batch = pad_graph(Graph(graph.x, edges))
 
     def labelled(self, links: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return the training graph with links, and as many pairs that are none, as labelled pairs."""
+        """Return the training graph with labelled pairs: ``links``, and as many unlinked pairs."""
         others: list[tuple[int, int]] = []
         for _ in range(100):
             drawn = np.sort(rng.integers(0, self.num_nodes, (2 * links.shape[1], 2)), axis=1)
@@ -145,7 +148,10 @@ class LinkSplit:
             if len(others) >= links.shape[1]:
                 pairs = np.concatenate([links, np.array(others[: links.shape[1]]).T], axis=1).astype(np.int32)
                 return self.batch | {"pairs": pairs, "labels": np.repeat([1, 0], links.shape[1]).astype(np.int32)}
-        raise DataError(f"nearly all pairs of the {self.num_nodes} nodes are linked: there is nothing to tell apart")
+        raise DataError(
+            f"nearly all pairs of the {self.num_nodes} nodes are linked, so that too few unlinked pairs are found: "
+            "choose a graph with fewer edges"
+        )
 
     def held_out(self) -> dict[str, np.ndarray]:
         """Return the held-out links and as many other pairs, always the same."""

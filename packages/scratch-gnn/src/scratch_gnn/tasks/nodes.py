@@ -33,7 +33,7 @@ from scratch_gnn.tasks.common import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NodeOptions(RunOptions):
-    """Train a model to tell the class of each node of a graph."""
+    """Train a model to predict the class of each node of a graph."""
 
     paths: ClassVar[tuple[str, ...]] = ("data", "start")
 
@@ -44,11 +44,11 @@ class NodeOptions(RunOptions):
     batch_size: int = 32
     """With --fanout: labelled nodes per update."""
     weight_decay: float = 0.05
-    """Of the matrices that multiply, per step, times the learning rate."""
+    """Of the kernels of linear layers, per step, times the learning rate."""
 
     @property
     def fanouts(self) -> tuple[int, ...]:
-        """The numbers in ``fanout``; () for none. Raises ConfigError for what is no number."""
+        """The numbers in ``fanout``; () if it is None. Raises ConfigError if one is not a number."""
         if self.fanout is None:
             return ()
         try:
@@ -138,7 +138,7 @@ class NodeJob(Job):
         share = results["accuracy"]
         print(f"held-out accuracy {100 * share:.2f} % ({round(share * len(test))} of {len(test)})")
         base = most_frequent(labels[self.nodes.train], labels[test])
-        print(f"  always the most frequent class {100 * base:.2f} %", flush=True)
+        print(f"  always predicting the most frequent class: {100 * base:.2f} %", flush=True)
         draw(self.model, self.nodes, folder)
 
     def next_command(self, folder: Path) -> tuple[str, ...]:
@@ -147,14 +147,14 @@ class NodeJob(Job):
 
 
 def labelled(graph: Graph, numbers: np.ndarray) -> Graph:
-    """Return the graph with the labels of the nodes ``numbers`` alone."""
+    """Return the graph with the labels of only the nodes ``numbers``."""
     labels = np.full(graph.num_nodes, IGNORED, np.int32)
     labels[numbers] = graph.labels[numbers]
     return dataclasses.replace(graph, labels=labels)
 
 
 def readable(graph: Graph, conv: str) -> Graph:
-    """Return the graph without what layers of this kind do not read."""
+    """Return the graph without the weights and features of edges that layers of this kind do not read."""
     weight = graph.edge_weight if conv == "gcn" else None
     return dataclasses.replace(graph, edge_weight=weight, edge_attr=graph.edge_attr if conv == "gine" else None)
 
@@ -170,7 +170,7 @@ def ring(rng: np.random.Generator, config: Any, nodes: int, labels: Any) -> Grap
 
 
 def draw(model: Any, nodes: NodeSet, folder: Path) -> None:
-    """Draw a small graph, coloured by the model's answers; with attention, edges by their weight in the first layer."""
+    """Draw a small graph, coloured by predicted class; with attention, also the edges by weight in the first layer."""
     graph = nodes.graph
     if graph.num_nodes > LARGEST:
         return

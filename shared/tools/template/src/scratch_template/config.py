@@ -1,4 +1,4 @@
-"""Configurations of Template: what its config.json says, and presets with the real figures of released models."""
+"""Configurations of Template: the fields of its config.json, and presets with the sizes of released models."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -34,8 +34,7 @@ class TemplateConfig:
     def from_hf(cls, fields: Mapping[str, Any]) -> Self:
         """Return the configuration of a config.json.
 
-        Raises ConfigError for a missing or malformed field, and for one that asks for what is not
-        implemented here.
+        Raises ConfigError for a missing or malformed field, and for a field that needs something not implemented.
         """
         unsupported(fields, hidden_act="silu")
         return cls(

@@ -1,6 +1,6 @@
 r"""Template: what it is, in one sentence.
 
-Source: authors and year, address, section. The equations that the code below is marked with:
+Source: authors and year, address, section. The equations, to which comments such as "eq. 1" refer:
 
 $$ h = x + \mathrm{Attention}(\mathrm{Norm}(x)) \tag{1} $$
 $$ y = h + \mathrm{FeedForward}(\mathrm{Norm}(h)) \tag{2} $$
