@@ -1,6 +1,6 @@
 """Mixture-of-Depths beside the plain transformer at equal FLOPs: the isoFLOP comparison of the paper, small.
 
-    uv run python shared/benchmarks/mixture_of_depths.py --plot isoflop.png
+    uv run --all-packages python shared/benchmarks/mixture_of_depths.py --plot isoflop.png
 
 Source: Raposo et al. 2024, https://arxiv.org/abs/2404.02258, figure 3. Every model is trained on the source of Python's
 standard library with the same number of floating-point operations, counted from its compiled step; a cheaper model
