@@ -25,7 +25,7 @@ from scratch_core.train.optimizers import SCHEDULES
 from scratch_core.train.plan import Plan, plan_step
 
 SPARE = 4
-"""Simulate this many times the devices of the mesh, so that remedies with more devices can be planned."""
+"""Simulate this many times as many devices as the mesh has, so that remedies with more devices can be planned."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -248,7 +248,7 @@ def _show(run: Run, found: Plan, layers: str) -> None:
         table.add_row(kind, size(moved), f"in {times:,}")
     console().print(table)
     if found.unknown:
-        print(f"{found.unknown} loops run for a number of turns that depends on the data: they count as one turn")
+        print(f"{found.unknown} loops whose number of iterations depends on the data count as one iteration each")
 
 
 def _memory(text: str) -> int:
