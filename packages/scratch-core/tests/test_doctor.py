@@ -63,8 +63,13 @@ MISS = {"hits": 0, "seconds": 2.0}
         (MISS, MISS, (1, 2), "did not find"),
         (MISS, MISS, (1, 1), "did not find"),
         (MISS, MISS, (0, 0), "wrote nothing"),
-        (MISS, {"failed": "it ended with -6 and said: no"}, (1, 1), "a filled cache fails: it ended with -6"),
-        ({"failed": "it ended with -6 and said: no"}, {"failed": "same"}, (0, 0), "cannot compute with JAX: it ended"),
+        (MISS, {"failed": "it ended with -6 and printed: no"}, (1, 1), "a filled cache fails: it ended with -6"),
+        (
+            {"failed": "it ended with -6 and printed: no"},
+            {"failed": "same"},
+            (0, 0),
+            "cannot compute with JAX: it ended",
+        ),
     ],
 )
 def test_a_cache_that_is_not_hit_is_wrong(first, second, files, reason):

@@ -88,8 +88,8 @@ def product_fault(error: float) -> str | None:
     text = f"this compiler computes wrong numbers: a matrix product is off by {error:.1e} of its largest value"
     if jaxlib_version() in FAULTY_JAXLIBS:
         return f"{text}. This jaxlib has a known fault on a CPU: set {SETTING} in XLA_FLAGS before Python starts"
-    known = f"known only in jaxlib {', '.join(FAULTY_JAXLIBS)}, this is {jaxlib_version()}"
-    return f"{text}. The fault was {known}: install another, and report this one to https://github.com/jax-ml/jax"
+    known = f"known only of jaxlib {', '.join(FAULTY_JAXLIBS)}, and this is {jaxlib_version()}"
+    return f"{text}. Such a fault is {known}: install another, and report this one to https://github.com/jax-ml/jax"
 
 
 def _is_flag_file(flags: str) -> bool:

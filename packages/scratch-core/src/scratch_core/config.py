@@ -18,7 +18,7 @@ MAX_JSON_BYTES = 16 * 2**20
 def size_of_file(path: Path, error: type[ScratchError] = CheckpointError) -> int:
     """Return the bytes of a regular file.
 
-    Raises ``error`` for a folder, and for a FIFO, a socket or a device, which may never end; OSError for no file.
+    Raises ``error`` for a folder, and for a FIFO, a socket or a device, which may never end; OSError if it is missing.
     """
     found = path.stat()
     if stat.S_ISREG(found.st_mode):

@@ -23,7 +23,7 @@ except ImportError:  # Windows
     fcntl = None
 
 OWNER = ".owner.lock"
-"""The lock in a working folder. A folder without it was not made here, and is not removed."""
+"""The name of the lock in a working folder. It marks the folder as made by this module."""
 
 
 class FolderLock:

@@ -114,9 +114,10 @@ def shard_model(model: nnx.Module, mesh: Mesh) -> None:
 
 
 def born_sharded(build: Callable[[], Model], mesh: Mesh | None) -> Model:
-    """Return ``build()`` with each part of each variable computed on its own device, so that no device holds all of it.
+    """Return ``build()`` with each part of each variable computed on the device that keeps it.
 
-    The numbers are those of ``build()`` on one device up to rounding. Without a mesh, ``build()`` is returned.
+    No device ever holds the whole model. The numbers are those of ``build()`` on one device up to rounding. Without a
+    mesh, ``build()`` itself is returned.
     """
     if mesh is None:
         return build()
@@ -203,8 +204,8 @@ def process_part(mesh: Mesh | None) -> tuple[int, int]:
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Return a batch (a tree of arrays, axis 0 the batch) split over the mesh's axes of BATCH.
 
-    With several processes, each passes its own part, see :func:`process_part`. Raises ConfigError if the mesh does not
-    divide the batch.
+    With several processes, each passes its own part, see :func:`process_part`; the parts are joined in their order.
+    Raises ConfigError if the mesh does not divide the batch.
     """
     parts, (_, shares) = batch_parts(mesh), process_part(mesh)
     sharding = NamedSharding(mesh, PartitionSpec(BATCH))

@@ -303,6 +303,6 @@ def command() -> None:
 
 
 def _show_unraisable(unraisable: Any) -> None:
-    """Show an error in a callback, except the one of Orbax's reads and writes that end after another has failed."""
+    """Show an error in a callback, except when a read or write of Orbax ends after another one has failed."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)

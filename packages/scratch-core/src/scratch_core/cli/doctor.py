@@ -138,7 +138,7 @@ def judge_products(error: float) -> Finding:
 
 
 def judge_loop(small: float, large: float) -> Finding:
-    """Judge the times of an update of a small and of a large array: in place, they are equal."""
+    """Judge the times of an update of a small and of a large array, which are equal if arrays are updated in place."""
     sizes = [f"{4 * length / 1000:,.0f} KB" for length in LOOP_LENGTHS]
     figure = f"{small * 1e6:.2g} us per update of {sizes[0]}, {large * 1e6:.2g} us of {sizes[1]}"
     if large < 5e-6 or large < 20 * small:

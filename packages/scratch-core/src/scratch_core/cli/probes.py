@@ -93,8 +93,8 @@ def _run_child(environment: dict[str, str]) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"failed": f"it took more than {CHILD_SECONDS} s"}
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["nothing"]
-        return {"failed": f"it ended with {done.returncode} and said: {said[-1]}"}
+        lines = done.stderr.strip().splitlines() or ["nothing"]
+        return {"failed": f"it ended with {done.returncode} and printed: {lines[-1]}"}
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -173,13 +173,13 @@ def _squad(path: Path, reading: Reading) -> Iterator[Question]:
     try:
         articles = json.loads(_read(path))["data"]
         paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
-        asked = [(paragraph, number) for paragraph in paragraphs for number in range(len(paragraph["qas"]))]
+        questions = [(paragraph, number) for paragraph in paragraphs for number in range(len(paragraph["qas"]))]
     except BAD as error:
         raise DataError(
             f'{path} must be a SQuAD file, {{"data": [{{"paragraphs": [{{"context": ..., "qas": [...]}}]}}]}}: '
             f"{type(error).__name__}: {error}"
         ) from error
-    for row, (paragraph, number) in enumerate(asked, 1):
+    for row, (paragraph, number) in enumerate(questions, 1):
         try:
             answers = paragraph["qas"][number]["answers"]
             fields = {"question": paragraph["qas"][number]["question"], "context": paragraph["context"]}
@@ -191,8 +191,8 @@ def _squad(path: Path, reading: Reading) -> Iterator[Question]:
 
 
 def _id(paragraph: Any, number: int) -> Any:
-    asked = paragraph["qas"][number]
-    return asked.get("id", "no id") if isinstance(asked, dict) else "no id"
+    question = paragraph["qas"][number]
+    return question.get("id", "no id") if isinstance(question, dict) else "no id"
 
 
 def _question(fields: Any) -> Question:

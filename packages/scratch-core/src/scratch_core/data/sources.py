@@ -192,11 +192,11 @@ def _rows(source: str, reading: Reading) -> Documents:
     if not sizes:
         raise DataError(f"{source} holds no text: 0 rows found{reading.note}")
 
-    def again() -> Iterator[Document]:
+    def read_again() -> Iterator[Document]:
         silent = dataclasses.replace(reading)  # a copy, because the skipped rows were counted above
         return (Document(*each) for each in read_rows(source, read, EXPECTED, silent))
 
-    return Documents(source, "rows", sizes, again, note=reading.note)
+    return Documents(source, "rows", sizes, read_again, note=reading.note)
 
 
 def _bad_lines(path: Path, reading: Reading) -> frozenset[int]:

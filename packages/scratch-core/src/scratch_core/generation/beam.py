@@ -113,8 +113,8 @@ def beam_search(
     pad_token_id to the longest text. A score is the sum of the new tokens' log-probabilities (natural logarithm),
     including the ending token's, divided by their number to the power of length_penalty. A length_penalty above 0
     favours longer texts. early_stopping says when a row with num_beams finished texts is done: at once (True), when the
-    open beams score worse at their present length (False), or when they score worse at the best length that they may
-    reach ("never"). input_ids, attention_mask, eos_token_id, pad_token_id and the errors are those of
+    open beams score worse at their present length (False), or when they score worse even at the best length that they
+    may reach ("never"). input_ids, attention_mask, eos_token_id, pad_token_id and the errors are those of
     :func:`scratch_core.generate`; impossible settings of the search raise ConfigError too.
     """
     conditions = {

@@ -110,7 +110,7 @@ class AverageState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Averaged(Optimizer):
-    r"""An optimizer that has the exponential moving average of the parameters evaluated and saved.
+    r"""Another optimizer, with the exponential moving average of the parameters evaluated and saved in their place.
 
     $m_t = d\, m_{t-1} + (1 - d)\, \theta_t$ from $m_0 = \theta_0$, in float32. Raises ConfigError unless 0 < d < 1, and
     for an optimizer that keeps a second set of parameters already.

@@ -9,7 +9,7 @@ def compute_in(model: Any, dtype: Any) -> None:
     """Let a model's layers compute in ``dtype``, in place; its parameters stay as they are.
 
     Each layer gets the dtype that ``Model(config, dtype=dtype)`` gives it, so that a layer that always computes in
-    float32, such as a router, still does. The parameters stay float32 because bfloat16 would round small updates away
+    float32, such as a router, still does. Parameters in float32 keep small updates that bfloat16 would round away
     (Micikevicius et al. 2017, https://arxiv.org/abs/1710.03740, section 3.1).
     """
     built = nnx.eval_shape(lambda: type(model)(model.config, dtype=dtype, rngs=nnx.Rngs(0)))

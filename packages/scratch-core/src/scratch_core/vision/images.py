@@ -62,7 +62,7 @@ def read_image(image: Any, num_channels: int = 3) -> Any:
     name = "the image" if isinstance(image, Image.Image) else str(image)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a large image, which is checked below
+            warnings.simplefilter("ignore")  # Pillow warns of large images, which are checked below
             if not isinstance(image, Image.Image):
                 size_of_file(Path(image), DataError)
             opened = image if isinstance(image, Image.Image) else Image.open(Path(image))
@@ -228,7 +228,7 @@ class ImageProcessor:
 
         Raises ConfigError for a crop mode that pads, and for images that are not square.
         """
-        squash = field(fields, "crop_mode", str, "center") == "squash"  # resizes both edges, so the shape changes
+        squash = field(fields, "crop_mode", str, "center") == "squash"  # resizes both edges: the aspect ratio changes
         if not squash:
             unsupported(fields, crop_mode="center")
         _, rows, columns = field(fields, "input_size", list, [3, 224, 224])

@@ -140,16 +140,16 @@ def _match(
 
     ``prefix`` is the text that the keys of a bare trunk lack; "" for a whole model.
     """
-    if idle := unmatched(fresh, targets):
+    if unused := unmatched(fresh, targets):
         raise ConfigError(
-            f"fresh={', '.join(idle)} matches no parameter of {model_class.__name__}; its parameters are: "
+            f"fresh={', '.join(unused)} matches no parameter of {model_class.__name__}; its parameters are: "
             + ", ".join(sorted({path.partition(".")[0] + ".*" for path in targets}))
         )
     rows = model_class.rules(config)
     rules, copies = [r for r in rows if isinstance(r, Rule)], {r.theirs: r.of for r in rows if isinstance(r, Copy)}
     spelled = {model_class.rename(key if key.startswith(prefix) else prefix + key): key for key in files}
     plan: dict[str, Source] = {}
-    passed = {key for key in spelled if matches(key, *ignore, *model_class.unread) or matches(spelled[key], *ignore)}
+    skipped = {key for key in spelled if matches(key, *ignore, *model_class.unread) or matches(spelled[key], *ignore)}
     unfilled, wrong = [], []
     for path, target in targets.items():
         found = find_rule(rules, path, target.shape)
@@ -157,7 +157,7 @@ def _match(
             raise ConfigError(f"the key table of {model_class.__name__} has no row for its parameter {path}")
         rule, keys = found
         if matches(path, *fresh):
-            passed.update(keys)
+            skipped.update(keys)
             continue
         if absent := [key for key in keys if key not in spelled]:
             unfilled += [f"{key} (for {path})" for key in absent]
@@ -173,7 +173,7 @@ def _match(
     used = {key for source in plan.values() for key in source.keys}
     unknown = []
     for key, stored in spelled.items():
-        if stored in used or key in passed or any(re.fullmatch(pattern, key) for pattern in model_class.buffers):
+        if stored in used or key in skipped or any(re.fullmatch(pattern, key) for pattern in model_class.buffers):
             continue
         if key not in copies:
             unknown.append(stored)
