@@ -72,7 +72,9 @@ def _to_orbax(src: Path, dst: Path) -> None:
 def _to_hugging_face(src: Path, dst: Path) -> None:
     fields, note = read_json(src / "config.json"), read_json(src / NOTE)
     if note.get("format") != 1:
-        raise CheckpointError(f"{src / NOTE}: format={note.get('format')!r} is not known; expected 1")
+        raise CheckpointError(
+            f"{src / NOTE}: format={note.get('format')!r} is not known; expected 1: convert the original folder again"
+        )
     model_class = registry.find_class(fields)
     config = model_class.Config.from_hf(fields)
     graphdef, abstract, rest = _learned(nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0))))
@@ -84,7 +86,7 @@ def _to_hugging_face(src: Path, dst: Path) -> None:
     found = checkpoints.restore(like)
     checkpoints.close()
     if found is None:
-        raise CheckpointError(f"{src / 'orbax'} holds no step")
+        raise CheckpointError(f"{src / 'orbax'} holds no step: convert the original folder again")
     # Variables that are not learned (RNG) stay abstract, because they are not written.
     scratch_core.save(nnx.merge(graphdef, nnx.State(found.state), rest), dst)
 
