@@ -49,7 +49,7 @@ def logged():
 
 @pytest.fixture
 def deadline():
-    """End a test that waits for a FIFO after 20 seconds: it would wait for ever."""
+    """End a test after 20 seconds, because one that waits for a FIFO would never end."""
 
     def late(number, frame):
         raise TimeoutError("still reading after 20 seconds")

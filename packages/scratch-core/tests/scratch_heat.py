@@ -1,8 +1,8 @@
-"""A package for the tests of the seams: a model, a task and an optimizer that scratch-core knows nothing of.
+"""A package for the tests of entry points: a model, a task and an optimizer that are not part of scratch-core.
 
-The task is regression on graphs: x_VD are features of V nodes, edge_index [2, E] their edges, labels_V what to
-predict. No array has examples as its first axis, so the task says itself how a batch is counted and split. The
-optimizer keeps a moving average of the parameters, which is what is evaluated and saved.
+The task is regression on graphs: x_VD are the features of V nodes, edge_index [2, E] their edges, and labels_V the
+numbers to predict. No array has examples as its first axis, so the task itself defines how a batch is counted and
+split. The optimizer keeps the average of the parameters, which is evaluated and saved.
 """
 
 import dataclasses
@@ -79,14 +79,14 @@ class HeatOptions(RunOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeatPrediction:
-    """Say what a model predicts for a node that stands alone."""
+    """Print what a model predicts for a node without neighbours."""
 
     features: Annotated[str, tyro.conf.Positional]
     """Numbers with commas between them."""
 
 
 def ring(nodes, d_model=3, seed=0):
-    """A ring whose labels are 2 * own - near, of the first feature."""
+    """A ring. Each label is twice the first feature of its node minus that of the node before it."""
     x_VD = np.random.default_rng(seed).normal(size=(nodes, d_model)).astype(np.float32)
     edge_index = np.stack([np.arange(nodes), (np.arange(nodes) + 1) % nodes]).astype(np.int32)
     labels_V = 2 * x_VD[:, 0] - np.roll(x_VD[:, 0], 1)
@@ -155,7 +155,7 @@ TASK = NodeRegression()
 
 
 class Averaged(Optimizer):
-    """SGD whose average of all parameters so far is evaluated."""
+    """SGD with which the average of the parameters after all steps so far is evaluated."""
 
     def build(self, learning_rate, *, weight_decay, decayed):
         sgd = optax.sgd(learning_rate)

@@ -1,4 +1,4 @@
-"""A model package for the tests of the command line: a language model that reads its last token alone."""
+"""A model package for the tests of the command line: a language model that reads only the last token."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -36,7 +36,7 @@ class ToyConfig:
 
 
 class Layer(nnx.Module):
-    """Drops features at random, and keeps nothing."""
+    """Dropout. It has no parameters and stores nothing in the cache."""
 
     def __init__(self, rngs):
         self.dropout = nnx.Dropout(0.1, rngs=rngs)

@@ -22,7 +22,7 @@ class TableConfig:
 
 
 class Table(nnx.Module):
-    """The next token depends on the last two; the cache is the last one. ``start`` and ``decode`` are all it has."""
+    """The next token depends on the last two; the cache is the last one. Beam search needs ``start`` and ``decode``."""
 
     config = TableConfig()
 
@@ -62,7 +62,7 @@ def exhaustive(model, row, new, penalty, eos=None):
 @pytest.mark.parametrize("eos", [None, 2])
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_as_many_beams_as_continuations_find_the_best_of_all(model, penalty, eos):
-    """Two tokens have 25 continuations. The best of them are returned in their order, with their scores."""
+    """Two new tokens give 25 continuations. The best of them are returned in order, with their scores."""
     ids, scores = beam_search(
         model,
         PROMPT,
@@ -81,7 +81,7 @@ def test_as_many_beams_as_continuations_find_the_best_of_all(model, penalty, eos
 
 
 def test_few_beams_follow_the_best_beginnings(model):
-    """Two beams by hand: the best two beginnings of each length, until the last token."""
+    """Two beams by hand: the two best beginnings of each length, until the last token."""
     log_probability = np.asarray(jax.nn.log_softmax(model.logits[...], axis=-1), np.float64)
     ids, scores = beam_search(model, PROMPT, num_beams=2, num_return_sequences=2, max_new_tokens=9)
     for row, texts, found in zip(PROMPT, ids, scores):
@@ -98,7 +98,7 @@ def test_when_a_row_is_done():
     logits = np.full((V, V, V), -9.0)
     logits[:, :, :2], logits[1, 1, :2] = [0.0, -0.1], [-9.0, 0.0]
     search = partial(beam_search, Table(logits), [[2, 3]], num_beams=2, max_new_tokens=10, eos_token_id=0)
-    # 0 and 1 0 have ended after two tokens. 1 1 scores worse than both at its present length, better than both later.
+    # [0] and [1, 0] have ended after two tokens. [1, 1] scores worse than both now, and better than both later.
     for early_stopping, best in ((True, [0]), (False, [0]), ("never", [1] * 10)):
         ids, _ = search(early_stopping=early_stopping)
         assert ids.tolist() == [[[2, 3, *best]]]

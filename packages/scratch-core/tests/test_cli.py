@@ -41,7 +41,7 @@ def toy_path(install):
 
 @pytest.fixture(scope="module")
 def trained(toy_path, tmp_path_factory):
-    """What a run of 60 steps leaves behind: the folder that holds ``book.txt`` and ``runs``, and what it printed."""
+    """The result of a run of 60 steps: the folder with ``book.txt`` and ``runs``, and the printed text."""
     place = tmp_path_factory.mktemp("trained")
     (place / "book.txt").write_text("the cat sat on the mat. " * 100)
     arguments = ["train", "toy", "--data", "book.txt", "--learning-rate", "0.2", *SMALL, "--steps", "60"]
@@ -68,7 +68,7 @@ def text(tmp_path):
 
 @pytest.fixture
 def run(toy, trained):
-    """A copy of the trained run in the working directory, with its text in the place where the record has it."""
+    """A copy of the trained run in the working directory, with its text where run.json expects it."""
     shutil.copytree(trained[0] / "runs/toy-tiny", "run")
     return Path("run")
 
@@ -132,7 +132,7 @@ def test_resume_keeps_the_options_of_the_run_and_its_schedule(run, trained, fail
     for name, value, own in (("seed", "3", "0"), ("batch-size", "16", "4"), ("out", "x", "None"), ("task", "x", "")):
         message = fails("train", "toy", "--resume", "run", f"--{name}", value)
         assert f"--{name} {value} cannot be changed: the run run has {own}" in message
-    # What equals the record is no change, even if it is not the default.
+    # A value that equals the recorded one is no change, even if it is not the default.
     assert main(["train", "toy", "--resume", "run", "--steps", "64", "--batch-size", "4", "--learning-rate=0.2"]) == 0
     out = capsys.readouterr().out
     assert "resumed at step 60 of 64" in out
@@ -178,7 +178,7 @@ def test_a_run_keeps_the_best_model_and_its_curves_show_the_held_out_loss(
     assert "resumed at step 9 of 12" in out
     assert "stopped early after step 9" in out
     assert Path("best/model.safetensors").read_bytes() == saved
-    assert main(["train", "toy", "--resume", "best", "--patience", "0"]) == 0  # it may go on: from the newest step
+    assert main(["train", "toy", "--resume", "best", "--patience", "0"]) == 0  # it resumes at the newest step
     assert [line["step"] for line in logged("best")] == [1, 3, 6, 9, 10, 12]
     assert "--keep-best 1 needs --evaluate-every N with N above 0" in fails(*train, "--keep-best", "1",
                                                                              "--evaluate-every", "0")  # fmt: skip
@@ -277,7 +277,7 @@ def test_a_run_that_starts_from_a_checkpoint_no_longer_needs_it(run, text, fails
     shutil.rmtree("checkpoint")
     shutil.rmtree("runs/toy-tuned/checkpoints")
     assert "holds no step, so training would begin again" in fails("train", "toy", "--resume", "--steps", "14")
-    Path("runs/toy-tuned/checkpoints").mkdir()  # as if it had been killed before the first of them
+    Path("runs/toy-tuned/checkpoints").mkdir()  # as if the run had been killed before its first checkpoint
     Path("runs/toy-tuned/config.json").unlink()
     assert main(["train", "toy", "--resume", "--steps", "14"]) == 0
     out = capsys.readouterr().out
@@ -385,7 +385,7 @@ def test_a_hostile_config_is_one_line(run, fails, change, message):
     assert message in fails("generate", "run")
 
 
-def test_what_reads_the_output_may_leave_and_its_disk_may_be_full(run, toy_path):
+def test_a_closed_pipe_ends_the_output_silently_and_a_full_disk_with_one_line(run, toy_path):
     """`scratch inspect RUN | true` ends with 0, and `> /dev/full` with one line that names the output."""
     environment = os.environ | {"PYTHONPATH": str(toy_path)}
     command = [sys.executable, "-m", "scratch_core.cli", "inspect", run]
@@ -441,7 +441,7 @@ def test_the_preset_gives_the_defaults_and_where_it_has_none_they_are_asked_for(
         assert "--learning-rate: give it" in fails(*narrow, "--steps", "12")
         patch.setitem(recipes, "tiny", {"stepz": 3})
         assert "the recipe of toy tiny names no option of causal_lm: stepz" in fails("train", "toy")
-    assert "vocab_size=100" in fails(*narrow, "--steps", "12")  # all is known: the run gets as far as the model
+    assert "vocab_size=100" in fails(*narrow, "--steps", "12")  # every option has a value, so the model is built
     for arguments, steps, rate in (([], "600", "0.003"), (["--preset", "narrow"], "(required)", "0.001"),
                                    (["--start", "anything"], "600", "2e-05")):  # fmt: skip
         with pytest.raises(SystemExit):
@@ -452,7 +452,7 @@ def test_the_preset_gives_the_defaults_and_where_it_has_none_they_are_asked_for(
 
 
 def process(toy_path, cwd, *arguments):
-    # As many devices as here, so that the compilation cache serves both.
+    # As many devices as in this process, so that both can use one compilation cache.
     environment = os.environ | {"PYTHONPATH": str(toy_path), "JAX_NUM_CPU_DEVICES": str(jax.device_count())}
     return subprocess.Popen(
         [sys.executable, "-m", "scratch_core.cli", *arguments],
@@ -501,7 +501,7 @@ def test_a_closed_terminal_saves(toy_path, text, tmp_path, logged):
     )
     os.close(end)
     wait_for_steps(run, logged)
-    os.close(terminal)  # the system sends SIGHUP, and what is written from now on is an error
+    os.close(terminal)  # the system sends SIGHUP, and every later write is an error
     try:
         assert running.wait(timeout=120) == 128 + signal.SIGHUP
     finally:

@@ -1,4 +1,7 @@
-"""The compiler's fault is switched off in time, and only where it exists; fresh processes, as XLA reads flags once."""
+"""The compiler's fault is switched off in time, and only where it exists.
+
+The tests start new processes, because XLA reads its flags once.
+"""
 
 import os
 import subprocess
@@ -23,7 +26,7 @@ print(alone.faulty_product_error())
 
 
 def python(code, flags=None):
-    """Run ``code`` in a new process, XLA_FLAGS being ``flags`` there (None: not set); return its stdout and stderr."""
+    """Run ``code`` in a new process with XLA_FLAGS set to ``flags`` (None: not set); return its stdout and stderr."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment |= {"JAX_PLATFORMS": "cpu", **({} if flags is None else {"XLA_FLAGS": flags})}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
@@ -33,14 +36,14 @@ def python(code, flags=None):
 
 @only_faulty
 def test_the_probe_finds_the_fault():
-    """Without the flag the numbers are wrong: the tests below can fail."""
+    """Without the flag the numbers are wrong. This shows that the tests below can fail."""
     out, _ = python(PROBE_ALONE)
     assert not float(out) < 0.1
     assert compiler.SETTING in compiler.product_fault(float(out))
 
 
 def test_numbers_are_right_after_the_import():
-    """Also where JAX is imported first, and in a child of the process; JAX itself is not imported by scratch_core."""
+    """They are right too if JAX is imported first, and in a child process. scratch_core does not import JAX."""
     code = """
 import subprocess, sys
 import scratch_core
@@ -84,7 +87,7 @@ def test_a_backend_that_started_first_is_warned_about():
 
 @only_faulty
 def test_a_file_of_flags_is_read_and_not_spoilt(tmp_path):
-    """XLA_FLAGS may name a file. Anything added to the name would end the process: no such file."""
+    """XLA_FLAGS may name a file. If anything were added to the name, JAX would end the process: no such file."""
     file = tmp_path / "flags"
     file.write_text("--xla_force_host_platform_device_count=2\n")
     code = "import os, scratch_core\nprint(os.environ['XLA_FLAGS'], len(__import__('jax').devices()))"
@@ -105,7 +108,7 @@ def test_another_version_or_none_changes_nothing(monkeypatch):
         assert os.environ["XLA_FLAGS"] == ""
 
 
-def test_a_fault_is_told_by_its_size(monkeypatch):
+def test_an_error_beyond_rounding_is_a_fault(monkeypatch):
     assert compiler.product_fault(1e-6) is None
     assert "off by 9.0e-01" in compiler.product_fault(0.9)
     assert compiler.product_fault(float("nan"))

@@ -1,4 +1,4 @@
-"""Data: tokens come back as text, splits do not leak, batch k is a function of seed and k alone."""
+"""Data: tokens are decoded to the same text, splits do not overlap, batch k depends only on the seed and k."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def test_bytes_round_trip_and_special_tokens_are_silent():
     assert ids.tolist() == list(TEXT.encode())
     assert tokenizer.decode([256, *ids, 257, 258]) == TEXT
     assert tokenizer.decode([0xE6, 65]) == "\ufffdA"  # an unfinished character
-    assert tokenizer.decode([263]) == "\ufffd"  # wider output than vocabulary: seen, not hidden
+    assert tokenizer.decode([263]) == "\ufffd"  # an id beyond the vocabulary is shown, not left out
     assert tokenizer.count_bytes(np.array([256, *ids, 257])) == len(TEXT.encode())
     assert tokenizer.encode(b"\xff\x00").tolist() == [255, 0]
 
@@ -201,7 +201,7 @@ def test_bad_text_is_a_clear_error(tmp_path):
 
 
 @pytest.mark.usefixtures("deadline")
-def test_a_text_that_is_no_file_is_called_what_it_is(tmp_path):
+def test_a_fifo_or_a_binary_file_as_text_is_an_error_that_says_so(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match="pipe is a FIFO, and only regular files are read: name a file, or copy"):
         load_text(tmp_path / "pipe", ByteTokenizer())
@@ -220,7 +220,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(DataError, match=r"closed cannot be read: Permission denied. Give yourself the right"):
+    with pytest.raises(DataError, match=r"closed cannot be read: Permission denied. Give yourself permission"):
         load_text(tmp_path, ByteTokenizer())
 
 
@@ -356,7 +356,7 @@ def test_batches_are_a_function_of_seed_and_number():
     batches = training_batches(source, 4, seed=1)
     ids = [batches[k]["input_ids"] for k in range(10)]
     again = training_batches(source, 4, seed=1)
-    for k in (9, 0, 5):  # in any order, from a fresh pipeline
+    for k in (9, 0, 5):  # in any order, from a new pipeline
         np.testing.assert_array_equal(again[k]["input_ids"], ids[k])
     starts = np.concatenate(ids)[:, 0].reshape(4, 10)  # by epoch
     assert [sorted(epoch) for epoch in starts.tolist()] == [list(range(0, 60, 6))] * 4

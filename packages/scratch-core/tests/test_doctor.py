@@ -1,4 +1,4 @@
-"""`scratch doctor`: each judgement on figures of machines that are not here, and one run on the one that is."""
+"""`scratch doctor`: each judgement on the figures of other machines, and one run on this machine."""
 
 import os
 import re
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from scratch_core import compiler
-from scratch_core.cli import doctor, main
+from scratch_core.cli import doctor, main, probes
 
 
 def put(root, path, text):
@@ -17,31 +17,31 @@ def put(root, path, text):
 
 
 def test_the_quota_of_version_two(tmp_path):
-    """The smallest limit on the way up counts; "max" is none."""
+    """The smallest limit of the group and of the groups above it counts; "max" is no limit."""
     put(tmp_path, "proc/self/cgroup", "0::/user/job\n")
-    assert doctor.cpu_quota(tmp_path) is None
+    assert probes.cpu_quota(tmp_path) is None
     put(tmp_path, "sys/fs/cgroup/user/job/cpu.max", "max 100000\n")
-    assert doctor.cpu_quota(tmp_path) is None
+    assert probes.cpu_quota(tmp_path) is None
     put(tmp_path, "sys/fs/cgroup/user/cpu.max", "150000 100000\n")
-    assert doctor.cpu_quota(tmp_path) == 1.5
+    assert probes.cpu_quota(tmp_path) == 1.5
 
 
 @pytest.mark.parametrize("mount", ["cpu", "cpu,cpuacct"])
 def test_the_quota_of_version_one(tmp_path, mount):
-    """In a container the group's path is the host's; what is mounted is the group itself."""
+    """In a container, the group's path is that on the host, but the group itself is mounted at the root."""
     put(tmp_path, "proc/self/cgroup", f"3:memory:/host/path\n2:{mount}:/host/path\n0::/\n")
     put(tmp_path, f"sys/fs/cgroup/{mount}/cpu.cfs_quota_us", "-1\n")
     put(tmp_path, f"sys/fs/cgroup/{mount}/cpu.cfs_period_us", "100000\n")
-    assert doctor.cpu_quota(tmp_path) is None
+    assert probes.cpu_quota(tmp_path) is None
     put(tmp_path, f"sys/fs/cgroup/{mount}/cpu.cfs_quota_us", "200000\n")
-    assert doctor.cpu_quota(tmp_path) == 2
+    assert probes.cpu_quota(tmp_path) == 2
 
 
 def test_no_control_groups_are_no_quota(tmp_path):
-    assert doctor.cpu_quota(tmp_path) is None
+    assert probes.cpu_quota(tmp_path) is None
     put(tmp_path, "proc/self/cgroup", "0::/\n")
     put(tmp_path, "sys/fs/cgroup/cpu.max", "nonsense\n")
-    assert doctor.cpu_quota(tmp_path) is None
+    assert probes.cpu_quota(tmp_path) is None
 
 
 def test_more_cores_than_the_quota_are_wrong():
@@ -63,8 +63,13 @@ MISS = {"hits": 0, "seconds": 2.0}
         (MISS, MISS, (1, 2), "did not find"),
         (MISS, MISS, (1, 1), "did not find"),
         (MISS, MISS, (0, 0), "wrote nothing"),
-        (MISS, {"failed": "it ended with -6 and said: no"}, (1, 1), "a filled cache fails: it ended with -6"),
-        ({"failed": "it ended with -6 and said: no"}, {"failed": "same"}, (0, 0), "cannot compute with JAX: it ended"),
+        (MISS, {"failed": "it ended with -6 and printed: no"}, (1, 1), "a filled cache fails: it ended with -6"),
+        (
+            {"failed": "it ended with -6 and printed: no"},
+            {"failed": "same"},
+            (0, 0),
+            "cannot compute with JAX: it ended",
+        ),
     ],
 )
 def test_a_cache_that_is_not_hit_is_wrong(first, second, files, reason):
@@ -74,10 +79,10 @@ def test_a_cache_that_is_not_hit_is_wrong(first, second, files, reason):
 
 
 def test_processes_without_a_cache_or_without_jax_are_noticed(monkeypatch):
-    """Real processes: two that the user told not to use a cache, and one in which JAX does not start."""
+    """Real processes: two with the cache switched off, and one in which JAX does not start."""
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
-    found = doctor.judge_cache(*doctor.two_processes())
-    assert (found.state, found.advice) == ("skipped", "JAX_ENABLE_COMPILATION_CACHE=false switches it off")
+    found = doctor.judge_cache(*probes.two_processes())
+    assert (found.state, found.advice) == ("skipped", "JAX_ENABLE_COMPILATION_CACHE=false switches the cache off")
     monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
     found = list(doctor.findings())
     assert [finding.state for finding in found[1:]] == ["wrong", "skipped", "skipped", "skipped", "skipped"]
@@ -90,11 +95,11 @@ def test_wrong_products_are_wrong(monkeypatch):
     found = doctor.judge_products(0.9)
     assert found.state == "wrong"
     assert compiler.SETTING in found.advice
-    assert "Known of this jaxlib" in found.advice
+    assert "This jaxlib has a known fault" in found.advice
 
 
 def test_a_loop_that_rewrites_its_array_is_wrong():
-    """The figures of jaxlib 0.12.0.1 and of 0.11.1; and of a GPU, where a step costs its start."""
+    """The figures of jaxlib 0.12.0.1, of a GPU, where starting a step takes most of its time, and of jaxlib 0.11.1."""
     assert doctor.judge_loop(9e-9, 9e-9).state == "ok"
     assert doctor.judge_loop(15e-6, 20e-6).state == "ok"
     found = doctor.judge_loop(0.47e-6, 238e-6)
@@ -102,7 +107,7 @@ def test_a_loop_that_rewrites_its_array_is_wrong():
     assert "0.11.1" in found.advice
 
 
-def test_slow_bfloat16_is_said_and_not_wrong():
+def test_slow_bfloat16_is_reported_but_not_wrong():
     assert doctor.judge_rates(200e9, 900e9, 900e9, "cpu").state == "ok"
     assert "preferred_element_type" in doctor.judge_rates(200e9, 900e9, 150e9, "cpu").figure
     assert doctor.judge_rates(200e9, 160e9, 180e9, "cpu").state == "slow"
@@ -120,12 +125,12 @@ def test_something_wrong_exits_with_one(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "findings", lambda: iter([doctor.judge_cores(8, 1.0), doctor.Finding("loop", "fine")]))
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
-    assert re.search(r"^cores +wrong +.*quota of 1: .*Known of .*export NPROC=1$", out, re.MULTILINE)
+    assert re.search(r"^cores +wrong +.*quota of 1: .*in containers.*export NPROC=1$", out, re.MULTILINE)
     assert out.endswith("wrong: 1; each such line says what to do\n")
 
 
 def test_the_command():
-    """On the machine that runs the tests: one line per probe, no traceback, and an exit code that fits the lines."""
+    """On this machine: one line for each probe, no traceback, and the exit code that follows from the lines."""
     command = [sys.executable, "-m", "scratch_core.cli", "doctor"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
     assert "Traceback" not in done.stderr

@@ -32,7 +32,7 @@ def model():
 
 
 def trained(model, *patterns, keep=()):
-    """The paths that the filter leaves to train."""
+    """The paths of the parameters that are still trained."""
     parameters, _ = nnx.split_state(nnx.state(model), freeze(model, *patterns, keep=keep), ...)
     return {".".join(map(str, path)) for path, _ in nnx.to_flat_state(parameters)}
 

@@ -1,4 +1,4 @@
-"""Generation and sampling, on a model small enough to know its answers, and on the distributions themselves."""
+"""Generation on a small model whose tokens are computed by hand, and sampling from given distributions."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ class ToyConfig:
 
 
 class Block(nnx.Module):
-    """One attention layer, without a residual stream: enough for a token to depend on all that came before."""
+    """One attention layer without a residual stream: a token depends on all earlier tokens."""
 
     def __init__(self, rngs):
         self.attention = GroupedQueryAttention(16, 2, 1, 8, rope=Rope(), rngs=rngs)
@@ -96,7 +96,7 @@ def test_a_finished_row_is_padded_and_the_batch_ends_with_the_last(model):
 
 def test_any_of_several_tokens_ends_a_row(model):
     plain = generate(model, PROMPT, max_new_tokens=20)[:, 5:]
-    ends = [int(plain[1, 6]), 9, int(plain[0, 3])]  # neither as many as there are rows, nor in their order
+    ends = [int(plain[1, 6]), 9, int(plain[0, 3])]  # not as many as rows, and in another order
     stopped = generate(model, PROMPT, max_new_tokens=20, eos_token_id=ends, pad_token_id=10)[:, 5:]
     for row, whole in zip(stopped, plain):
         end = next(i for i, token in enumerate(whole) if token in ends)

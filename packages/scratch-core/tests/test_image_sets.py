@@ -1,4 +1,4 @@
-"""Labelled images from local files, in the formats that they are passed around in, and changed at random."""
+"""Labelled images from local files, in the usual formats, and their random changes."""
 
 import gzip
 import os
@@ -142,7 +142,7 @@ def pictures(folder, counts):
 
 @pytest.fixture(params=["in memory", "from files"])
 def kept(request, monkeypatch):
-    """Images are kept in memory, or are too many for it."""
+    """Whether the images are kept in memory, or are too many for that."""
     monkeypatch.setattr(image_sets, "IN_MEMORY", 2**30 if request.param == "in memory" else 0)
     return request.param
 
@@ -302,7 +302,7 @@ def test_the_fingerprint_is_of_the_contents_and_they_are_read_once(tmp_path, mon
     read = fingerprints._sha256
     monkeypatch.setattr(fingerprints, "_sha256", lambda path: reads.append(path.name) or read(path))
     monkeypatch.setattr(fingerprints, "KEPT_FROM", 0)
-    for expected in (["1.png", "2.png"], ["1.png"], ["1.png"]):  # the first was changed just now: it is not trusted
+    for expected in (["1.png", "2.png"], ["1.png"], ["1.png"]):  # too new a change is not cached
         reads.clear()
         assert fingerprints.fingerprint(root, files) == first
         assert reads == expected

@@ -1,4 +1,4 @@
-"""Image files: preprocessed as the reference does, and nothing in a file makes more than a clear error."""
+"""Image files: preprocessing equals the reference's, and any fault in a file gives a clear error."""
 
 import json
 import os
@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 from scratch_core.errors import ConfigError, DataError
-from scratch_core.vision.images import ImageProcessor, overlay, read_image
+from scratch_core.vision.images import ImageProcessor, read_image
+from scratch_core.vision.saliency import overlay
 
 PHOTOS = Path(__file__).parent / "photos"
 PHOTO = PHOTOS / "china.jpg"
@@ -171,7 +172,7 @@ def bomb(width, height):
 
 
 def broken_files():
-    """Bytes that are no sound image, by what is wrong with them."""
+    """Bytes that are not an intact image, named after the fault."""
     whole = PHOTO.read_bytes()
     data = struct.pack(">I", 1000) + b"IDAT"
     damaged = bytearray(whole)
@@ -246,7 +247,7 @@ def test_other_things_than_files_are_clear_errors(tmp_path):
         read_image(PHOTO, 4)
 
 
-def test_a_thread_of_pixels_is_not_blown_up(tmp_path):
+def test_an_image_one_pixel_high_is_not_enlarged(tmp_path):
     Image.new("L", (50_000, 1)).save(tmp_path / "thread.png")
     with pytest.raises(DataError, match="shorter edge at 224"):
         ImageProcessor(224)(tmp_path / "thread.png")

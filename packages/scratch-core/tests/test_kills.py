@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, again and again, and resumed is bit for bit the run that was not."""
+"""A run that is killed at random moments, and resumed each time, equals an uninterrupted run bit for bit."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def steps_logged(folder):
 
 
 def final(folder):
-    """What the last checkpoint holds and what was logged."""
+    """The state in the last checkpoint, and the logged lines."""
     from orbax.checkpoint import v1 as ocp
 
     errors = folder.with_suffix(".err").read_text()
@@ -70,7 +70,7 @@ def final(folder):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("model", ["language", "images"])
-def test_a_killed_run_is_the_run_that_was_not(start, tmp_path, model):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(start, tmp_path, model):
     moments = random.Random(time.time_ns())
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = start(model, whole)
@@ -80,7 +80,7 @@ def test_a_killed_run_is_the_run_that_was_not(start, tmp_path, model):
     while len(kills) < KILLS:
         before = steps_logged(killed)
         process = start(model, killed)
-        if moments.random() < 0.8:  # else at its start: while it imports, restores or compiles
+        if moments.random() < 0.8:  # otherwise it is killed at its start, while it imports, restores or compiles
             while alive(process) and steps_logged(killed) in (0, before):
                 time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.15))

@@ -236,7 +236,7 @@ def test_a_ring_takes_the_memory_of_its_window():
 
 @pytest.mark.parametrize("chunks", [[9], [1] * 9, [2, 5, 1, 1]])
 def test_a_layer_may_skip_tokens(chunks, normal):
-    """Only stored tokens are read, as if the others were not there; positions stay those of the row."""
+    """Only stored tokens are read, as if there were no others. Positions still count all tokens of the row."""
     layer = GroupedQueryAttention(D, N, 2, H, rope=Rope(), rngs=nnx.Rngs(0))
     x, stored = normal(1, T, D), np.array([0, 3, 4, 7])
     positions = np.full((1, T), -1, np.int32)

@@ -1,4 +1,4 @@
-"""LoRA: adapters beside kernels that stay as they are, saved alone, loaded onto a base, merged."""
+"""LoRA: adapters are trained beside fixed kernels, saved without the base, loaded onto a base, and merged."""
 
 import json
 
@@ -16,7 +16,7 @@ from scratch_core.weights import Rule, flatten, split_in, split_out, to_hf, tran
 
 
 class Tiny(nnx.Module):
-    """Heads of features and back, a head of the library's own class, an embedding: every kind of layer there is."""
+    """Linear layers to and from attention heads, a head of flax's own class, and an embedding: all kinds of layers."""
 
     checkpoint_dtype = None
 
@@ -91,7 +91,7 @@ def test_training_moves_the_adapters_and_not_a_bit_of_the_base():
         assert np.abs(np.asarray(value) - before[path]).max() > 1e-3, path
 
 
-def test_merged_is_the_adapter_and_keeps_the_rest():
+def test_merging_keeps_the_outputs_and_all_other_arrays():
     model = adapted("*.query", "head")
     merged = merge_lora(model)
     assert not any(isinstance(module, LoRALinear) for _, module in nnx.iter_modules(merged))

@@ -47,7 +47,7 @@ def test_the_command_gives_the_same_losses_on_every_mesh(workplace, logged, monk
         np.testing.assert_allclose(losses[name], losses["1x1"], atol=1e-5, err_msg=name)
 
 
-def test_a_run_goes_on_from_mesh_to_mesh(workplace, logged, monkeypatch):
+def test_a_run_may_be_resumed_on_other_meshes(workplace, logged, monkeypatch):
     monkeypatch.setattr("scratch_core.tasks.causal_lm.SAMPLE_TOKENS", 0)
     monkeypatch.setitem(Trainer.__init__.__kwdefaults__, "log_every", 1)
     train("--data", "text.txt", "--out", "whole", *FEW, "--steps", "6", "--schedule", "constant")

@@ -1,4 +1,4 @@
-"""Mixture of experts: three ways to route, and the same sum of experts by every way to compute it."""
+"""Mixture of experts: three ways to route, and several ways to compute the same sum of experts."""
 
 import re
 
@@ -40,7 +40,7 @@ def test_the_gates_of_top_k_are_the_softmax_of_the_largest_logits():
 
 
 def test_switch_sends_each_token_to_its_best_expert_while_it_has_room():
-    """Tokens 0 to 4 want expert 1, which takes three; their gate is the probability itself."""
+    """Expert 1 is the best for tokens 0 to 4, and takes three of them; their gate is the probability itself."""
     logits_TE = jnp.zeros((6, 3)).at[:5, 1].set(2.0).at[5, 2].set(1.0)
     routing = switch_routing(logits_TE, capacity=3)
     np.testing.assert_array_equal(routing.expert_TK[:, 0], [1, 1, 1, 3, 3, 2])
@@ -92,7 +92,7 @@ ROUTERS = {
 
 @pytest.mark.parametrize(("name", "tokens"), [*((name, 120) for name in ROUTERS), ("top-2", 1), ("switch", 5)])
 def test_computing_the_chosen_experts_is_computing_all(name, tokens, experts):
-    """In values, and in the gradients by the input, the router and the experts."""
+    """In values, and in the gradients with respect to the input, the router and the experts."""
     graphdef, parameters = nnx.split(experts)
     x_TD, router_DE, out_TD = normal(tokens, D), normal(D, E, seed=1), normal(tokens, D, seed=2)
 
@@ -144,7 +144,7 @@ def test_experts_compute_in_their_dtype():
 
 
 def test_the_compiled_program_computes_the_chosen_experts_alone():
-    """Top-2 of 16 experts: an eighth of the dense form's operations, and what fills up the blocks."""
+    """Top-2 of 16 experts: an eighth of the operations of the dense form, plus the rows that fill up the blocks."""
     D, F, E, T, k = 16, 32, 16, 1024, 2
     experts = Experts(D, F, E, activation=jax.nn.silu, rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(experts)

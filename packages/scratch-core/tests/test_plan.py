@@ -1,4 +1,4 @@
-"""What a compiled program does, counted from its text, and `scratch plan`."""
+"""The cost of a compiled program, counted from its text, and `scratch plan`."""
 
 import jax
 import jax.numpy as jnp

@@ -17,7 +17,7 @@ from scratch_core.weights import Rule, transpose
 
 
 class ToyConfig:
-    """What a configuration needs here: image size, channels, classes, their names."""
+    """The fields that these tests need: image size, channels, classes and their names."""
 
     image_size = None  # any
 
@@ -34,7 +34,7 @@ class ToyConfig:
 
 
 class Toy(VisionModel):
-    """Mean brightness, then linear."""
+    """A linear layer on the mean brightness."""
 
     Config = ToyConfig
     architectures = ("ToyForImageClassification",)
@@ -59,7 +59,7 @@ class Toy(VisionModel):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A checkpoint that knows dark from bright, and an image half bright."""
+    """A checkpoint that classifies images as dark or bright, and an image of which one half is bright."""
     monkeypatch.setattr(registry, "find_class", lambda fields: Toy)
     model = Toy(ToyConfig(), rngs=nnx.Rngs(0))
     model.classifier.kernel[...] = jnp.array([[-4.0, 4.0]])

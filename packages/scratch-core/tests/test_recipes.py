@@ -86,7 +86,7 @@ def test_computing_in_bfloat16_keeps_parameters_float32_and_small_updates():
     model = Net()
     compute_in(model, jnp.bfloat16)
     assert model.layers[0](X).dtype == jnp.bfloat16
-    assert model.head(X).dtype == jnp.float32  # in any case
+    assert model.head(X).dtype == jnp.float32  # this layer always computes in float32
     before = np.array(model.layers[0].kernel[...])
     Trainer(model, optax.adam(1e-5)).fit([X], 1)
     after = np.asarray(model.layers[0].kernel[...])

@@ -1,4 +1,4 @@
-"""Protects the reading of rotary positions: what transformers reads from any spelling, or an error."""
+"""Rotary positions in any spelling are read as transformers reads them, or are refused with an error."""
 
 import json
 from pathlib import Path

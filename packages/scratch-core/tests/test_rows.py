@@ -1,4 +1,4 @@
-"""Data in the formats that people have it in, what a bad row does, and tokens that are kept in files."""
+"""Rows of data in all formats, the errors for bad rows, and tokens that are kept in files."""
 
 import json
 import os
@@ -160,7 +160,7 @@ def test_data_sets_of_hugging_face_are_read_from_their_own_files(tmp_path):
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """A cache folder of its own, and files of 100 bytes or more worth keeping."""
+    """A cache folder for this test, and a limit of 100 bytes from which the tokens of a text are cached."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("scratch_core.data.text.KEPT_FROM", 100)
     monkeypatch.setattr("scratch_core.data.sources.PIECE", 64)

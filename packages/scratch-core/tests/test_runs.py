@@ -1,4 +1,4 @@
-"""Runs that share a machine with other processes, full disks, signals and damaged files: no run is lost or spoiled."""
+"""Runs beside other processes, on full disks, with signals and with damaged files: no run is lost or damaged."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def trained(toy_path, tmp_path_factory):
 
 @pytest.fixture
 def place(toy_path, trained, tmp_path, monkeypatch):
-    """The working directory: copies of what ``trained`` holds."""
+    """The working directory, with copies of the files of ``trained``."""
     monkeypatch.syspath_prepend(str(toy_path))
     monkeypatch.chdir(tmp_path)
     for name in ("run", "tuned"):
@@ -67,7 +67,7 @@ def place(toy_path, trained, tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A function that mounts a file system in memory of so many bytes, and returns where."""
+    """A function that mounts a file system in memory of the given number of bytes, and returns its folder."""
     mounted = []
 
     def mount(size):
@@ -124,7 +124,7 @@ def test_the_second_run_in_a_folder_is_refused_and_a_dead_one_holds_nothing(plac
     with working_folder(Path("run"), ".saving-") as folder:
         assert [path.name for path in Path("run").glob(".saving-*")] == [folder.name]
     assert list(Path("run").glob(".saving-*")) == []
-    Path("run", ".saving-old").mkdir()  # of a version that left no owner in it
+    Path("run", ".saving-old").mkdir()  # made by a version that stored no owner
     assert main(["train", "toy", "--resume", "run", "--steps", "5"]) == 0
     assert not Path("run", ".saving-old").exists()
     assert not Path("run", "run.lock").exists()
@@ -349,7 +349,7 @@ def test_a_record_without_a_field_is_refused(place, fails, name):
     assert f"run.json is damaged, or of another version: it has no {name}. Restore it, or start a new run" in message
 
 
-def test_a_record_of_another_version_or_machine_is_said(place, fails, capsys):
+def test_a_record_of_another_version_or_machine_gives_a_warning(place, fails, capsys):
     record = json.loads(Path("run/run.json").read_text())
     del record["options"]["save_every"]
     Path("run/run.json").write_text(json.dumps(record))
@@ -392,7 +392,7 @@ def test_checkpoints_that_are_a_file_and_metrics_that_are_odd(place, fails, caps
     assert [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == [1, 4, 5]
 
 
-def test_weights_that_may_not_be_read_are_said_to_be_so(trained):
+def test_weights_without_read_permission_are_an_error_that_says_so(trained):
     with tempfile.TemporaryDirectory() as name:  # not below pytest's folders, which only their owner may enter
         os.chmod(name, 0o755)
         path = Path(name, "model.safetensors")
@@ -459,7 +459,7 @@ def test_the_estimate_of_a_batch_is_below_what_the_compiler_takes_and_not_far(mo
     assert 0.3 < estimate / taken < 1.1, (estimate, taken)
 
 
-def test_free_memory_is_known_where_linux_tells():
+def test_free_memory_is_known_on_linux():
     free = free_memory()
     if free is None:
         pytest.skip("this system does not tell how much memory is free")

@@ -1,4 +1,4 @@
-"""The check of array names, on a module of its own; conftest.py has it run in every test."""
+"""The check of array names, on a module made here. conftest.py turns the check on for every test."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""The seams: a task, a model and an optimizer that a package brings run through the same commands as those of core."""
+"""Entry points: the commands run a task, a model and an optimizer of another package like those of core."""
 
 import re
 import shutil
@@ -88,7 +88,7 @@ def test_a_task_of_another_package_is_trained_resumed_and_predicts(heat, fails, 
 
 
 def replay(heat, horizon, steps):
-    """The same training written out: plain SGD by numpy, on the schedule's rates, and the mean of all parameters."""
+    """The same training in numpy: plain SGD at the schedule's rates, and the mean of the parameters after each step."""
     from scratch_core.train import warmup_cosine
 
     model, rates = heat.SPEC.model()(heat.HeatConfig(), rngs=nnx.Rngs(0)), warmup_cosine(0.1, horizon)

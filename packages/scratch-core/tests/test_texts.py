@@ -149,7 +149,7 @@ def test_a_text_that_does_not_fit_a_batch_is_an_error():
 
 
 def test_the_standard_librarys_code_gives_every_kind_of_data(monkeypatch):
-    """The answers stand where they are said to, and each kind of label is there. Every tenth file is read."""
+    """Each answer is at its stated position, and every kind of label occurs. Every tenth file is read."""
     monkeypatch.setattr(annotated, "standard_library", lambda: standard_library()[::10])
     questions = open_questions(None)
     assert len(questions) > 50

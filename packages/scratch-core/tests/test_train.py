@@ -1,4 +1,4 @@
-"""The trainer: what it computes equals the plain loop, and a run that stops continues as if it had not."""
+"""The trainer: its results equal those of a plain loop, and a run that is interrupted and resumed changes no result."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ from scratch_core.train.optimizers import SCHEDULES, AdamW, Averaged
 
 
 class Toy(nnx.Module):
-    """A language model that sees the last token only, with a normalisation and dropout to carry state."""
+    """A language model that reads only the last token. Normalisation and dropout give it state."""
 
     def __init__(self, vocab_size=32, width=16, *, dropout=0.0, normalise=False, rngs):
         self.embedding = nnx.Embed(vocab_size, width, rngs=rngs)
@@ -57,7 +57,7 @@ def toy(**options):
 
 
 def tokens(count=2000):
-    """A text in which a token says much about the next."""
+    """A text in which each token largely determines the next."""
     steps = np.random.default_rng(0).choice([1, 3], count)
     return (np.cumsum(steps) % 32).astype(np.uint16)
 
@@ -75,7 +75,7 @@ def same(a, b):
 
 
 def test_step_equals_the_plain_loop():
-    # Written out by hand: what the trainer must do, and all that it may do.
+    # Written out by hand: exactly what the trainer must do.
     data, reference, optimizer = batches(), toy(), optax.adam(1e-2)
     graphdef, params = nnx.split(reference, nnx.Param, ...)[:2]
     rest = nnx.split(reference, nnx.Param, ...)[2]
@@ -157,7 +157,7 @@ def test_steps_is_a_loop_of_ones_own():
         if step == 3:
             break
     assert seen == [(1, 8, True), (2, 8, True), (3, 8, True)]
-    same(parameters(fitted), parameters(stepped))  # the model has them as soon as the loop is left
+    same(parameters(fitted), parameters(stepped))  # the model has them when the loop has ended
     for step, _ in trainer.steps(data, 4):
         assert step == 4
     with contextlib.suppress(RuntimeError):
@@ -169,7 +169,7 @@ def test_steps_is_a_loop_of_ones_own():
 
 
 def test_evaluation_and_the_final_model_read_the_parameters_of_the_optimizer():
-    """With an optimizer that halves them, the loss and the model are those of the halves, and training is not."""
+    """An optimizer halves the evaluated parameters: loss and final model use the halves, but training does not."""
     plain, halved, data = toy(), toy(), batches()
     half = lambda state, parameters: jax.tree.map(lambda x: x / 2, parameters)  # noqa: E731
     losses = []
@@ -224,7 +224,7 @@ def test_dropout_is_on_in_fit_off_in_evaluate_and_drawn_anew():
     trainer = Trainer(model, optax.sgd(0.0), causal_lm_loss)
     first, second = (trainer.fit([batch] * 2, k + 1).loss for k in range(2))
     one, two = (trainer.evaluate([batch])["loss"] for _ in range(2))
-    assert abs(first - second) > 1e-4  # nothing was learnt: only the mask differs
+    assert abs(first - second) > 1e-4  # the rate is 0, so only the dropout masks differ
     assert one == two
     off = float(np.divide(*causal_lm_loss(model, batch)))  # fit leaves the model in evaluation mode
     assert abs(one - off) < 1e-6
@@ -244,12 +244,12 @@ def test_running_statistics_move_in_fit_and_not_in_evaluate():
 def test_evaluation_is_one_mean_over_all_targets_and_counts_no_padding():
     model, data = toy(), tokens(100)
     trainer = Trainer(model, optax.sgd(0.0), causal_lm_loss)
-    logits = model(jnp.asarray(data[None, :-1].astype(np.int32)))  # this model reads one token: context is no matter
+    logits = model(jnp.asarray(data[None, :-1].astype(np.int32)))  # this model reads no context
     expected = float(optax.softmax_cross_entropy_with_integer_labels(logits[0], data[1:].astype(np.int32)).mean())
     for batch_size, length in ((1, 100), (4, 16), (3, 7)):
         assert abs(trainer.evaluate(TextEvaluation(data, batch_size, length))["loss"] - expected) < 1e-5
     padded = dict(TextEvaluation(data, 4, 16)[1])
-    padded["input_ids"] = np.where(padded["labels"] == -100, 5, padded["input_ids"])  # what stands in the padding
+    padded["input_ids"] = np.where(padded["labels"] == -100, 5, padded["input_ids"])  # arbitrary tokens as padding
     assert trainer.evaluate([padded]) == trainer.evaluate([TextEvaluation(data, 4, 16)[1]])
 
 
@@ -335,7 +335,7 @@ def test_interrupted_and_resumed_is_bit_identical(tmp_path):
 def test_resume_reads_the_checkpoint(tmp_path):
     # Steps 1 to 5 are in the checkpoint: a resume that nothing reads would start at 0 and log them again.
     run(tmp_path, 5)
-    MetricsLog(tmp_path / "metrics.jsonl").append({"step": 6, "loss": 99.0})  # after the last checkpoint: made again
+    MetricsLog(tmp_path / "metrics.jsonl").append({"step": 6, "loss": 99.0})  # after the checkpoint: replaced
     _, outcome, trainer = run(tmp_path, 6)
     steps = [line["step"] for line in trainer.metrics.read()]
     assert steps == [1, 2, 3, 4, 5, 6]
@@ -541,7 +541,7 @@ def test_a_run_stops_when_its_patience_ends_and_keeps_the_best_also_when_it_was_
         logs.append([(line["step"], line.get("held_out_loss")) for line in trainer.metrics.read()])
         trainer.close()
     assert logs == [[(1, None), (2, 5.0), (4, 3.0), (6, 4.0), (8, 3.0)]] * 3
-    trainer, outcome = fit_table(tmp_path / "whole", table)  # once more: no hope, and no step
+    trainer, outcome = fit_table(tmp_path / "whole", table)  # started again, it makes no step
     assert (outcome.step, outcome.hopeless, outcome.held_out) == (8, True, None)
     trainer.close()
 
@@ -610,7 +610,7 @@ def test_averaged_parameters_are_evaluated_with_statistics_of_their_own(tmp_path
     np.testing.assert_array_equal(resumed.model.norm.var[...], expected.norm.var[...])
     resumed.close()
 
-    plain = toy(normalise=True)  # trained and evaluated parameters are the same: so are the statistics
+    plain = toy(normalise=True)  # trained and evaluated parameters are the same, and so are the statistics
     trainer = Trainer(plain, adamw(2e-2), causal_lm_loss)
     trainer.fit(data, 3)
     np.testing.assert_array_equal(plain.norm.var[...], trainer.state["rest"]["norm"]["var"])
@@ -657,12 +657,12 @@ for _ in range(25):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
     page_faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-# Of the median step: now and then one begins before the memory of the last is free, and has to ask for more.
+# Those of the median step. A step that begins before the memory of the last one is free has to take more memory.
 print(sorted(page_faults[-11:])[5])
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told so")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator has these settings")
 def test_kept_memory_is_not_asked_for_again():
     def page_faults_of_a_step(how):
         run = subprocess.run([sys.executable, "-c", STEP, how], capture_output=True, text=True, check=True)

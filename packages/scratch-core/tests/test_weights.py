@@ -205,7 +205,7 @@ def test_historic_spellings_and_buffers_are_read(folder):
 
 
 class Wider(Toy):
-    """The same trunk under two heads that no checkpoint of a Toy has."""
+    """The same trunk with two heads that no checkpoint of a Toy has."""
 
     architectures = ("ToyForTwoHeads",)
 
@@ -252,7 +252,7 @@ def test_a_fresh_parameter_is_not_read_where_the_file_has_one(toy, folder):
 
 
 class Experts(Toy):
-    """Theirs are E matrices [out, in] for each of two layers, ours one array [E, in, out] a layer."""
+    """Each of two layers has E matrices [out, in] in the file, and one array [E, in, out] in the model."""
 
     architectures = ("ToyExperts",)
 

@@ -1,4 +1,4 @@
-"""Trains in forks of one process that has imported everything: a start costs a second of CPU, not five.
+"""Trains in forks of one process that has imported everything: a start takes one second of CPU time instead of five.
 
 Reads lines "MODEL FOLDER", forks, and prints the number of the process that trains; it ends when the run is complete.
 """

@@ -1,7 +1,7 @@
-"""What the Scratch models share, and the functions that take any of them.
+"""What the Scratch models share, and the functions that work with any of them.
 
-Names are imported when first used, so that ``import scratch_core`` costs little. It only switches off a fault of
-jaxlib (``compiler.py``), which has to happen before JAX's backend starts.
+Names are imported when first used, so that ``import scratch_core`` costs little. The import only switches off a fault
+of jaxlib (``compiler.py``), which has to happen before JAX's backend starts.
 """
 
 from typing import TYPE_CHECKING

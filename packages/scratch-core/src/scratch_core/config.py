@@ -18,7 +18,7 @@ MAX_JSON_BYTES = 16 * 2**20
 def size_of_file(path: Path, error: type[ScratchError] = CheckpointError) -> int:
     """Return the bytes of a regular file.
 
-    Raises ``error`` for a FIFO, a socket or a device, which may never end, and for a folder; OSError if there is none.
+    Raises ``error`` for a folder, and for a FIFO, a socket or a device, which may never end; OSError if it is missing.
     """
     found = path.stat()
     if stat.S_ISREG(found.st_mode):
@@ -45,9 +45,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except RecursionError:
-        raise CheckpointError(f"{path} is nested too deep for JSON: take an intact copy of the file") from None
+        raise CheckpointError(f"{path} is nested too deeply for JSON: take an intact copy of the file") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Give yourself the right to read it") from error
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}. Give yourself permission to read it"
+        ) from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}. Take an intact copy of the file") from error
     if not isinstance(value, dict):
@@ -102,7 +104,8 @@ def integers(fields: Mapping[str, Any], name: str, default: Any = REQUIRED) -> t
 def token(fields: Mapping[str, Any], name: str, default: int | None = None) -> int | None:
     """Return ``fields[name]``, a token such as bos_token_id: the default where it is absent, None where it is null.
 
-    ``default`` is that of the reference's configuration class, which config.json may leave out. Raises ConfigError.
+    ``default`` is the default in the reference's configuration class, which config.json may leave out. Raises
+    ConfigError.
     """
     return field(fields, name, int, None) if name in fields else default
 
@@ -124,7 +127,7 @@ def tokens(
 def unsupported(fields: Mapping[str, Any], **implemented: Any) -> None:
     """Raise ConfigError that names each field whose value would change the result in a way that is not implemented.
 
-    Each keyword is a field with the one value implemented, or a tuple of them; absent and null pass.
+    Each keyword is a field with the one value implemented, or a tuple of them. Absent and null fields pass.
     """
     wrong = []
     for name, allowed in implemented.items():

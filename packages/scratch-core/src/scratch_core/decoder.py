@@ -1,7 +1,7 @@
 """Causal language models: everything that decoders share around their layers.
 
-A decoder defines ``embed``, ``layers``, ``norm`` and ``logits``; :class:`CausalLM` runs them over a whole text, or over
-new tokens with a cache, and gives generation its two calls, ``start`` and ``decode``.
+A decoder defines ``embed``, ``layers``, ``norm`` and ``logits``. :class:`CausalLM` runs them over a whole text, or over
+new tokens with a cache, and defines ``start`` and ``decode``, which generation calls.
 
 Shapes: B batch, T positions, D model width, V vocabulary.
 """
@@ -26,16 +26,16 @@ class CausalLM(PretrainedModel):
     A subclass sets ``layers``, each called as ``layer(x_BTD, positions_BT, cache) -> (x_BTD, cache)`` and with an
     ``attention`` that makes its empty cache, and ``norm``; it defines ``embed`` and ``logits``. Its config has
     ``vocab_size``, ``max_positions`` (None: no limit) and ``bos_token_id``, ``eos_token_id``, ``pad_token_id``. A model
-    whose layers are run otherwise overrides ``run_layers`` and ``init_cache``.
+    that runs its layers in another way overrides ``run_layers`` and ``init_cache``.
     """
 
     task: ClassVar[str] = "causal_lm"
     layers: Any
     norm: Any
     remat_layers: bool = False
-    """Keep only each layer's input for the backward pass, and compute the layer again there."""
+    """If True, only each layer's input is kept for the backward pass, which computes the layer again."""
     mesh: Any = None
-    """Set by :func:`scratch_core.parallel.use_mesh`: what the layers read and write is split by its batch alone."""
+    """Set by :func:`scratch_core.parallel.use_mesh`: the layers' inputs and outputs are split by the batch only."""
 
     def embed(self, input_ids: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Return x_BTD, what the first layer reads; positions_BT (int32) as in :mod:`scratch_core.layers.masks`."""
@@ -52,8 +52,8 @@ class CausalLM(PretrainedModel):
 
         input_ids int [B, T]; attention_mask [B, T] is 1 at real tokens (None: everywhere), padding on
         either side. Logits at padding are finite and mean nothing. document_ids int [B, T] change where the next of
-        several documents in a row begins (None: a row is one document): no token reads another document, and positions
-        begin again with each.
+        several documents in a row begins (None: a row is one document). No token reads another document, and each
+        document's positions begin at 0.
         """
         return self.logits(self.hidden(input_ids, attention_mask, document_ids))
 
@@ -77,9 +77,9 @@ class CausalLM(PretrainedModel):
     ) -> tuple[jax.Array, tuple[Any, ...]]:
         """Return x_BTD after all layers, and each layer's cache with these T tokens appended (None without one).
 
-        Positions tell of padding and of documents. attention_mask None means that there is no padding, document_ids
-        None that each row is one document, so that a layer need not handle them.
-        After `scan_layers(model)` the layers are scanned, except where there are caches.
+        The positions encode padding and documents. With attention_mask None there is no padding, and with document_ids
+        None each row is one document, so that a layer need not handle them. After `scan_layers(model)` the layers are
+        scanned, unless there are caches.
         """
         return run_blocks(
             self.layers,
@@ -106,9 +106,9 @@ class CausalLM(PretrainedModel):
         """Return the logits of the next T tokens of each row, float32 [B, T, V], and the cache after them.
 
         input_ids int [B, T] continue what the cache holds; T may be 1, a few, or a whole prompt.
-        attention_mask [B, T] is 0 at padding, which takes no room. last_only: logits [B, 1, V] of each
-        row's last real token alone. Raises DataError for a batch size other than the cache's and, outside jit,
-        if the cache has no room.
+        attention_mask [B, T] is 0 at padding, which takes no room. last_only: return logits [B, 1, V] of only the last
+        real token of each row. Raises DataError for a batch size other than the cache's and, outside jit, if the cache
+        has no room.
         """
         mask_BT = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
         cache.check_room(mask_BT)

@@ -1,4 +1,4 @@
-"""Fine-tuning: which parameters are trained, and a new head for new classes. Functions over paths, for any model.
+"""Fine-tuning of any model: which parameters are trained, by their paths, and a new head for new classes.
 
 replace_head(model, ("cat", "dog"), rngs=rngs)
 trainer = Trainer(model, optimizer, loss, trainable=freeze(model, "*", keep=("classifier.*",)))
@@ -21,10 +21,10 @@ def freeze(model: nnx.Module, *patterns: str, keep: Sequence[str] = ()) -> Calla
     """Freeze the parameters that the patterns name, and return the nnx filter of those that are still trained.
 
     A parameter is frozen if its dotted path matches one of ``patterns`` and none of ``keep``; ``*`` stands for any
-    characters. The filter is for ``Trainer(trainable=...)``. A module with an attribute ``frozen``, such as a batch
-    norm, whose variables are all frozen no longer moves its running statistics in training, and normalises with them;
-    one that has a variable left to train does as before. Raises ConfigError for a pattern that matches no parameter,
-    and if nothing is left to train.
+    characters. The filter is for ``Trainer(trainable=...)``. If all variables of a module with an attribute ``frozen``,
+    such as a batch norm, are frozen, the module normalises with its running statistics in training and no longer
+    updates them. If one of its variables is still trained, it works as before. Raises ConfigError for a pattern that
+    matches no parameter, and if nothing is left to train.
     """
 
     def is_frozen(path: tuple[Any, ...]) -> bool:
@@ -48,10 +48,10 @@ def freeze(model: nnx.Module, *patterns: str, keep: Sequence[str] = ()) -> Calla
 
 
 def replace_head(model: Any, labels: Sequence[str], *, rngs: nnx.Rngs) -> None:
-    """Put a new linear layer for these classes in the place of ``model.classifier``; the rest stays as it is.
+    """Replace ``model.classifier`` by a new linear layer for these classes; the rest stays as it is.
 
-    The old head tells its ``in_features`` and ``dtype``, and ``model.config.with_labels(labels)`` gives the new
-    configuration. Raises ConfigError without labels.
+    The new head has the ``in_features`` and ``dtype`` of the old one, and ``model.config.with_labels(labels)`` gives
+    the new configuration. Raises ConfigError without labels.
     """
     if not labels:
         raise ConfigError("labels=() must name at least one class")
@@ -63,9 +63,9 @@ def replace_head(model: Any, labels: Sequence[str], *, rngs: nnx.Rngs) -> None:
 def start_from(model_class: Any, folder: Path, labels: tuple[str, ...] | None, *, rngs: nnx.Rngs) -> Any:
     """Return the checkpoint of a folder as ``model_class``, even if it was saved with another head.
 
-    What the file lacks outside of the layers, such as a head or a pooler, is initialised with ``rngs``, and what the
-    class does not use is passed over. ``labels`` name the classes to learn: a ``classifier`` for others is replaced;
-    None: the classes stay. Raises CheckpointError if the file lacks something of a layer.
+    Parameters outside of the layers that the file lacks, such as those of a head or a pooler, are initialised with
+    ``rngs``. Keys that the class does not use are skipped. ``labels`` name the classes to learn: a ``classifier`` for
+    other classes is replaced; None: the classes stay. Raises CheckpointError if the file lacks a parameter of a layer.
     """
     fields = read_json(folder / "config.json")
     config = model_class.Config.from_hf(fields)

@@ -1,7 +1,7 @@
-"""Folders that several processes may want at once: a lock that ends with its process, and folders to work in.
+"""Folders that several processes may use at once: a lock that ends with its process, and temporary folders.
 
-The lock is the system's (flock), so a process that was killed holds none, and no process id is mistaken for another's.
-The file says who holds it. On a file system without such locks nothing is locked, and a warning says so.
+The lock is the system's (flock): it ends when its process is killed, and needs no process id, which may be used again.
+The file names the process that holds it. On a file system without such locks, nothing is locked and a warning is given.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ except ImportError:  # Windows
     fcntl = None
 
 OWNER = ".owner.lock"
-"""The lock in a working folder: a folder without it is none of ours."""
+"""The name of the lock in a working folder. It marks the folder as made by this module."""
 
 
 class FolderLock:
-    """Holds a folder, by the file ``run.lock`` in it, until `release` or until this process ends, however it ends.
+    """Holds a folder, by a lock on ``run.lock`` in it, until `release` or until this process ends or is killed.
 
-    One process may hold a folder several times. Raises ConfigError, naming process and host, if another process holds
+    One process may hold a folder several times. Raises ConfigError that names process and host if another process holds
     it, CheckpointError if the folder cannot be made or written.
     """
 
@@ -53,7 +53,7 @@ class FolderLock:
         self._held[self._path] = [file, 1]
 
     def release(self) -> None:
-        """Let other processes have the folder."""
+        """Let other processes use the folder, unless this one still holds it elsewhere."""
         held = self._held[self._path]
         held[1] -= 1
         if not held[1]:
@@ -65,15 +65,15 @@ class FolderLock:
 
 @contextlib.contextmanager
 def working_folder(parent: Path, prefix: str) -> Generator[Path]:
-    """Yield a new folder in ``parent`` that is removed at the end; those that killed processes left are removed first.
+    """Yield a new folder in ``parent``, with a name that begins with ``prefix``. It is removed at the end.
 
-    Their names begin with ``prefix``.
+    Such folders that killed processes left behind are removed first.
     """
     remove_abandoned(parent, prefix)
     file = None
     while file is None:
         folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
-        with contextlib.suppress(FileNotFoundError):  # another process took it for abandoned
+        with contextlib.suppress(FileNotFoundError):  # another process removed it as abandoned
             file = _lock(folder / OWNER)
     try:
         yield folder
@@ -83,7 +83,10 @@ def working_folder(parent: Path, prefix: str) -> Generator[Path]:
 
 
 def remove_abandoned(parent: Path, prefix: str, *, all_of_them: bool = False) -> None:
-    """Remove the working folders in ``parent`` whose process has ended, or ``all_of_them`` if the caller locks it."""
+    """Remove the working folders in ``parent`` whose process has ended.
+
+    With ``all_of_them``, for callers that hold the lock of ``parent``, folders of any process are removed.
+    """
     for folder in parent.iterdir():
         if not folder.name.startswith(prefix):
             continue
@@ -100,7 +103,7 @@ def remove_abandoned(parent: Path, prefix: str, *, all_of_them: bool = False) ->
 def _lock(path: Path, *, unlockable: bool = True) -> int | None:
     """Return the file at ``path``, open and locked, with this process written into it; None if another holds it.
 
-    Where the file system has no locks, it is returned unlocked with a warning, or not at all without ``unlockable``.
+    If the file system has no locks, the file is returned unlocked with a warning, or None unless ``unlockable``.
     """
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -116,8 +119,8 @@ def _lock(path: Path, *, unlockable: bool = True) -> int | None:
                 os.close(file)
                 return None
             warnings.warn(f"{path.parent} cannot be locked ({error}): let no second process use it", stacklevel=3)
-        if _is_same(file, path):  # else its last holder has just removed it
-            with contextlib.suppress(OSError):  # a full disk: only the name is missing then
+        if _is_same(file, path):  # if not, its last holder has just removed it
+            with contextlib.suppress(OSError):  # on a full disk, only the name is missing
                 os.ftruncate(file, 0)
                 os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             return file
@@ -133,7 +136,7 @@ def _is_same(file: int, path: Path) -> bool:
 
 def why_not_written(error: BaseException, folder: Path, needed: int) -> str:
     """Return in one line why ``needed`` bytes could not be written to ``folder``, and what to do about it."""
-    while error.__cause__ is not None:  # Orbax hides the reason there
+    while error.__cause__ is not None:  # Orbax's own error hides the reason there
         error = error.__cause__
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left" in str(error) or "quota exceeded" in str(error):

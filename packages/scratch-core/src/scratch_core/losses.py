@@ -1,8 +1,8 @@
 r"""Losses as (sum, weight): the total loss over the targets, and the number of targets.
 
-The mean is their quotient. It is taken once: over all micro-batches of an accumulated step, all batches of an
-evaluation, all devices of a mesh. Each of these therefore gives exactly the mean over all targets, however unevenly
-padding is distributed.
+The mean is their quotient. It is taken once, over all micro-batches of an accumulated step, all batches of an
+evaluation, or all devices of a mesh. The result is therefore the exact mean over all targets, however unevenly padding
+is distributed.
 
 $$ \mathrm{sum} = -\sum_t w_t \log p(y_t), \qquad \mathrm{weight} = \sum_t w_t $$
 
@@ -39,7 +39,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
 
 
 def next_token_labels(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Return the token that each position must predict, int [B, T], -100 where none is counted.
+    """Return the token that each position must predict, int [B, T], -100 where the prediction is not counted.
 
     batch as for :func:`causal_lm_loss`.
     """
@@ -57,7 +57,7 @@ def next_token_labels(batch: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def causal_lm_inputs(batch: Mapping[str, jax.Array]) -> tuple[Any, ...]:
-    """Return what a decoder is called with: input_ids, attention_mask (or None), and document_ids if there are any."""
+    """Return the arguments of a decoder's call: input_ids, attention_mask (or None), and document_ids if given."""
     documents = (batch["document_ids"],) if "document_ids" in batch else ()
     return batch["input_ids"], batch.get("attention_mask"), *documents
 
@@ -67,15 +67,15 @@ def causal_lm_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Arra
 
     batch: "input_ids" int32 [B, T]; optional "attention_mask" [B, T] (1: real token); optional "labels"
     [B, T], aligned with input_ids as in Hugging Face (shifted here; -100: not counted), by default the real
-    tokens themselves. Padding predicts nothing, so the first token after padding on the left is not counted, and both
-    sides give the same loss. Optional "document_ids" int [B, T] number the documents of a row: each gives the loss that
-    it gives in a row of its own.
+    tokens themselves. Padding predicts nothing: the first token after padding on the left is not counted, so padding on
+    either side gives the same loss. Optional "document_ids" int [B, T] number the documents of a row: each document
+    gives the loss that it gives in a row of its own.
     """
     return cross_entropy(model(*causal_lm_inputs(batch)), next_token_labels(batch))
 
 
 def shifted_right(labels_BT: jax.Array, start: int, pad: int) -> jax.Array:
-    """Return what a decoder reads to write ``labels_BT``: ``start``, then all labels but the last; -100 becomes pad."""
+    """Return a decoder's input for writing ``labels_BT``: ``start``, then all labels but the last; -100 becomes pad."""
     inputs_BT = jnp.pad(labels_BT[:, :-1], ((0, 0), (1, 0)), constant_values=start)
     return jnp.where(inputs_BT == IGNORED, pad, inputs_BT)
 
@@ -84,8 +84,8 @@ def sequence_to_sequence_loss(model: Any, batch: Mapping[str, jax.Array]) -> tup
     """Return the loss of writing the labels.
 
     batch: "input_ids" int32 [B, S], the source; optional "attention_mask" [B, S] (1: real token); "labels" int32
-    [B, T], -100 where not counted; optional "decoder_input_ids" [B, T], by default the labels behind the start token,
-    and "decoder_attention_mask" [B, T].
+    [B, T], -100 where not counted; optional "decoder_input_ids" [B, T], by default the start token and the labels, see
+    :func:`shifted_right`; optional "decoder_attention_mask" [B, T].
     """
     inputs = batch.get("decoder_input_ids")
     inputs = model.decoder_inputs(batch["labels"]) if inputs is None else inputs
@@ -123,7 +123,7 @@ def token_loss(model: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, j
 
 
 def encoder_outputs(model: Any, batch: Mapping[str, jax.Array]) -> Any:
-    """Return what an encoder's head returns for a batch with "input_ids" and optional mask and token types."""
+    """Return the outputs of an encoder's head for a batch with "input_ids" and optional mask and token types."""
     return model(batch["input_ids"], batch.get("attention_mask"), batch.get("token_type_ids"))
 
 

@@ -1,4 +1,4 @@
-"""Parallelism as a table: parameter path -> logical axes -> mesh axes. Layers know nothing of it, save for experts.
+"""Parallelism as a table: parameter path -> logical axes -> mesh axes. Layers do not depend on it, except for experts.
 
 A mesh has the axes ``data`` (whole copies of the model, each with its part of the batch), ``fsdp`` (the
 batch is split, and so are the parameters, gathered layer by layer), ``expert`` (the batch is split, and each
@@ -93,7 +93,7 @@ def shardings(
 
 
 def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, table: Mapping[str, tuple[str | None, ...]]) -> PartitionSpec:
-    if ".kinds." in path:  # scanned blocks: the first axis counts them, and every device takes each in turn
+    if ".kinds." in path:  # scanned blocks: the first axis counts them, and every device runs them all
         return PartitionSpec(None, *_spec(path.replace(".kinds.", "."), shape[1:], mesh, table))
     for glob, logical in table.items():
         if matches(path, glob) and len(logical) == len(shape):
@@ -114,9 +114,10 @@ def shard_model(model: nnx.Module, mesh: Mesh) -> None:
 
 
 def born_sharded(build: Callable[[], Model], mesh: Mesh | None) -> Model:
-    """Return ``build()`` with each variable computed where it stays, so that no device ever holds the whole model.
+    """Return ``build()`` with each part of each variable computed on the device that keeps it.
 
-    The numbers are those of ``build()`` on one device up to rounding. Without a mesh it is just ``build()``.
+    No device ever holds the whole model. The numbers are those of ``build()`` on one device up to rounding. Without a
+    mesh, ``build()`` itself is returned.
     """
     if mesh is None:
         return build()
@@ -154,7 +155,7 @@ def _places(model: Any, state: Any, mesh: Mesh) -> dict[Any, NamedSharding]:
 
 
 def use_mesh(model: nnx.Module, mesh: Mesh) -> None:
-    """Name the mesh to the layers that split their work themselves: those with an attribute ``mesh``."""
+    """Set the attribute ``mesh`` of all modules that have one: they split their work themselves."""
     modules: Any = nnx.iter_modules(model)
     for _, module in modules:
         if hasattr(module, "mesh"):
@@ -162,9 +163,9 @@ def use_mesh(model: nnx.Module, mesh: Mesh) -> None:
 
 
 def constrain(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Return activations [B, ...] with the batch over BATCH and all other axes whole: no axis of ``tensor`` is left.
+    """Return activations [B, ...] with the batch split over BATCH and all other axes whole, none split over ``tensor``.
 
-    It leaves XLA no choice at the places where it is called, which saves collectives. A batch that the mesh does not
+    This fixes the layout instead of leaving the choice to XLA, which saves collectives. A batch that the mesh does not
     divide stays as it is, and without a mesh nothing happens.
     """
     if mesh is None or x.shape[0] % batch_parts(mesh):
@@ -173,7 +174,7 @@ def constrain(x: jax.Array, mesh: Mesh | None) -> jax.Array:
 
 
 def batch_parts(mesh: Mesh) -> int:
-    """Return into how many parts the batch is split."""
+    """Return the number of parts into which the batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
@@ -203,8 +204,8 @@ def process_part(mesh: Mesh | None) -> tuple[int, int]:
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Return a batch (a tree of arrays, axis 0 the batch) split over the mesh's axes of BATCH.
 
-    With several processes each gives its part, see :func:`process_part`, in the order of the parts. Raises ConfigError
-    if the mesh does not divide the batch.
+    With several processes, each passes its own part, see :func:`process_part`; the parts are joined in their order.
+    Raises ConfigError if the mesh does not divide the batch.
     """
     parts, (_, shares) = batch_parts(mesh), process_part(mesh)
     sharding = NamedSharding(mesh, PartitionSpec(BATCH))
@@ -224,7 +225,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def to_host(array: Any) -> np.ndarray:
-    """Return the whole array, also where other processes hold parts of it: then each process must ask for it."""
+    """Return the whole array. If other processes hold parts of it, every process must call this."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(jax.device_get(array))
     from jax.experimental import multihost_utils

@@ -24,7 +24,7 @@ class PretrainedModel(nnx.Module):
     Config: ClassVar[Any]
     """Frozen dataclass with ``from_hf(fields) -> Config`` and ``to_hf() -> dict`` (with "model_type")."""
     task: ClassVar[str]
-    """Name of the task that the model's output serves, such as "causal_lm"; see ``scratch_core.tasks``."""
+    """Name of the model's task, such as "causal_lm"; see ``scratch_core.tasks``."""
     architectures: ClassVar[tuple[str, ...]]
     """Names in config.json's "architectures" that mean this class; the first one is written."""
     trunks: ClassVar[Mapping[str, str]] = {}
@@ -35,11 +35,11 @@ class PretrainedModel(nnx.Module):
     unread: ClassVar[tuple[str, ...]] = ()
     """Patterns of keys that files of this model may hold and this class does not use, such as "vit.pooler.*"."""
     buffers: ClassVar[tuple[str, ...]] = ()
-    """Regular expressions of their keys that hold nothing learned, such as tables computed from the config."""
+    """Regular expressions for their keys that hold nothing learned, such as tables computed from the config."""
     axes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
     """Rows that the sharding table of :mod:`scratch_core.parallel` lacks: parameter path -> logical axes."""
     decayed: ClassVar[tuple[str, ...]] = ()
-    """Patterns (``*`` matches anything) of parameters under weight decay, beside the kernels that multiply."""
+    """Patterns (``*`` matches anything) of parameters with weight decay, in addition to the kernels of products."""
 
     config: Any
     checkpoint_dtype: str | None = None
@@ -59,7 +59,7 @@ class PretrainedModel(nnx.Module):
 
     @classmethod
     def rename(cls, key: str) -> str:
-        """Return the table's spelling of a key that older checkpoints spell otherwise."""
+        """Return the table's spelling of a key that older checkpoints spell differently."""
         return key
 
     @classmethod

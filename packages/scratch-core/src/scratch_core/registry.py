@@ -28,7 +28,7 @@ MODELS, ARCHITECTURES = "scratch.models", "scratch.architectures"
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """What a model package offers, in a form that is read without importing JAX.
+    """What a model package offers. Reading it does not import JAX.
 
     ``models`` names the class of each task, as {"causal_lm": "scratch_llama:Llama"}; the first task is the default.
     ``presets`` are classmethods of the configuration with their number of parameters, as {"llama2_7b": 6738415616}.
@@ -74,7 +74,7 @@ def installed() -> dict[str, ModelSpec]:
     for point in sorted(metadata.entry_points(group=MODELS)):
         try:
             specs[point.name] = point.load()
-        except Exception as error:  # another author's package: whatever it raises must not hide the others
+        except Exception as error:  # an error in one package must not hide the others
             warnings.warn(f"model package {point.value} cannot be imported: {error!r}", stacklevel=2)
     return specs
 
@@ -93,8 +93,8 @@ def find(name: str) -> ModelSpec:
 def find_class(fields: Mapping[str, Any]) -> "type[PretrainedModel]":
     """Return the class that a config.json describes.
 
-    Its "architectures" name an entry point; where it has none, each installed model is asked whether it recognises
-    the fields. Raises ConfigError that lists the installed architectures.
+    Its "architectures" name an entry point. Without them, it is the installed class that recognises the fields. Raises
+    ConfigError that lists the installed architectures.
     """
     names = architectures(fields)
     for name in names:

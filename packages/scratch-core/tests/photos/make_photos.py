@@ -2,7 +2,10 @@
 # requires-python = ">=3.11"
 # dependencies = ["numpy", "pillow", "safetensors", "timm", "transformers"]
 # ///
-"""Record what transformers' and timm's own pipelines make of china.jpg: ``uv run tests/photos/make_photos.py``."""
+"""Record the pixels that transformers' and timm's own pipelines make from china.jpg.
+
+uv run tests/photos/make_photos.py
+"""
 
 import json
 from importlib import import_module
@@ -45,7 +48,7 @@ CASES = {
     "clip-defaults": ("CLIP", {"size": {"shortest_edge": 30}, "crop_size": square(25, 25)}),
     "convnext-defaults": ("ConvNext", {"size": {"shortest_edge": 30}}),
 }
-TIMM = {  # 45 / 0.93 is 48: the margin of 3 is odd
+TIMM = {  # floor(45 / 0.93) is 48, so the margin of 3 is odd
     "timm-defaults": {"input_size": [3, 40, 40]},
     "timm-odd": {"input_size": [3, 45, 45], "crop_pct": 0.93, "interpolation": "bilinear", "mean": HALF, "std": HALF},
     "timm-squash": {"input_size": [3, 45, 45], "crop_pct": 0.93, "crop_mode": "squash", "interpolation": "bicubic"},

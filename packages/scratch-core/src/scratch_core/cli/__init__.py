@@ -1,9 +1,9 @@
 """The `scratch` command: models, train, plan, generate, convert, inspect, predict, plot, doctor.
 
-Only this module is read for `scratch --help`; each command imports the file of its name when it runs. The functions
-here begin with an underscore: importing ``scratch_core.cli.train`` sets the attribute ``train`` of this module.
-Everything that a user's input can cause ends as one message on stderr and exit code 2, with no traceback (`--debug`
-shows it).
+`scratch --help` imports only this module; each command imports the file of its name when it runs. The functions here
+begin with an underscore because importing ``scratch_core.cli.train`` sets the attribute ``train`` of this module. Every
+error that a user's input can cause ends as one message on stderr and exit code 2, without a traceback (`--debug` shows
+it).
 """
 
 import errno
@@ -36,7 +36,7 @@ def _train(name: Name) -> None:
     Args:
         name: A model that `scratch models` lists.
     """
-    # Only for the help: the options depend on the model, so `main` hands the arguments on before this is called.
+    # Only for the help. The options depend on the model, so `main` passes the arguments on before this is called.
     raise ConfigError(f"train {name}: not reached")
 
 
@@ -59,12 +59,12 @@ def _generate(
     Args:
         folder: A Hugging Face folder or a run of `scratch train`.
         prompt: The text to continue.
-        max_new_tokens: How many tokens to write at most.
+        max_new_tokens: Largest number of tokens to write.
         temperature: 0 takes the likeliest token each time; higher is more varied.
         top_k: Draw from the k likeliest tokens only.
         top_p: Draw from the likeliest tokens that hold this share of the probability.
         min_p: Leave out tokens less likely than this share of the likeliest.
-        repetition_penalty: Above 1 makes tokens that are there already less likely.
+        repetition_penalty: A value above 1 makes tokens that already occur less likely.
         seed: Seed of the random draws.
         dtype: Dtype of the weights and the computation; the default is float32.
         allow_nonfinite: Load weights that hold NaN or infinity.
@@ -85,8 +85,8 @@ def _convert(source: Folder, destination: Folder, /) -> None:
     """Turn a Hugging Face folder into an Orbax folder, or an Orbax folder into a Hugging Face folder.
 
     Args:
-        source: The folder to read; what it holds decides the direction.
-        destination: The folder to make; it must not exist, or be empty.
+        source: The folder to read; its contents decide the direction.
+        destination: The folder to make; it must be empty or not exist.
     """
     from scratch_core.cli.convert import convert
 
@@ -105,12 +105,12 @@ def _inspect(folder: Folder, /) -> None:
 
 
 def _predict(folder: Folder, /) -> None:
-    """Let a model answer, such as what an image shows; `scratch predict FOLDER --help` shows what its task needs.
+    """Print a model's prediction, such as what an image shows; `scratch predict FOLDER --help` shows the arguments.
 
     Args:
         folder: A Hugging Face folder or a run of `scratch train`.
     """
-    # Only for the help, as for train.
+    # Only for the help, as in `_train`.
     raise ConfigError(f"predict {folder}: not reached")
 
 
@@ -142,14 +142,14 @@ def _plan(
     scan: bool = True,
     task: str | None = None,
 ) -> None:
-    """Say what a training step of `scratch train` needs on each device of a mesh, without the devices or the weights.
+    """Show what a training step of `scratch train` needs on each device of a mesh, without the devices or the weights.
 
     The step is compiled for simulated CPU devices. Parameters, optimizer state and FLOPs of matrix products are exact
-    for any device. "activations" are what the forward pass computes and the backward pass reads, held in temporary
-    memory; unless layers are scanned, not all at the same time, so that their sum can be larger. Temporary memory and
-    collectives are what XLA's CPU compiler makes of the step: other compilers fuse otherwise, and make
-    reduce-scatters where this one makes all-reduces of twice the traffic. FLOPs of other operations, memory for the
-    program itself and fragmentation are not counted.
+    for any device. "activations" are the values in temporary memory that the forward pass computes and the backward
+    pass reads. Their sum can be larger than the temporary memory, because without scanned layers they are not all held
+    at the same time. Temporary memory and collectives are those of XLA's CPU compiler. Other compilers fuse
+    differently, and use reduce-scatters where this one uses all-reduces with twice the traffic. FLOPs of other
+    operations, memory for the program itself and fragmentation are not counted.
 
     Args:
         name: A model that `scratch models` lists.
@@ -157,16 +157,16 @@ def _plan(
         mesh: Sizes of the axes data, fsdp, expert and tensor, such as "fsdp=8,tensor=8".
         batch_size: Examples of an update, over all devices; the default is that of `scratch train`.
         sequence_length: Tokens of an example; the default is that of `scratch train`. Targets have half of it.
-        memory: What a device has, such as 80GB. If the step does not fit, changes are tried and shown.
-        accumulate: Split the batch into this many parts, one after the other.
-        remat: Keep of each layer only its input for the backward pass.
-        dtype: What the layers compute in; the parameters stay float32.
+        memory: Memory of each device, such as 80GB. If the step does not fit, changes are tried and shown.
+        accumulate: Split the batch into this many parts, computed one after the other.
+        remat: Keep only the input of each layer for the backward pass.
+        dtype: Dtype in which the layers compute; the parameters stay float32.
         optimizer: The optimizer, as in `scratch train`.
-        average: Keep the moving average of the parameters too, with this decay.
-        scan: Compile one layer for all, where the layers allow it.
-        task: What to train the model for; the default is its first task.
+        average: Also keep the moving average of the parameters, with this decay.
+        scan: Compile one layer for all, if the model supports it.
+        task: The task to train the model for; the default is its first.
     """
-    # Before JAX is imported: XLA warns of collectives that it finds dear, which the plan counts.
+    # Set before JAX is imported, because XLA warns of expensive collectives, which the plan counts.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from scratch_core.cli.plan import PlanOptions, plan
 
@@ -190,10 +190,10 @@ def _plan(
 
 
 def _doctor() -> int:
-    """Check in seconds whether this machine computes right and how fast; exit with 1 if something is wrong, else 0.
+    """Check in seconds whether this machine computes correctly and how fast; exit with 1 if something is wrong, else 0.
 
-    One line per probe: cores and quota, compilation cache, known faults of XLA's CPU compiler, float32 and bfloat16
-    products, memory bandwidth. What is only slow, or cannot be probed here, is said and is not wrong.
+    Each probe prints one line: cores and quota, compilation cache, known faults of XLA's CPU compiler, float32 and
+    bfloat16 products, memory bandwidth. A probe that is only slow, or that cannot run here, does not count as wrong.
     """
     from scratch_core.cli.doctor import print_findings
 
@@ -201,7 +201,7 @@ def _doctor() -> int:
 
 
 def _bound(command: Callable[..., int | None]) -> Callable[..., Callable[[], int | None]]:
-    """Return the same command, but when called it only binds its arguments: all is parsed before anything runs."""
+    """Return the command with all arguments bound instead of run, so that all are parsed before anything runs."""
 
     @functools.wraps(command)
     def bind(*positional: Any, **named: Any) -> Callable[[], int | None]:
@@ -211,14 +211,14 @@ def _bound(command: Callable[..., int | None]) -> Callable[..., Callable[[], int
 
 
 def _drop_output() -> None:
-    """Send the rest of standard output nowhere, so that Python's last flush does not fail."""
+    """Send the rest of standard output to the null device, so that Python's last flush does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code.
 
-    0, 1 if `doctor` finds a fault, 2 for bad input, 128 + its number after a signal, so 130 after Ctrl-C.
+    It is 0, or 1 if `doctor` finds a fault, 2 for bad input, 128 + its number after a signal (130 after Ctrl-C).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
@@ -263,9 +263,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 args=arguments,
             )
         code = run_command() or 0
-        sys.stdout.flush()  # here, so that what this raises is said below
+        sys.stdout.flush()  # here, so that its errors are reported below
         return code
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe
         _drop_output()
         return 0
     except (ScratchError, OSError) as error:
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         place = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
-            place = "standard output: "  # writing a file names the file
+            place = "standard output: "  # an error of a file names the file
             _drop_output()
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         stopped = getattr(error, "signal", None)
@@ -287,22 +287,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(code: int) -> int:
-    """Return ``code``; in one of several processes of a run, leave with it, so that the others end too."""
+    """Return ``code``. In one of several processes of a run, exit with it at once, so that the others end too."""
     if (distributed := sys.modules.get("scratch_core.train.distributed")) is not None:
         distributed.leave(code)
     return code
 
 
 def command() -> None:
-    """Be the command `scratch`: run `main` and end the process with its exit code."""
+    """Run `main` and end the process with its exit code. This is the entry point of `scratch`."""
     sys.unraisablehook = _show_unraisable
     try:
         sys.exit(main())
-    finally:  # a Ctrl-C from now on ends the process, where Python would print a traceback
+    finally:  # from now on, Ctrl-C ends the process without a traceback
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _show_unraisable(unraisable: Any) -> None:
-    """Show an error in a callback, but for that of Orbax's reads and writes that end after one of them has failed."""
+    """Show an error in a callback, except when a read or write of Orbax ends after another one has failed."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)

@@ -1,7 +1,7 @@
 """`scratch convert`: a Hugging Face folder to an Orbax folder and back, without loss.
 
 An Orbax folder holds config.json and the tokenizer's files as they were, `orbax/` with the parameters in our own
-layout and the checkpoint's dtype (digests included, see train/checkpoints.py), and `orbax.json`, by which it is known.
+layout and the checkpoint's dtype (digests included, see train/checkpoints.py), and `orbax.json`, which marks it.
 """
 
 import json
@@ -33,11 +33,12 @@ COMPANIONS = (
 def convert(source: str, destination: str) -> None:
     """Convert ``source`` into the new folder ``destination``, which appears whole or not at all.
 
-    Raises CheckpointError if ``source`` cannot be read or ``destination`` not be written, ConfigError if ``destination`` is not empty.
+    Raises CheckpointError if ``source`` cannot be read or ``destination`` cannot be written, ConfigError if
+    ``destination`` is not empty.
     """
     src, dst = weights.resolve(source), Path(destination)
     if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise ConfigError(f"{dst} is there already and not empty: choose another destination")
+        raise ConfigError(f"{dst} already exists and is not empty: choose another destination")
     dst.parent.mkdir(parents=True, exist_ok=True)
     to_orbax = not (src / NOTE).exists()
     try:
@@ -71,20 +72,22 @@ def _to_orbax(src: Path, dst: Path) -> None:
 def _to_hugging_face(src: Path, dst: Path) -> None:
     fields, note = read_json(src / "config.json"), read_json(src / NOTE)
     if note.get("format") != 1:
-        raise CheckpointError(f"{src / NOTE}: format={note.get('format')!r} is not known; expected 1")
+        raise CheckpointError(
+            f"{src / NOTE}: format={note.get('format')!r} is not known; expected 1: convert the original folder again"
+        )
     model_class = registry.find_class(fields)
     config = model_class.Config.from_hf(fields)
     graphdef, abstract, rest = _learned(nnx.eval_shape(lambda: model_class(config, rngs=nnx.Rngs(0))))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(lambda x: _cast(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), note["dtype"]), abstract)
     if not (src / "orbax").is_dir():
-        raise CheckpointError(f"{src} has no folder orbax: it is not what `scratch convert` made")
+        raise CheckpointError(f"{src} has no folder orbax: name a folder that `scratch convert` made")
     checkpoints = Checkpoints(src / "orbax", keep=1)
     found = checkpoints.restore(like)
     checkpoints.close()
     if found is None:
-        raise CheckpointError(f"{src / 'orbax'} holds no step")
-    # What is not learned (RNG) stays abstract: nothing of it is written.
+        raise CheckpointError(f"{src / 'orbax'} holds no step: convert the original folder again")
+    # Variables that are not learned (RNG) stay abstract, because they are not written.
     scratch_core.save(nnx.merge(graphdef, nnx.State(found.state), rest), dst)
 
 

@@ -25,7 +25,7 @@ from scratch_core.train.optimizers import SCHEDULES
 from scratch_core.train.plan import Plan, plan_step
 
 SPARE = 4
-"""Simulate this many times the devices of the mesh, so that remedies with more devices can be planned."""
+"""Simulate this many times as many devices as the mesh has, so that remedies with more devices can be planned."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,8 +114,8 @@ def _run(options: PlanOptions) -> Run:
     task, recipe = find_task(name), spec.recipe(options.preset)
     defaults = {field.name: field.default for field in dataclasses.fields(task.Options)} | dict(recipe)
 
-    def value(name: str, given: int | None, otherwise: Any) -> int:
-        number = defaults.get(name, otherwise) if given is None else given
+    def value(name: str, given: int | None, fallback: Any) -> int:
+        number = defaults.get(name, fallback) if given is None else given
         if number < 1:
             raise ConfigError(f"{flag(name)} {number} must be at least 1")
         return number
@@ -207,17 +207,17 @@ def _remedies(run: Run, memory: int) -> Iterator[tuple[Run, Plan]]:
             if needs.total <= memory:
                 return
 
-    lean = run
+    smaller = run
     if not run.remat and hasattr(run.spec.model(run.task.name), "remat_layers"):
-        lean = dataclasses.replace(run, remat=True)
-        yield from until_it_fits(iter([lean]))
+        smaller = dataclasses.replace(run, remat=True)
+        yield from until_it_fits(iter([smaller]))
     rows = run.batch_size // run.parts // run.accumulate
     halves = [2**n for n in range(1, rows.bit_length()) if rows % 2**n == 0]
-    yield from until_it_fits(dataclasses.replace(lean, accumulate=n * run.accumulate) for n in halves)
-    yield from until_it_fits(dataclasses.replace(lean, batch_size=run.batch_size // n) for n in halves)
+    yield from until_it_fits(dataclasses.replace(smaller, accumulate=n * run.accumulate) for n in halves)
+    yield from until_it_fits(dataclasses.replace(smaller, batch_size=run.batch_size // n) for n in halves)
     more = [n for n in (2, 4) if n * run.devices <= len(jax.devices("cpu")) and rows % n == 0]
     wider = ({**run.axes, "fsdp": n * run.axes.get("fsdp", 1)} for n in more)
-    yield from until_it_fits(dataclasses.replace(lean, axes=axes) for axes in wider)
+    yield from until_it_fits(dataclasses.replace(smaller, axes=axes) for axes in wider)
 
 
 def _show(run: Run, found: Plan, layers: str) -> None:
@@ -248,7 +248,7 @@ def _show(run: Run, found: Plan, layers: str) -> None:
         table.add_row(kind, size(moved), f"in {times:,}")
     console().print(table)
     if found.unknown:
-        print(f"{found.unknown} loops run for a number of turns that depends on the data: they count as one turn")
+        print(f"{found.unknown} loops whose number of iterations depends on the data count as one iteration each")
 
 
 def _memory(text: str) -> int:

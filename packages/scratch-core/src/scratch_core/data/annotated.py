@@ -77,9 +77,9 @@ def open_tagged(path: str | None, reading: Reading | None = None) -> list[Tagged
 
 
 def open_questions(path: str | None, reading: Reading | None = None) -> list[Question]:
-    """Return the questions of a file, or for the names of functions in the standard library (None). Raises DataError.
+    """Return the questions of a file, or (None) questions for the names of the standard library's functions.
 
-    A .json file is read as SQuAD.
+    A .json file is read as SQuAD. Raises DataError.
     """
     if path is None:
         return list(_functions())
@@ -90,7 +90,7 @@ def open_questions(path: str | None, reading: Reading | None = None) -> list[Que
 
 LABELLED = 'a "text" and a "label"'
 TAGGED = '"text" and "spans", or "tokens" and "tags"'
-QUESTION = '"question", a "context" and an "answer" (or "answers")'
+QUESTION = 'a "question", a "context" and an "answer" (or "answers")'
 
 
 def _rows(path: str, read: Callable[[Any], Row], expected: str, reading: Reading | None) -> Iterator[Row]:
@@ -130,7 +130,7 @@ def from_tags(words: list[str], tags: list[str]) -> TaggedText:
     tags differ, or are 0.
     """
     if len(words) != len(tags) or not words:
-        raise ValueError(f"{len(words)} tokens and {len(tags)} tags must be as many, and one at least")
+        raise ValueError(f"{len(words)} tokens and {len(tags)} tags: there must be as many tags as tokens, at least 1")
     spans: list[tuple[int, int, str]] = []
     start, before = 0, "O"
     for word, tag in zip(map(text_of, words), map(text_of, tags), strict=True):
@@ -173,13 +173,13 @@ def _squad(path: Path, reading: Reading) -> Iterator[Question]:
     try:
         articles = json.loads(_read(path))["data"]
         paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
-        asked = [(paragraph, number) for paragraph in paragraphs for number in range(len(paragraph["qas"]))]
+        questions = [(paragraph, number) for paragraph in paragraphs for number in range(len(paragraph["qas"]))]
     except BAD as error:
         raise DataError(
             f'{path} must be a SQuAD file, {{"data": [{{"paragraphs": [{{"context": ..., "qas": [...]}}]}}]}}: '
             f"{type(error).__name__}: {error}"
         ) from error
-    for row, (paragraph, number) in enumerate(asked, 1):
+    for row, (paragraph, number) in enumerate(questions, 1):
         try:
             answers = paragraph["qas"][number]["answers"]
             fields = {"question": paragraph["qas"][number]["question"], "context": paragraph["context"]}
@@ -187,12 +187,12 @@ def _squad(path: Path, reading: Reading) -> Iterator[Question]:
             yield _question({**fields, "answers": columns})
         except BAD as error:
             name = f"{path}, question {row} ({_id(paragraph, number)})"
-            reading.bad(f"{name}: must be with {QUESTION} ({type(error).__name__}: {error})", error)
+            reading.bad(f"{name}: must have {QUESTION} ({type(error).__name__}: {error})", error)
 
 
 def _id(paragraph: Any, number: int) -> Any:
-    asked = paragraph["qas"][number]
-    return asked.get("id", "no id") if isinstance(asked, dict) else "no id"
+    question = paragraph["qas"][number]
+    return question.get("id", "no id") if isinstance(question, dict) else "no id"
 
 
 def _question(fields: Any) -> Question:

@@ -25,9 +25,9 @@ def fingerprint(root: Path, paths: Iterable[Path]) -> str:
     Raises DataError that names a file which cannot be read.
     """
     stats = {path: path.stat() for path in sorted(paths)}
-    worth = sum(stat.st_size for stat in stats.values()) >= KEPT_FROM
+    is_cached = sum(stat.st_size for stat in stats.values()) >= KEPT_FROM
     store = _store(root)
-    known = _read(store) if worth else {}
+    known = _read(store) if is_cached else {}
     found, now = {}, time.time()
     digest = hashlib.sha256()
     for path, stat in stats.items():
@@ -39,7 +39,7 @@ def fingerprint(root: Path, paths: Iterable[Path]) -> str:
         if now - stat.st_mtime > 5:
             found[name] = entry
         digest.update(f"{name}\0{entry[2]}\n".encode("utf-8", "surrogateescape"))
-    if worth and found != known:
+    if is_cached and found != known:
         with contextlib.suppress(OSError):  # without the cache, the next time is only slower
             store.parent.mkdir(parents=True, exist_ok=True)
             partial = store.with_name(f"{store.name}.{os.getpid()}")

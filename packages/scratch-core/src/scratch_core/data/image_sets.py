@@ -245,7 +245,7 @@ def _opened(
     files: list[tuple[Path, int]], processor: ImageProcessor, channels: int, reading: Reading
 ) -> Pictures | PictureFiles:
     """Return the images of files. To skip broken ones, files that are not kept in memory are all tried first."""
-    late = len(files) * channels * math.prod(processor.size or ()) > IN_MEMORY
+    too_many = len(files) * channels * math.prod(processor.size or ()) > IN_MEMORY
 
     def sound(files: list[tuple[Path, int]]) -> Iterator[tuple[Any, tuple[Path, int]]]:
         for path, number in files:
@@ -254,7 +254,7 @@ def _opened(
             except DataError as error:
                 reading.bad(str(error), error)
 
-    if not late:
+    if not too_many:
         return Pictures(((image, number) for image, (_, number) in sound(files)), processor)
     if reading.on_error == "skip":
         files = [file for _, file in sound(files)]

@@ -55,7 +55,7 @@ class Reading:
     def bad(self, message: str, cause: BaseException | None = None) -> None:
         """Raise DataError with ``message`` (which names file and row), or count the row as skipped."""
         if self.on_error == "raise":
-            raise DataError(f"{message}. Mend it, or leave bad rows out with --on-error skip") from cause
+            raise DataError(f"{message}. Correct it, or leave bad rows out with --on-error skip") from cause
         self.skipped += 1
         self.first = self.first or message
 

@@ -179,7 +179,7 @@ def _rows(source: str, reading: Reading) -> Documents:
         if isinstance(fields, dict) and "input_ids" in fields and "text" not in fields:
             ids = np.array(fields["input_ids"])
             if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0:
-                raise ValueError("input_ids must be a list of whole numbers that are not negative, one at least")
+                raise ValueError("input_ids must be a list of at least one whole number, none of them negative")
             return ids
         text = text_of(fields["text"])
         if "\0" in text:
@@ -192,11 +192,11 @@ def _rows(source: str, reading: Reading) -> Documents:
     if not sizes:
         raise DataError(f"{source} holds no text: 0 rows found{reading.note}")
 
-    def again() -> Iterator[Document]:
+    def read_again() -> Iterator[Document]:
         silent = dataclasses.replace(reading)  # a copy, because the skipped rows were counted above
         return (Document(*each) for each in read_rows(source, read, EXPECTED, silent))
 
-    return Documents(source, "rows", sizes, again, note=reading.note)
+    return Documents(source, "rows", sizes, read_again, note=reading.note)
 
 
 def _bad_lines(path: Path, reading: Reading) -> frozenset[int]:
@@ -251,4 +251,4 @@ def _hidden(path: Path) -> bool:
 
 
 def _unreadable(path: Path, error: OSError) -> str:
-    return f"{path} cannot be read: {error.strerror}. Give yourself the right to read it, or name other data"
+    return f"{path} cannot be read: {error.strerror}. Give yourself permission to read it, or name other data"

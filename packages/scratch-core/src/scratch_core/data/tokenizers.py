@@ -242,7 +242,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if (folder / NOTE).is_file():
         note = read_settings(folder / NOTE)
         if note.get("type") != "bytes":
-            raise DataError(f"{folder / NOTE}: type={note.get('type')!r} is not a tokenizer we know; expected 'bytes'")
+            raise DataError(f"{folder / NOTE}: type={note.get('type')!r} is not a known tokenizer; expected 'bytes'")
         return ByteTokenizer()
     if (folder / "tokenizer.json").is_file():
         return HuggingFaceTokenizer(folder)

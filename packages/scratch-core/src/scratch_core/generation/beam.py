@@ -9,15 +9,16 @@ The sum alone favours short continuations; the length penalty $\alpha$ corrects 
 Hugging Face transformers, whose ``GenerationMixin`` (version 5) is the reference for everything below. For each token:
 
 1. Every open beam is extended by every token of the vocabulary.
-2. The C = W (1 + E) candidates of the largest sums are kept, E being the number of tokens that end a text: at most
-   W E of them have ended, so W open ones are left.
+2. The C = W (1 + E) candidates with the largest sums are kept. E is the number of tokens that end a text: at most
+   W E candidates have ended, so at least W open ones are left.
 3. Of the first W candidates, those that have ended join the finished ones, of which the W best by eq. 1 are kept.
    After the last token all candidates have ended.
 4. The first W candidates that have not ended are the next open beams. Each takes over the cache of the beam that it
    extends: an index into the rows of every leaf.
-5. A row is done when it has W finished beams and, by eq. 1, no open one can become better than the worst of them.
-   What an open beam can become is an estimate: its sum now, at its length now or (``early_stopping="never"``, positive
-   penalty) at the largest length. With ``early_stopping=True`` W finished beams are enough.
+5. A row is done when it has W finished beams and no open beam can reach a better score than the worst of them. The
+   score that an open beam can reach is an estimate: eq. 1 for its present sum at its present length or, with
+   ``early_stopping="never"`` and a positive penalty, at the largest length. With ``early_stopping=True``, W finished
+   beams are enough.
 
 As in :mod:`scratch_core.generation.generate`, one compiled prefill reads each prompt once, and one compiled loop
 writes all tokens.
@@ -48,10 +49,10 @@ from scratch_core.generation.prompts import prefix, read_prompt, read_special_to
 )
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """When a continuation ends (after ``limit`` tokens, or at one of ``eos``), what it scores, when a row is done.
+    """When a continuation ends (after ``limit`` tokens, or at one of ``eos``), how it is scored, when a row is done.
 
     full_is_done: W finished beams are enough. reaches_limit: open beams are judged by their sum at the largest length.
-    All are arrays, so that they may be changed without compiling again (the number of ``eos`` may not).
+    All are arrays, so that their values may change without a new compilation (the number of ``eos`` may not).
     """
 
     limit: np.int32
@@ -68,10 +69,10 @@ class Rules:
 )
 @dataclasses.dataclass(frozen=True)
 class Beams:
-    """The loop's state after ``step`` tokens, best beams first.
+    """The loop's state after ``step`` tokens, with the best beams first.
 
     Open beams: tokens open_BWR and the sum of their log-probabilities sum_BW, -inf where there is no beam.
-    Finished ones: tokens finished_BWR of length length_BW and their score_BW (eq. 1), -inf where there is none.
+    Finished beams: tokens finished_BWR of length length_BW and their score_BW (eq. 1), -inf where there is no beam.
     Row b W + w of the cache is open beam w of row b.
     """
 
@@ -108,13 +109,13 @@ def beam_search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return int32 ids [B, num_return_sequences, T + new] and float32 scores [B, num_return_sequences], best first.
 
-    ids are the prompts as given (of an encoder-decoder, its start token), then the new tokens, filled up with
-    pad_token_id to the longest one. A score is the sum of the new tokens' log-probabilities (natural logarithm), the
-    ending token's included, divided by their number to the power of length_penalty: above 0 favours longer texts.
-    early_stopping says when a row is done, once it has num_beams finished texts: at once (True), when the open beams
-    score worse at their present length (False), or at the best length that they may reach ("never"). input_ids,
-    attention_mask, eos_token_id and pad_token_id, and errors, are as for :func:`scratch_core.generate`; ConfigError
-    also for impossible settings of the search.
+    ids are the prompts as given (for an encoder-decoder, its start token), then the new tokens, filled up with
+    pad_token_id to the longest text. A score is the sum of the new tokens' log-probabilities (natural logarithm),
+    including the ending token's, divided by their number to the power of length_penalty. A length_penalty above 0
+    favours longer texts. early_stopping says when a row with num_beams finished texts is done: at once (True), when the
+    open beams score worse at their present length (False), or when they score worse even at the best length that they
+    may reach ("never"). input_ids, attention_mask, eos_token_id, pad_token_id and the errors are those of
+    :func:`scratch_core.generate`; impossible settings of the search raise ConfigError too.
     """
     conditions = {
         f"num_beams={num_beams} must be at least 1": num_beams >= 1,
@@ -155,7 +156,7 @@ def beam_search(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def prefill(graphdef, num_beams: int, room: int, state, prompt_BP, mask_BP, pad, rules: Rules) -> Beams:
-    """Read the prompts and choose the first token of every beam; ``room`` is how many tokens may be written in all."""
+    """Read the prompts and choose the first token of every beam; ``room`` is the largest number of new tokens."""
     model = nnx.merge(graphdef, state)
     B, W = prompt_BP.shape[0], num_beams
     logits_B1V, cache = model.start(prompt_BP, mask_BP, room)
@@ -166,7 +167,7 @@ def prefill(graphdef, num_beams: int, room: int, state, prompt_BP, mask_BP, pad,
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def decode_loop(graphdef, state, beams: Beams, rules: Rules) -> Beams:
-    """Write one token after another until there are ``limit`` or every row is done."""
+    """Write one token after another until there are ``limit`` tokens or every row is done."""
     model = nnx.merge(graphdef, state)
 
     def unfinished(b: Beams) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Generation: one compiled prefill reads the prompt, one compiled loop writes the tokens.
+"""Generation: one compiled prefill reads the prompt, and one compiled loop writes the tokens.
 
 The prompt is padded on the right to a bucket length, and the room for new tokens to another, so that all
 prompts within a bucket share the two compiled programs. Every row keeps its own length: left- and
@@ -29,7 +29,7 @@ from scratch_core.generation.sampling import Sampling, sample
 )
 @dataclasses.dataclass
 class Decoding:
-    """The loop's state: ``step`` tokens are written to tokens_BR, the last of them is token_B."""
+    """The loop's state: ``step`` tokens are written to tokens_BR, and the last of them is token_B."""
 
     step: jax.Array
     token_B: jax.Array
@@ -57,7 +57,7 @@ def generate(
 ) -> np.ndarray:
     """Return int32 ids [B, T + new]: the prompts as given, then the new tokens.
 
-    An encoder-decoder writes behind its start token: there, the ids are [B, 1 + new], and the prompt is the source.
+    An encoder-decoder writes after its start token: its ids are [B, 1 + new], and the prompt is the source.
     input_ids int [B, T]; attention_mask [B, T] is 1 at real tokens (None: all), padding on either side.
     Temperature 0 is greedy; above 0 tokens are drawn with ``key`` (default: ``jax.random.key(0)``). A row
     that has written eos_token_id, or one of several, is filled with pad_token_id, and generation ends when all
@@ -107,7 +107,7 @@ def stream(
 
 
 class _Run:
-    """One generation under way: the prompt is read and the first token chosen when it is built."""
+    """One generation in progress. Building it reads the prompt and chooses the first token."""
 
     def __init__(self, model, input_ids, attention_mask, max_new_tokens, eos, pad, settings, key):
         ids_BT, prompt_BP, mask_BP, room = read_prompt(model, input_ids, attention_mask, max_new_tokens)
@@ -119,7 +119,7 @@ class _Run:
         self.decoding = prefill(self.graphdef, room, self.state, prompt_BP, mask_BP, self.eos, settings, key)
 
     def advance(self, limit: int) -> None:
-        """Write tokens until there are ``limit``, or all rows are finished."""
+        """Write tokens until there are ``limit`` of them or all rows are finished."""
         self.decoding = decode_loop(
             self.graphdef, self.state, self.decoding, np.int32(limit), self.eos, self.pad, self.settings
         )
@@ -131,7 +131,7 @@ class _Run:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def prefill(graphdef, room: int, state, prompt_BP, mask_BP, eos, settings: Sampling, key) -> Decoding:
-    """Read the prompts and choose the first token; ``room`` is how many tokens may be written in all."""
+    """Read the prompts and choose the first token; ``room`` is the largest number of new tokens."""
     model = nnx.merge(graphdef, state)
     B = prompt_BP.shape[0]
     logits_B1V, cache = model.start(prompt_BP, mask_BP, room)
@@ -148,7 +148,7 @@ def prefill(graphdef, room: int, state, prompt_BP, mask_BP, eos, settings: Sampl
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def decode_loop(graphdef, state, decoding: Decoding, limit, eos, pad, settings: Sampling) -> Decoding:
-    """Write one token after another until there are ``limit`` or every row is finished."""
+    """Write one token after another until there are ``limit`` tokens or every row is finished."""
     model = nnx.merge(graphdef, state)
 
     def unfinished(d: Decoding) -> jax.Array:

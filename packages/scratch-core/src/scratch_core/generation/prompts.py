@@ -1,4 +1,4 @@
-"""Prompts: checked, and padded on the right to a bucket length, so that prompts of many lengths share a program.
+"""Checks prompts, and pads them on the right to a bucket length, so that prompts of many lengths share a program.
 
 Shapes: B batch, T prompt, P prompt padded to its bucket.
 """
@@ -30,9 +30,9 @@ def read_prompt(model: Any, input_ids: Any, attention_mask: Any, max_new_tokens:
 
 
 def prefix(model: Any, input_ids: Any, attention_mask: Any) -> tuple[Any, Any]:
-    """Return what the written tokens follow, and its mask, int [B, n].
+    """Return the tokens that the new ones follow, and their mask, int [B, n].
 
-    That is the prompt, or what an encoder-decoder's own ``prefix`` names.
+    They are the prompt, or what ``model.prefix`` of an encoder-decoder returns.
     """
     return model.prefix(input_ids, attention_mask) if hasattr(model, "prefix") else (input_ids, attention_mask)
 
@@ -43,7 +43,7 @@ def bucket(length: int) -> int:
 
 
 def read_special_tokens(eos_token_id: Any, pad_token_id: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens that end a text, int32 [N], and the one that fills it up; no token ends it if eos is None."""
+    """Return the tokens that end a text, int32 [N], and the padding token. With eos None, no token ends a text."""
     (pad,) = _token_ids("pad_token_id", pad_token_id)
     return _token_ids("eos_token_id", [NO_EOS] if eos_token_id is None else eos_token_id), pad
 

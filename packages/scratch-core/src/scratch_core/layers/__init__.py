@@ -1,4 +1,4 @@
-"""Layers that two models use unchanged. A variant lives, written out, in the package of its model."""
+"""Layers that at least two models use unchanged. A variant is written out in the package of its model."""
 
 from scratch_core.layers.attention import GroupedQueryAttention, MultiHeadAttention, MultiQueryAttention, attend
 from scratch_core.layers.blocks import ScannedBlocks, run_blocks, scan_layers, unscan_layers

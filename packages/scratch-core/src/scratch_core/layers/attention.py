@@ -1,7 +1,7 @@
 r"""Attention with one key/value head per query head, one for all, or one for each group.
 
-Each position has queries, and reads a weighted mean of the values of all positions (Vaswani et al. 2017,
-https://arxiv.org/abs/1706.03762, eq. 1):
+Each query of a position reads a weighted mean of the values of all positions (Vaswani et al. 2017,
+https://arxiv.org/abs/1706.03762, eq. 1), with the bias and the mask in $m$:
 
 $$ y = \mathrm{softmax}\left(q k^\top / \sqrt{H} + m\right) v \tag{1} $$
 
@@ -11,8 +11,8 @@ $$ y = \mathrm{softmax}\left(q k^\top / \sqrt{H} + m\right) v \tag{1} $$
 * Grouped-query (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245, section 2.2): with $G = N / K$,
   query head $n$ reads key/value head $\lfloor n / G \rfloor$. K = N is multi-head, K = 1 multi-query.
 
-Scores and softmax are float32. A query that may read no key gets the mean of all values: a finite number that nobody
-uses.
+Scores and softmax are float32. A query that may read no key gets the mean of all values. No caller uses this result; it
+only has to be finite.
 
 Shapes: B batch, T query positions, S key positions, D model width, E memory width, N query heads,
 K key/value heads, G query heads per key/value head, H head width.
@@ -31,7 +31,7 @@ from scratch_core.layers.linear import Linear
 from scratch_core.layers.masks import causal_mask
 from scratch_core.layers.rope import Rope
 
-BLOCKED = -1e30  # finite, so that the softmax of a row with nothing to read is finite too
+BLOCKED = -1e30  # finite, so that the softmax is finite where a query may read no key
 
 
 def attend(
@@ -59,7 +59,7 @@ def attend(
         bias_BNTS = jnp.broadcast_to(bias.astype(jnp.float32), (B, N, T, S))
         scores_BKGTS = scores_BKGTS + bias_BNTS.reshape(scores_BKGTS.shape)
     if mask_BTS is not None:
-        mask_BTS = jnp.broadcast_to(mask_BTS, (B, T, S))  # before [T, S] could be taken for [K, S]
+        mask_BTS = jnp.broadcast_to(mask_BTS, (B, T, S))  # the index below needs the axis B
         scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, BLOCKED)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(value_BSKH.dtype)
     if dropout is not None:
@@ -104,7 +104,7 @@ class MultiHeadAttention(nnx.Module):
 class MultiQueryAttention(nnx.Module):
     """Attention from x to a memory, or from x to itself, with N query heads and a single key/value head.
 
-    Written as in Shazeer 2019, section 3, whose einsums call our T, S, N, H ``n, m, h, k``.
+    Written as in Shazeer 2019, section 3, whose einsums write ``n, m, h, k`` for our T, S, N, H.
     Arguments and errors as in :class:`MultiHeadAttention`.
     """
 
@@ -146,9 +146,9 @@ class MultiQueryAttention(nnx.Module):
 class GroupedQueryAttention(nnx.Module):
     """Causal self-attention of a decoder, with rotary positions and an optional key/value cache.
 
-    d_model is D, num_heads N, num_kv_heads K, head_dim H. ``rope`` None leaves positions to the caller.
-    ``window``: the number of positions that a query reads, up to its own; None: all. Projections
-    run in ``dtype``. Raises ConfigError if num_kv_heads does not divide num_heads.
+    d_model is D, num_heads N, num_kv_heads K, head_dim H. Without ``rope``, queries and keys are not rotated. A query
+    reads the last ``window`` positions up to its own; None: all of them. Projections run in ``dtype``. Raises
+    ConfigError if num_kv_heads does not divide num_heads.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class GroupedQueryAttention(nnx.Module):
         self.rope, self.window, self.dtype = rope, window, dtype
 
     def empty_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
-        """Return an empty cache for ``capacity`` positions, or for the window where that is shorter."""
+        """Return an empty cache for ``capacity`` positions, or for the window if it is shorter."""
         _, K, H = self.key.kernel.shape
         return KeyValueCache.empty(batch_size, capacity, K, H, self.dtype, window=self.window)
 

@@ -1,8 +1,9 @@
 """A stack of blocks, run as a loop or as one scanned block, with or without rematerialisation.
 
-A loop lets XLA see every block, so that the time to compile grows with their number. :class:`ScannedBlocks` holds the
-same weights with the arrays of all blocks stacked on a new first axis; `jax.lax.scan` goes along it and compiles one
-block, and an optimizer sees one array where there were many. Files do not differ: `to_hf` and `save` unstack.
+In a loop, XLA compiles every block, so the compile time grows with the number of blocks. :class:`ScannedBlocks` holds
+the same weights with the arrays of all blocks stacked on a new first axis. `jax.lax.scan` runs along this axis and
+compiles one block, and an optimizer updates one array instead of one for each block. Saved files do not differ:
+`to_hf` and `save` unstack.
 
 Rematerialisation (Chen et al. 2016, https://arxiv.org/abs/1604.06174) keeps only the input of each block for the
 backward pass, and computes the rest of the block again there.
@@ -24,9 +25,9 @@ Call = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 class ScannedBlocks(nnx.Module):
-    """``blocks`` as stacks, one for each of P alternating kinds: block i is number i // P of ``kinds[i % P]``.
+    """Blocks of P alternating kinds, stacked by kind: block i is number i // P of ``kinds[i % P]``.
 
-    The modules in ``kinds`` only hold stacked arrays [repeats, ...]; indexing and iterating give the single blocks.
+    The modules in ``kinds`` only hold stacked arrays [repeats, ...]. Indexing and iteration give single blocks.
     Raises ConfigError if the blocks are not of one kind and no pattern of kinds repeats.
     """
 
@@ -54,7 +55,7 @@ class ScannedBlocks(nnx.Module):
         return _merge(graphdef, jax.tree.map(lambda leaf: leaf[turn], arrays))
 
     def __iter__(self) -> Iterator[Any]:
-        """Return the blocks in their order."""
+        """Return the blocks in order."""
         return (self[index] for index in range(len(self)))
 
 
@@ -75,10 +76,11 @@ def run_blocks(
 ) -> tuple[Any, tuple[Any, ...]]:
     """Return x after all blocks, and each block's cache after it.
 
-    ``call(block, x, cache)`` runs one block. ``blocks`` are a list or :class:`ScannedBlocks`; these are scanned if all
-    caches are None, and return None for each. With caches they run as a loop: a scan would copy them for every token.
-    After each block x [B, ...] is split over ``mesh`` by its batch, see :func:`scratch_core.parallel.constrain`.
-    Raises ConfigError if a block makes a new variable where it is scanned or rematerialised.
+    ``call(block, x, cache)`` runs one block. ``blocks`` is a list or :class:`ScannedBlocks`. The latter is scanned if
+    all caches are None; the caches after it are None too. With caches it runs as a loop, because a scan would copy them
+    for every token. After each block, the batch of x [B, ...] is split over ``mesh``, see
+    :func:`scratch_core.parallel.constrain`. Raises ConfigError if a scanned or rematerialised block makes a new
+    variable.
     """
     caches = list(caches)
 
@@ -129,7 +131,7 @@ def _merge(graphdef: Any, arrays: Any) -> Any:
 
 
 def _pure(graphdef: Any, call: Call) -> Callable[[Any, Any, Any], tuple[Any, Any, dict[int, jax.Array]]]:
-    """Return ``call`` as a function of a block's arrays, which also returns those that it changed, by their number."""
+    """Return ``call`` as a function of a block's arrays that also returns the changed arrays by their number."""
 
     def run(arrays: Any, x: Any, cache: Any) -> tuple[Any, Any, dict[int, jax.Array]]:
         block = _merge(graphdef, arrays)
@@ -154,7 +156,7 @@ def _update(block: nnx.Module, arrays: Any, changed: dict[int, jax.Array]) -> No
 
 
 def _period(blocks: Sequence[nnx.Module], parts: list[tuple[Any, Any]]) -> int:
-    """Return the length of the pattern of kinds of blocks that repeats. Raises ConfigError if none does."""
+    """Return the length of the repeating pattern of kinds of blocks. Raises ConfigError if no pattern repeats."""
     kinds = [(graphdef, jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), arrays)) for graphdef, arrays in parts]
     for period in range(1, len(kinds) // 2 + 1):
         if len(kinds) % period == 0 and all(kind == kinds[k % period] for k, kind in enumerate(kinds)):

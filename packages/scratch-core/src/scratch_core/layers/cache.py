@@ -1,14 +1,14 @@
-"""Caches of keys and values, so that decoding computes those of each token once.
+"""Caches of keys and values: decoding computes the key and value of each token once.
 
-One class serves every kind of layer, because a slot knows which position it holds:
+One class serves every kind of layer, because each slot stores the position of its token:
 
 * A layer that reads all earlier tokens has a slot for every position.
 * A layer with a sliding window has as many slots as the window is long, and overwrites the oldest (a ring).
-* A layer that skips tokens stores only those that it reads; the slots of the others stay empty.
+* A layer that skips tokens stores only those that it processes; the slots of the others stay empty.
 
-A token's slot is a function of its position in its own row, so that rows of different lengths are independent, and
-padding (position -1) is never stored. Every leaf of a cache has the batch as its first axis: to reorder the rows, as
-beam search does, is to index every leaf.
+A token's slot depends only on its position in its own row, so rows of different lengths are independent. Padding
+(position -1) is never stored. Every leaf of a cache has the batch as its first axis, so beam search reorders the rows
+by indexing every leaf.
 
 Shapes: B batch, T new tokens, S slots, K key/value heads, H head width.
 """
@@ -31,8 +31,8 @@ from scratch_core.errors import DataError
 class KeyValueCache:
     """One layer's keys and values, with the position (int32) that each slot holds, -1 where it is empty.
 
-    In a ring the position p goes into slot p mod S; else it goes into slot p, and a position beyond the last slot is
-    dropped: callers check the capacity before they enter jit.
+    In a ring, position p goes into slot p mod S. Otherwise it goes into slot p, and a position beyond the last slot is
+    dropped without an error: callers check the capacity before they enter jit.
     """
 
     key_BSKH: jax.Array
@@ -51,7 +51,7 @@ class KeyValueCache:
         *,
         window: int | None = None,
     ) -> Self:
-        """Return an empty cache for ``capacity`` positions, or a ring of ``window`` slots where that is shorter."""
+        """Return an empty cache for ``capacity`` positions, or a ring of ``window`` slots if that is shorter."""
         is_ring = window is not None and window < capacity
         S = window if is_ring else capacity
         slots_BSKH = jnp.zeros((batch_size, S, num_kv_heads, head_dim), dtype)
@@ -65,13 +65,13 @@ class KeyValueCache:
     def append(
         self, key_BTKH: jax.Array, value_BTKH: jax.Array, positions_BT: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array, Self]:
-        """Return key_BSKH, value_BSKH and their position_BS (-1: empty) to attend to, and the cache after.
+        """Return key_BSKH, value_BSKH and position_BS (-1: empty) to attend to, and the cache with the new tokens.
 
         ``positions_BT`` (int32) increase along a row; -1 marks a token that is not stored.
 
-        In a ring the late tokens of a chunk overwrite what its early tokens still read. A chunk of several tokens
-        therefore attends to the S old slots and its own T tokens side by side (keys are [B, S + T, K, H]); a single
-        token overwrites only what has left its window.
+        In a ring, the last tokens of a chunk overwrite slots that its first tokens still read. A chunk of several
+        tokens therefore attends to the S old slots and its own T tokens (keys are [B, S + T, K, H]). A single token
+        overwrites only a slot that has left its window.
         """
         S, T = self.capacity, key_BTKH.shape[1]
         if self.is_ring:

@@ -2,11 +2,11 @@ r"""Dropout of single features, and of whole residual branches (stochastic depth
 
 Dropout (Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html) sets each feature to zero at rate $p$
 and divides the others by $1 - p$. Stochastic depth (Huang et al. 2016, https://arxiv.org/abs/1603.09382, eq. 2 and 5)
-does so with a whole branch $f$, for each example:
+does the same to a whole branch $f$, with one draw for each example:
 
 $$ y = x + \frac{b}{1 - p} f(x), \qquad b \sim \mathrm{Bernoulli}(1 - p) \text{ for each example} \tag{1} $$
 
-The division keeps the mean, so that evaluation uses the branch as it is; $p$ grows linearly with depth (eq. 4).
+The division keeps the mean, so that evaluation uses the branch unscaled. $p$ grows linearly with depth (eq. 4).
 """
 
 import jax
@@ -20,9 +20,9 @@ def dropout(rate: float, rngs: nnx.Rngs) -> nnx.Dropout:
 
 
 class DropPath(nnx.Module):
-    """$b / (1 - p)$ of eq. 1 on the output of a branch, first axis the batch.
+    """Multiply the output of a branch [B, ...] by $b / (1 - p)$ of eq. 1.
 
-    num_axes is the rank of the branch, batch included. Draws from the ``dropout`` stream of ``rngs``.
+    num_axes is the rank of that output, batch included. Draws from the ``dropout`` stream of ``rngs``.
     """
 
     def __init__(self, rate: float, num_axes: int, *, rngs: nnx.Rngs):
@@ -30,7 +30,7 @@ class DropPath(nnx.Module):
         self.dropout = nnx.Dropout(rate, broadcast_dims=tuple(range(1, num_axes)), rngs=rngs if rate else None)
 
     def __call__(self, branch: jax.Array) -> jax.Array:
-        """Return for each example the branch, scaled, or zeros."""
+        """Return, for each example, the scaled branch or zeros."""
         return self.dropout(branch)
 
 

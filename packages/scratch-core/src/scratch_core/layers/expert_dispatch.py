@@ -1,16 +1,16 @@
-r"""Mixture of experts, computing only the chosen experts: tokens sorted by expert, in blocks of equal length.
+r"""Mixture of experts that computes only the chosen experts: tokens are sorted by expert, in blocks of equal length.
 
-Each choice of an expert by a token is one row to compute. The rows are sorted by expert and cut into blocks of R rows;
-an expert's last block is filled up with zeros, so that a block has one expert and every shape is static:
+Each choice of an expert by a token is one row to compute. The rows are sorted by expert and cut into blocks of R rows.
+An expert's last block is filled up with zeros, so that each block has one expert and every shape is static:
 
 $$ y_{nr} = x_{nr}\, W_{e(n)}, \qquad N = \lfloor T K / R \rfloor + E \text{ blocks at most} \tag{1} $$
 
-A loop takes one block after the other. Blocks beyond the last row are skipped. `jax.lax.ragged_dot` is not used: XLA's
+A loop computes one block after the other and skips blocks beyond the last row. `jax.lax.ragged_dot` is not used: XLA's
 CPU compiler multiplies every row by every expert and masks the rest, E times the work (shared/docs/cpu.md).
 
 On a mesh (:func:`dispatch_on_mesh`) every device gathers the tokens of the devices along the axis ``expert``, computes
-its own experts for them, and sends the sums back: one all-gather and one reduce-scatter of activations in each layer,
-whatever the experts weigh.
+its own experts for them, and sends the sums back. Each layer takes one all-gather and one reduce-scatter of
+activations; the size of the experts does not matter.
 
 Shapes: B batch, T tokens of a row, D model width, F feed-forward width, E experts, K experts of a token, P = B T K
 choices, N blocks, R rows of a block, S = N R slots for rows, I and O inputs and outputs of a kernel.
@@ -27,7 +27,7 @@ from jax.sharding import Mesh, PartitionSpec
 from scratch_core.parallel import BATCH
 
 PIECE_BYTES = 2**18
-"""Size of the pieces of a kernel that products of few rows read: they stay in a core's cache."""
+"""Size of the pieces into which a kernel is cut for products of few rows. A piece fits in a core's cache."""
 FEW_ROWS = 8
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -42,7 +42,7 @@ def dispatch(
     down_EFD: jax.Array,
     activation: Activation,
 ) -> jax.Array:
-    """Return y_BTD, the sum of each token's experts times their gates, in x's dtype.
+    """Return y_BTD, for each token the sum of its experts' outputs times their gates, in x's dtype.
 
     expert_BTK (int32) outside of 0 to E - 1 adds nothing. The sum is taken in float32.
     """
@@ -62,8 +62,8 @@ def dispatch(
 def block_shape(num_choices: int, num_experts: int) -> tuple[int, int]:
     """Return the number of blocks N and their rows R for this many choices of any experts.
 
-    R is about half of an expert's share of the rows, at least 4 and at most 128: longer blocks are faster for each row
-    and hold more empty rows. Where there are fewer choices than experts, each is a block by itself.
+    R is about half of an expert's share of the rows, at least 4 and at most 128: longer blocks take less time for each
+    row but hold more empty rows. If there are fewer choices than experts, each choice is a block of its own.
     """
     if num_choices <= num_experts:
         return num_choices, 1
@@ -88,8 +88,9 @@ def _sort(expert_P: jax.Array, E: int, N: int, R: int) -> tuple[jax.Array, jax.A
 def take_rows(x: jax.Array, index: jax.Array, places: jax.Array) -> jax.Array:
     """Return x[index] for x [rows, D], zero where the index (int32 [n]) is beyond the rows.
 
-    places (int32 [rows, m]) names all positions in ``index`` that hold each row, n and more where there are fewer than
-    m. They make the gradient a gather; XLA's CPU compiler would turn a scatter into a loop over rows.
+    places (int32 [rows, m]) holds for each row its positions in ``index``; the remaining entries are n or greater. It
+    makes the gradient a gather. Without it the gradient is a scatter, which XLA's CPU compiler turns into a loop over
+    rows.
     """
     return x.at[index].get(mode="fill", fill_value=0)
 
@@ -110,8 +111,8 @@ take_rows.defvjp(_take_rows_forward, _take_rows_backward)
 def grouped_dot(x_NRI: jax.Array, kernel_EIO: jax.Array, expert_N: jax.Array) -> jax.Array:
     """Return y_NRO of eq. 1: each block times the kernel of its expert, zero where expert_N is E.
 
-    Its gradient by the kernels adds up in place. JAX's own would add an array of zeros as large as all kernels, with
-    one of them filled in, for each block.
+    The gradient with respect to the kernels is summed in place. JAX's own gradient would add, for each block, an array
+    as large as all kernels that is zero except for one kernel.
     """
     R, (E, _, O) = x_NRI.shape[1], kernel_EIO.shape
 
@@ -128,10 +129,10 @@ def _dot(x_RI: jax.Array, kernel_EIO: jax.Array, expert: jax.Array) -> jax.Array
 
 
 def _dot_pieces(x_RI: jax.Array, kernel_EIO: jax.Array, expert: jax.Array) -> jax.Array:
-    """Return what ``_dot`` does, as a sum over pieces of the kernel.
+    """Return the value of ``_dot``, computed as a sum over pieces of the kernel.
 
-    XLA copies the slice of the kernel before it multiplies. A product of few rows takes less time than such a copy,
-    unless the copy is small enough for the cache.
+    XLA copies the slice of the kernel before it multiplies. For few rows, this copy takes longer than the product,
+    unless it fits in the cache.
     """
     (R, I), (_, _, O) = x_RI.shape, kernel_EIO.shape
     most = max(PIECE_BYTES // (O * kernel_EIO.dtype.itemsize), 1)
@@ -198,7 +199,7 @@ def dispatch_on_mesh(
     features = "tensor" if _splits(mesh.shape["tensor"], gate_EDF.shape[-1]) else None
 
     def local(x_BTD, expert_BTK, gate_BTK, gate_EDF, up_EDF, down_EFD):
-        shared = rows is not None and experts is not None  # tokens of all devices along ``expert`` meet here
+        shared = rows is not None and experts is not None  # this device gets the tokens of all along ``expert``
         if shared:
             gather = partial(jax.lax.all_gather, axis_name="expert", axis=0, tiled=True)
             x_BTD, expert_BTK, gate_BTK = gather(x_BTD), gather(expert_BTK), gather(gate_BTK)
@@ -213,7 +214,7 @@ def dispatch_on_mesh(
 
     split = PartitionSpec(rows)
     inward, outward = PartitionSpec(experts, None, features), PartitionSpec(experts, features, None)
-    # The check of replication does not know custom_vjp.
+    # check_vma is off because that check does not support custom_vjp.
     run = jax.shard_map(
         local, mesh=mesh, in_specs=(split, split, split, inward, inward, outward), out_specs=split, check_vma=False
     )

@@ -1,4 +1,4 @@
-r"""The feed-forward layer: each position by itself, through a wider space and back.
+r"""The feed-forward layer, which maps each position by itself to a wider space and back.
 
 $$ \mathrm{MLP}(x) = W_d\, f(W_u x) \tag{1} $$
 $$ \mathrm{GatedMLP}(x) = W_d\, (f(W_g x) \odot W_u x) \tag{2} $$

@@ -17,8 +17,9 @@ LECUN_NORMAL = nnx.initializers.lecun_normal()
 def dot_rows(x: jax.Array, kernel: jax.Array, num_axes: int = 1) -> jax.Array:
     """Return the product of x [..., *in] and a kernel [*in, *out] over their ``num_axes`` axes ``in``: [..., *out].
 
-    Both are reshaped to matrices first. The value is that of `lax.dot_general`, but the gradient by the kernel is a
-    product of matrices too: with more axes XLA's CPU compiler transposes copies of the operands (shared/docs/cpu.md).
+    The value is that of `lax.dot_general`. Both operands are reshaped to matrices first, so that the gradient with
+    respect to the kernel is a product of matrices too. With more axes, XLA's CPU compiler would make transposed copies
+    of the operands (shared/docs/cpu.md).
     """
     inner = math.prod(kernel.shape[:num_axes])
     y = jax.lax.dot(x.reshape(-1, inner), kernel.reshape(inner, -1))
@@ -28,8 +29,8 @@ def dot_rows(x: jax.Array, kernel: jax.Array, num_axes: int = 1) -> jax.Array:
 class Linear(nnx.Module):
     """A linear layer over the last axis of an array, or over the last axes where ``in_features`` is a tuple.
 
-    ``in_features`` and ``out_features`` are one size, or a tuple: ``Linear(D, (N, H))`` makes heads of features, and
-    ``Linear((N, H), D)`` brings them together. The product runs in ``dtype``; parameters are float32.
+    ``in_features`` and ``out_features`` are one size, or a tuple: ``Linear(D, (N, H))`` makes heads from features, and
+    ``Linear((N, H), D)`` merges them. The product runs in ``dtype``; parameters are float32.
     ``kernel_init(key, [in, out])`` makes the kernel as a matrix.
     """
 

@@ -1,11 +1,11 @@
-r"""Low-rank adapters: a linear layer whose kernel stays as it is, beside two small matrices that are trained.
+r"""Low-rank adapters: a linear layer with a fixed kernel and two small matrices that are trained.
 
 Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1. With a rank $r$ far below the kernel's sizes,
 
 $$ y = x W + b + \frac{\alpha}{r}\, (x A)\, B \tag{1} $$
 
-A starts random and B zero, so that at first the adapted layer computes what the base layer does. (Rows and columns are
-swapped in the paper: its A and B are our transposed A and B.)
+A starts random and B zero, so that at first the adapted layer computes what the base layer does. (The paper swaps rows
+and columns: its A and B are the transposes of these.)
 
 Shapes: A is [*in, r] and B [r, *out] for a kernel [*in, *out].
 """
@@ -25,7 +25,7 @@ class LoRAParam(nnx.Variable):
 
 
 class LoRALinear(Linear):
-    """Eq. 1 in the place of ``base``, a :class:`Linear` or an ``nnx.Linear``; it takes over its kernel and bias.
+    """Eq. 1 in place of ``base``, a :class:`Linear` or an ``nnx.Linear``, whose kernel and bias it takes over.
 
     rank is r, alpha the numerator of the scale. A is drawn like the kernel of a new linear layer in PyTorch.
     """

@@ -4,10 +4,11 @@ The position of a token is the number of real tokens before it in its document; 
 position -1. With this convention, one rule serves left padding, right padding, cached decoding in chunks of any length
 and sliding windows.
 
-A row may hold several documents, packed one behind the other. Then a position carries the number of its document too,
-in the bits above the 22 of its place: document d, place p is d * MAX_PLACES + p. A query reads keys from the start of
-its own document up to itself, so that layers need no argument for documents. Layers that use the position itself, such
-as rotary embeddings, take its lower bits from :func:`places`. A document can therefore have at most 2^22 tokens.
+A row may hold several documents, packed one after the other. Then the lower 22 bits of a position are the place in its
+document, and the higher bits are the number of the document: place p of document d is d * MAX_PLACES + p. A document
+can therefore have at most 2^22 tokens. A query reads keys from the start of its own document up to itself, so layers
+need no argument for documents. Layers that use the position itself, such as rotary embeddings, take its lower bits from
+:func:`places`.
 
 Shapes: B batch, T query positions, S key positions. A mask is True where query t may read key s.
 """
@@ -19,7 +20,7 @@ from jax.core import Tracer
 from scratch_core.errors import DataError
 
 MAX_PLACES = 1 << 22
-"""The largest number of tokens of a document, also where it has a row to itself."""
+"""The largest number of tokens of a document, even if it is alone in its row."""
 MAX_DOCUMENTS = (1 << 31) // MAX_PLACES
 """The largest number of documents in a row: 512, because positions are int32."""
 
@@ -51,9 +52,9 @@ def places(positions_BT: jax.Array) -> jax.Array:
 
 
 def causal_mask(positions_BT: jax.Array, key_positions_BS: jax.Array, window: int | None = None) -> jax.Array:
-    """Return bool mask_BTS: real keys of the query's document, at or before it, the last ``window`` positions alone.
+    """Return bool mask_BTS: real keys of the query's document, at or before the query, within its window.
 
-    A window of W lets a query read itself and the W - 1 positions before it, as in Mistral.
+    A window of W lets a query read itself and the W - 1 positions before it, as in Mistral; None: no limit.
     """
     query_BT1, key_B1S = positions_BT[:, :, None], key_positions_BS[:, None, :]
     first_BT1 = jnp.maximum(query_BT1, 0) & -MAX_PLACES  # where the query's document begins; padding reads nothing
@@ -64,5 +65,5 @@ def causal_mask(positions_BT: jax.Array, key_positions_BS: jax.Array, window: in
 
 
 def padding_mask(attention_mask_BS: jax.Array) -> jax.Array:
-    """Return bool mask [B, 1, S] that lets every query read the real keys (mask 1): attention both ways."""
+    """Return bool mask [B, 1, S] that lets every query read all real keys (mask 1), for bidirectional attention."""
     return attention_mask_BS.astype(bool)[:, None, :]

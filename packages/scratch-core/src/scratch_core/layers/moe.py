@@ -1,19 +1,19 @@
-r"""A mixture of experts: E feed-forward layers, of which each token passes through few.
+r"""A mixture of experts: E feed-forward layers, of which each token passes through a few.
 
 A router gives each token a probability for each expert, $p(x) = \mathrm{softmax}(x W_r)$. The layer's output is a sum
-of experts, weighted by gates of which most are zero:
+of experts, weighted by gates, most of which are zero:
 
 $$ y = \sum_{e=1}^{E} g_e(x)\, \mathrm{SwiGLU}_e(x) \tag{1} $$
 
-The three ways to choose differ in the gates alone.
+The three ways to choose experts differ only in the gates.
 
 * **Top-k** (Shazeer et al. 2017, https://arxiv.org/abs/1701.06538, eqs. 3 and 5; Jiang et al. 2024,
   https://arxiv.org/abs/2401.04088, section 2.1): the k largest logits of a token, then the softmax of these.
 
   $$ g(x) = \mathrm{softmax}(\mathrm{TopK}(x W_r)) \tag{2} $$
 
-* **Switch** (Fedus et al. 2021, https://arxiv.org/abs/2101.03961, eqs. 1 to 3): the best expert alone, with its
-  probability as the gate. An expert takes at most C tokens, the first ones; the others skip the layer.
+* **Switch** (Fedus et al. 2021, https://arxiv.org/abs/2101.03961, eqs. 1 to 3): only the best expert, with its
+  probability as the gate. An expert takes the first C tokens that choose it; the others skip the layer.
 
   $$ g_e(x) = p_e(x)\; [e = \arg\max_i p_i(x)], \qquad C = \frac{T}{E} \times \text{capacity factor} \tag{3} $$
 
@@ -76,7 +76,8 @@ class ExpertChoice(NamedTuple):
 def _best_experts(probability_TE: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """Return the ``k`` largest probabilities of each token, best_TK, and their experts, expert_TK int32.
 
-    `jax.lax.top_k` gives the same. On a mesh XLA gathers its operand on every device, and its gradient is a scatter.
+    `jax.lax.top_k` gives the same values, but on a mesh XLA gathers its operand on every device, and its gradient is a
+    scatter.
     """
     E = probability_TE.shape[-1]
     left_TE, experts = probability_TE, []
@@ -96,7 +97,7 @@ def top_k_routing(logits_TE: jax.Array, k: int) -> TokenChoice:
 
 
 def switch_routing(logits_TE: jax.Array, capacity: int) -> TokenChoice:
-    """Route each token to its best expert, which takes the first ``capacity`` of them (eq. 3; K is 1)."""
+    """Route each token to its best expert, which takes its first ``capacity`` tokens (eq. 3; K is 1)."""
     probability_TE = jax.nn.softmax(logits_TE.astype(jnp.float32), axis=-1)
     gate_T1, expert_T1 = _best_experts(probability_TE, 1)
     E = logits_TE.shape[-1]
@@ -146,7 +147,7 @@ class StackedKernel(nnx.Module):
 class Experts(nnx.Module):
     """E gated feed-forward layers D -> F -> D, in ``dtype``, called with the routing of their tokens.
 
-    ``mesh`` is set by :func:`scratch_core.parallel.use_mesh`: then each device of the axis ``expert`` computes its own
+    :func:`scratch_core.parallel.use_mesh` sets ``mesh``; then each device of the axis ``expert`` computes its own
     experts.
     """
 
@@ -172,7 +173,7 @@ class Experts(nnx.Module):
         return gate, up, down
 
     def dense(self, x_TD: jax.Array, weight_TE: jax.Array) -> jax.Array:
-        """Return y_TD of eq. 1 as it is written: every expert for every token. This is the form to read."""
+        """Return y_TD of eq. 1 as it is written, with every expert for every token. This is the form to read."""
         gate_EDF, up_EDF, down_EFD = self.kernels()
         x_TD = x_TD.astype(self.dtype)
         gate_TEF, up_TEF = jnp.einsum("TD,EDF->TEF", x_TD, gate_EDF), jnp.einsum("TD,EDF->TEF", x_TD, up_EDF)
@@ -192,7 +193,7 @@ class Experts(nnx.Module):
         return dispatch_on_mesh(*arrays, self.activation, self.mesh)
 
     def chosen(self, x_TD: jax.Array, routing: ExpertChoice) -> jax.Array:
-        """Return y_TD of eq. 1 where experts choose: as each takes C tokens, these are products of equal shape."""
+        """Return y_TD of eq. 1 for expert choice. Each expert takes C tokens, so all products have the same shape."""
         gate_EDF, up_EDF, down_EFD = self.kernels()
         x_ECD = x_TD.astype(self.dtype)[routing.token_EC]
         gate_ECF, up_ECF = jnp.einsum("ECD,EDF->ECF", x_ECD, gate_EDF), jnp.einsum("ECD,EDF->ECF", x_ECD, up_EDF)

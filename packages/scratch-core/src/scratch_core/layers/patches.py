@@ -1,4 +1,4 @@
-r"""Patch embedding: each square of pixels of an image becomes one vector.
+r"""Patch embedding: each patch of an image, a rectangle of pixels, becomes one vector.
 
 Source: Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929, eq. 1, without class token and positions.
 Patches do not overlap, so the convolution with kernel and stride P is one matrix product:
@@ -20,7 +20,7 @@ from scratch_core.layers.linear import dot_rows
 class PatchEmbedding(nnx.Module):
     """Eq. 1: images [B, Y, X, C] to patches [B, Y // P, X // Q, D] in ``dtype``.
 
-    patch_size is (P, Q). Pixels beyond the last whole patch are not read, as by a convolution without padding.
+    patch_size is (P, Q). Pixels beyond the last whole patch are not read, as in a convolution without padding.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class PatchEmbedding(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, images_BYXC: jax.Array) -> jax.Array:
-        """Return patches_BRSD. Raises DataError for other channels, or for an image smaller than a patch."""
+        """Return patches_BRSD. Raises DataError for a wrong number of channels or an image smaller than a patch."""
         P, Q, channels, _ = self.kernel.shape
         shape = images_BYXC.shape
         if len(shape) != 4 or shape[-1] != channels or shape[1] < P or shape[2] < Q:

@@ -1,4 +1,4 @@
-"""Learned positions: a vector for each place in a text, which the embedding of its token is added to.
+"""Learned positions: a vector for each place in a text, added to the embedding of the token at that place.
 
 Source: Gehring et al. 2017, https://arxiv.org/abs/1705.03122, section 3.1, "Position Embeddings"; in a transformer:
 Radford et al. 2018, GPT.
@@ -38,7 +38,8 @@ class LearnedPositions(nnx.Module):
     def __call__(self, positions_BT: jax.Array) -> jax.Array:
         """Return the vectors of int32 positions_BT, [B, T, D] in ``dtype``; padding (-1) gets that of position 0.
 
-        Raises DataError for a position beyond the table. Inside jit, where positions are unknown, that gives NaN.
+        Raises DataError for a position beyond the table. Inside jit, where values are unknown, such a position gives
+        NaN.
         """
         num_positions, positions_BT = self.embedding.shape[0], places(positions_BT)
         if not isinstance(positions_BT, Tracer) and (longest := int(positions_BT.max(initial=-1)) + 1) > num_positions:

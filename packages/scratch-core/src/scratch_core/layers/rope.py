@@ -1,4 +1,4 @@
-r"""Rotary position embedding: a query and a key meet at an angle that depends on their distance.
+r"""Rotary position embedding: queries and keys are rotated, so that their products depend on their distance.
 
 Source: Su et al. 2021, https://arxiv.org/abs/2104.09864, section 3.4. Feature pair $i$ of a head of
 width $H$ is a point in the plane, turned by an angle that grows with the position $p$:
@@ -14,8 +14,8 @@ Which two features form pair $i$ is a convention of the checkpoint:
 * interleaved, as in the paper and in Meta's own files: feature $2i$ with feature $2i + 1$.
 
 The two differ by a permutation of the features of each head: reading the interleaved features in the
-order 0, 2, 4, ..., 1, 3, 5, ... gives the half-split ones. As queries and keys are permuted alike, their
-scores are the same. :func:`interleaved_to_half_split` is that permutation.
+order 0, 2, 4, ..., 1, 3, 5, ... gives the half-split ones. Queries and keys are permuted in the same way, so their
+scores do not change. :func:`interleaved_to_half_split` is that permutation.
 
 To reach beyond the trained length, the frequencies are scaled down. *linear* divides all of them
 (Chen et al. 2023, https://arxiv.org/abs/2306.15595). *llama3* divides those that turn slowly, leaves
@@ -105,7 +105,7 @@ class Rope:
         return (self.scaling.scale(frequency_P) if self.scaling else frequency_P).astype(np.float32)
 
     def __call__(self, x_BTNH: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """Return ``x_BTNH`` turned by its positions (int32), in its own dtype; angles are float32."""
+        """Return ``x_BTNH`` rotated by its positions (int32), in its own dtype; angles are float32."""
         angle_BTP = places(positions_BT)[..., None].astype(jnp.float32) * self.frequencies(x_BTNH.shape[-1])
         cos_BT1P, sin_BT1P = jnp.cos(angle_BTP)[:, :, None], jnp.sin(angle_BTP)[:, :, None]
         a_BTNP, b_BTNP = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)  # pair i is (i, i + H/2)
@@ -123,9 +123,9 @@ def interleaved_to_half_split(head_dim: int) -> np.ndarray:
 def read_rope(fields: Mapping[str, Any], default_theta: float = 10_000.0, max_positions: int | None = None) -> Rope:
     """Return the rotary embedding of a config.json, spelled ``rope_parameters`` or ``rope_theta`` + ``rope_scaling``.
 
-    Where both are there, ``rope_scaling`` is read, as in every version of transformers, unless it is empty. The base
-    is the one inside, else the top-level ``rope_theta``, else ``default_theta``. The length of llama3 scaling is
-    ``original_max_position_embeddings``, else max_position_embeddings (absent: ``max_positions``; None: an error).
+    If both are there, ``rope_scaling`` is read, as in every version of transformers, unless it is empty. The base is
+    the ``rope_theta`` inside it, else the top-level one, else ``default_theta``. The original length of llama3 scaling
+    is ``original_max_position_embeddings``, else max_position_embeddings, else ``max_positions`` (None: an error).
     Raises ConfigError for an unknown type, a missing or malformed number, or a partial rotation.
     """
     scaling, parameters = (field(fields, name, dict, {}) for name in ("rope_scaling", "rope_parameters"))
@@ -154,7 +154,10 @@ def read_rope(fields: Mapping[str, Any], default_theta: float = 10_000.0, max_po
 
 
 def _original_length(fields: Mapping[str, Any], parameters: Mapping[str, Any], max_positions: int | None) -> int:
-    """Return the length of llama3 scaling: the top-level one, the one inside, or the model's, as transformers does."""
+    """Return the original length of llama3 scaling: the top-level one, the one in ``parameters``, or the model's.
+
+    transformers looks in the same order.
+    """
     name = "original_max_position_embeddings"
     for place in (fields, parameters):
         if (length := field(place, name, int, None)) is not None:

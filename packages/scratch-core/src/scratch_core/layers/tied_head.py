@@ -1,4 +1,4 @@
-r"""The head of a language model that reads the embedding itself: $\mathrm{logits} = x E^\top$.
+r"""The head of a language model that shares the weights of the embedding: $\mathrm{logits} = x E^\top$.
 
 Source: Press and Wolf 2017, https://arxiv.org/abs/1608.05859. Decoding multiplies few rows by a large table, which
 should cost the time to read the table once. XLA's CPU compiler takes longer for ``x @ E.T``: for one row inside a loop

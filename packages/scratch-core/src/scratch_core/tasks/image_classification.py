@@ -23,7 +23,8 @@ from scratch_core.tasks.options import DataOptions, RunOptions
 from scratch_core.tasks.task import Job, Task
 from scratch_core.train.plots import draw_confusion
 from scratch_core.vision import VisionModel
-from scratch_core.vision.images import IMAGENET_MEAN, IMAGENET_STD, ImageProcessor, overlay, read_image
+from scratch_core.vision.images import IMAGENET_MEAN, IMAGENET_STD, ImageProcessor, read_image
+from scratch_core.vision.saliency import overlay
 
 ANY_SIZE = 32
 """Rows and columns of training images for a model that reads images of any size."""

@@ -99,8 +99,8 @@ class RunOptions:
         A path that does not exist stays unchanged, because it may be a Hub id.
         """
         found = {name: getattr(self, name) for name in self.paths}
-        there = {name: str(Path(path).absolute()) for name, path in found.items() if path and Path(path).exists()}
-        return dataclasses.replace(self, **there)
+        absolute = {name: str(Path(path).absolute()) for name, path in found.items() if path and Path(path).exists()}
+        return dataclasses.replace(self, **absolute)
 
     def device_mesh(self) -> "Mesh | None":
         """Return the device mesh of ``mesh``. Raises ConfigError if there are too few devices, or some are left out."""

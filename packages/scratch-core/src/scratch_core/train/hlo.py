@@ -147,8 +147,8 @@ class Program:
             elif each.opcode in ("tuple", "bitcast", "optimization-barrier"):
                 leaves[each.name] = read
             else:
-                through = self._unchanged(each.body) if each.opcode == "while" else set()
-                leaves[each.name] = [read[number] if number in through else leaf for number, leaf in enumerate(own)]
+                unchanged = self._unchanged(each.body) if each.opcode == "while" else set()
+                leaves[each.name] = [read[number] if number in unchanged else leaf for number, leaf in enumerate(own)]
                 if named == _BACKWARD:
                     kept |= {leaf for leaf in read if passes[leaf[0]] == _FORWARD}
         return sum(size[leaf] for leaf in kept)
@@ -258,12 +258,12 @@ def _products(window: str, number: int, size: int, places: int, length: int) -> 
         numbers = _numbers(window, name)
         return numbers[number] if numbers else 1
 
-    stride, spread, hole = of("stride"), of("lhs_dilate"), of("rhs_dilate")
+    stride, image_dilation, kernel_dilation = of("stride"), of("lhs_dilate"), of("rhs_dilate")
     pads = _first(r"\bpad=([\d_x-]+)", window)
     before = int(pads.split("x")[number].split("_")[0]) if pads else 0
-    last = (length - 1) * spread
-    offsets = (place * stride + tap * hole - before for place in range(places) for tap in range(size))
-    return sum(0 <= offset <= last and offset % spread == 0 for offset in offsets)
+    last = (length - 1) * image_dilation
+    offsets = (place * stride + tap * kernel_dilation - before for place in range(places) for tap in range(size))
+    return sum(0 <= offset <= last and offset % image_dilation == 0 for offset in offsets)
 
 
 def _numbers(window: str, name: str) -> tuple[int, ...]:

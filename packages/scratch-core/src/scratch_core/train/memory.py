@@ -18,12 +18,12 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
 def keep_memory() -> bool:
-    """Let this process keep the memory that it frees, at its largest size so far; return whether that is possible.
+    """Let this process keep the memory that it frees, so that its size never shrinks; return whether that is possible.
 
     On a CPU, XLA allocates the temporary memory of each step again. glibc takes blocks of that size from the system and
     returns them right after, so every step of a large model begins with the system clearing gigabytes, page by page.
-    Call this before the first computation: the threads of JAX allocate as they were set up when they started.
-    Only glibc's allocator has these settings; elsewhere nothing changes.
+    Call this before the first computation, because JAX's threads keep the settings with which they started. Only
+    glibc's allocator has these settings; elsewhere nothing changes.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -33,7 +33,7 @@ def keep_memory() -> bool:
 
 
 def free_memory() -> int | None:
-    """Return the bytes that this process can still take: of the machine, within its control group; None if unknown."""
+    """Return the bytes that the machine and this process's control group still have free; None if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
@@ -53,7 +53,7 @@ def free_memory() -> int | None:
 def check_memory(needed: dict[str, int], remedy: str) -> None:
     """Raise ConfigError if more memory is ``needed`` (what for, and how many bytes) than is free.
 
-    Only the memory of a CPU is known beforehand; with an accelerator nothing is checked.
+    Only the memory of a CPU is known before the run; with an accelerator nothing is checked.
     """
     total, free = sum(needed.values()), free_memory() if jax.default_backend() == "cpu" else None
     if free is not None and total > free:
@@ -62,20 +62,20 @@ def check_memory(needed: dict[str, int], remedy: str) -> None:
 
 
 def state_bytes(optimizer: optax.GradientTransformation, count: int) -> dict[str, int]:
-    """Return what ``count`` float32 parameters need in training: themselves, their gradients, the optimizer's state."""
+    """Return the bytes of ``count`` float32 parameters in training, of their gradients and of the optimizer's state."""
     one = jax.ShapeDtypeStruct((64, 64), np.float32)
     state = _bytes(jax.eval_shape(optimizer.init, {"kernel": one})) / _bytes(one)
-    # More than two copies are those of optimizers whose state depends on the shapes: not counted.
+    # A state of more than two copies depends on the shapes of the parameters. Only two copies are counted.
     return {"parameters": 4 * count, "gradients": 4 * count, "the optimizer": int(4 * count * min(state, 2))}
 
 
 def batch_bytes(model: nnx.Module, loss: Any, trainable: Any, example: Any, batch_size: int, parts: int) -> int:
-    """Return how much a batch of examples like ``example`` and what is kept of it for the gradients need at least.
+    """Return the bytes that a batch of examples like ``example`` and the values kept for its gradients take at least.
 
-    ``loss(model, batch)`` gives a sum and a weight; ``parts`` are the micro-batches. What is kept is read off the
-    derivative of two and of three examples (batch statistics need two), traced without computing. Half of it is
-    counted: the compiler computes some of it again (of what a Llama keeps it takes 70 %, of a Mamba-2 52 %). A batch
-    that cannot be large is not traced.
+    ``loss(model, batch)`` gives a sum and a weight; ``parts`` is the number of micro-batches. The derivative is traced
+    for two and for three examples (batch statistics need two) to find the kept values, without computing. Half of their
+    bytes are counted, because the compiler computes some of them again: it keeps 70 % for a Llama, 52 % for a Mamba-2.
+    A batch that cannot be large is not traced.
     """
     batch = batch_size * sum(np.asarray(x).nbytes for x in jax.tree.leaves(example))
     count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -27,7 +27,7 @@ class Optimizer:
 
     @property
     def schedule(self) -> str:
-        """The schedule of the learning rate where a run names none; see ``SCHEDULES``."""
+        """The schedule of the learning rate if a run names none; see ``SCHEDULES``."""
         return "cosine"
 
     def build(
@@ -66,10 +66,10 @@ def warmup_linear(peak: float, steps: int, *, warmup: int | None = None, final: 
 def warmup_stable_decay(
     peak: float, steps: int, *, warmup: int | None = None, decay: float = 0.1, final: float = 0.0
 ) -> optax.Schedule:
-    """Return the schedule WSD: up as in `warmup_cosine`, then ``peak``, then linear down in the last steps.
+    """Return the schedule WSD: a warm-up as in `warmup_cosine`, then ``peak``, then linear down in the last steps.
 
-    ``decay`` is the share of ``steps`` that go down to ``final * peak``. Raises ConfigError if warm-up and decay do not
-    fit in the steps. Source: Hu et al. 2024, https://arxiv.org/abs/2404.06395, section 4.2.
+    ``decay`` is the share of ``steps`` in which it falls to ``final * peak``. Raises ConfigError if warm-up and decay
+    do not fit in the steps. Source: Hu et al. 2024, https://arxiv.org/abs/2404.06395, section 4.2.
     """
     warmup, down = _check_warmup(warmup, steps), max(1, round(decay * steps))
     if not 0 < decay <= 1 or warmup + down > steps:
@@ -80,7 +80,7 @@ def warmup_stable_decay(
 
 
 def warmup_constant(peak: float, steps: int, *, warmup: int | None = None) -> optax.Schedule:
-    """Return a schedule: up to ``peak`` as in `warmup_cosine`, then ``peak`` to the end."""
+    """Return a schedule: a warm-up to ``peak`` as in `warmup_cosine`, then ``peak`` to the end."""
     warmup = _check_warmup(warmup, steps)
     return optax.schedules.warmup_constant_schedule(0.0 if warmup else peak, peak, warmup)
 
@@ -102,7 +102,7 @@ def _check_warmup(warmup: int | None, steps: int) -> int:
 
 
 class AverageState(NamedTuple):
-    """The state of the optimizer inside, and the moving average of the parameters, float32."""
+    """The state of the inner optimizer, and the moving average of the parameters, float32."""
 
     inner: Any
     average: Any
@@ -110,7 +110,7 @@ class AverageState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Averaged(Optimizer):
-    r"""An optimizer whose parameters are evaluated and saved as their exponential moving average.
+    r"""Another optimizer, with the exponential moving average of the parameters evaluated and saved in their place.
 
     $m_t = d\, m_{t-1} + (1 - d)\, \theta_t$ from $m_0 = \theta_0$, in float32. Raises ConfigError unless 0 < d < 1, and
     for an optimizer that keeps a second set of parameters already.
@@ -133,7 +133,7 @@ class Averaged(Optimizer):
     def build(
         self, learning_rate: optax.ScalarOrSchedule, *, weight_decay: float, decayed: Sequence[str]
     ) -> optax.GradientTransformation:
-        """Return the optimizer inside, with the average beside its state."""
+        """Return the inner optimizer, with the average added to its state."""
         inner = self.inner.build(learning_rate, weight_decay=weight_decay, decayed=decayed)
 
         def init(parameters: Any) -> AverageState:
@@ -161,7 +161,7 @@ def adamw(
     decayed: Sequence[str] = (),
     clip_norm: float | None = 1.0,
 ) -> optax.GradientTransformation:
-    """Return AdamW (https://arxiv.org/abs/1711.05101) after clipping to a global norm of ``clip_norm`` (None: not).
+    """Return AdamW (https://arxiv.org/abs/1711.05101) after clipping to the global norm ``clip_norm`` (None: no limit).
 
     Weight decay acts on the parameters of :func:`decay_mask`; ``decayed`` are the model's own patterns.
     """
@@ -197,9 +197,9 @@ def find_optimizer(name: str, average: float = 0.0) -> Optimizer:
 def decay_mask(parameters: Any, decayed: Sequence[str] = ()) -> Any:
     """Return the tree of ``parameters`` with True where weight decay acts.
 
-    It acts on the kernels of linear layers and convolutions, the matrices that multiply, and on nothing else: not on
-    biases, scales, embeddings, positions, class tokens, decay rates or temperatures. ``decayed`` adds paths, in which
-    ``*`` stands for any characters, such as "embedding.embedding".
+    It acts on the kernels of linear layers and convolutions only: not on biases, scales, embeddings, positions, class
+    tokens, decay rates or temperatures. ``decayed`` adds paths, such as "embedding.embedding", in which ``*`` stands
+    for any characters.
     """
 
     def acts(path: tuple[Any, ...], x: Any) -> bool:

@@ -1,7 +1,7 @@
-"""Image files: checked before they are opened, and preprocessed as the checkpoint's own pipeline does.
+"""Image files: checked before they are opened, and preprocessed as in the checkpoint's own pipeline.
 
-``preprocessor_config.json`` (transformers) or ``pretrained_cfg`` (timm) say how: resize, crop, scale, normalise.
-The pixels come from Pillow, whose resize filters are the ones both libraries were made for.
+``preprocessor_config.json`` (transformers) or ``pretrained_cfg`` (timm) give the steps: resize, crop, scale, normalise.
+Pillow computes the pixels, because both libraries were made for its resize filters.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from scratch_core.config import field, read_json, size_of_file, unsupported
 from scratch_core.errors import ConfigError, DataError, MissingExtraError
 
 MAX_PIXELS = 100_000_000
-"""Pixels of the largest image that is opened; more is refused before anything is decompressed."""
+"""Pixels of the largest image that is opened. A larger one is refused before anything is decompressed."""
 
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers, 0 to 5
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -50,9 +50,9 @@ def pillow(purpose: str) -> Any:
 def read_image(image: Any, num_channels: int = 3) -> Any:
     """Return an image file, or a Pillow image, as a Pillow image of 8 bits: "RGB", or "L" for one channel.
 
-    It is turned upright by its EXIF tag. Grey, palette and CMYK images are converted, of 16 bits the high 8
-    are kept, an alpha channel is left out, and of an animation the first frame is taken. Raises DataError for a
-    missing, damaged, truncated or unknown file, for more than 3 channels wanted, and beyond MAX_PIXELS.
+    The image is turned upright as its EXIF tag says. Grey, palette and CMYK images are converted. The high 8 of 16 bits
+    are kept, an alpha channel is dropped, and the first frame of an animation is returned. Raises DataError for a
+    missing, damaged, truncated or unknown file, if ``num_channels`` is not 1 or 3, and beyond MAX_PIXELS.
     """
     Image = pillow("reading image files")
     from PIL import ImageOps, UnidentifiedImageError
@@ -62,16 +62,16 @@ def read_image(image: Any, num_channels: int = 3) -> Any:
     name = "the image" if isinstance(image, Image.Image) else str(image)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what is checked below
+            warnings.simplefilter("ignore")  # Pillow warns of large images, which are checked below
             if not isinstance(image, Image.Image):
                 size_of_file(Path(image), DataError)
             opened = image if isinstance(image, Image.Image) else Image.open(Path(image))
-            with contextlib.nullcontext() if opened is image else opened:  # what we were given stays open
+            with contextlib.nullcontext() if opened is image else opened:  # an image of the caller stays open
                 columns, rows = opened.size
                 if columns * rows > MAX_PIXELS:
                     raise DataError(
                         f"{name} has {columns} x {rows} pixels, more than {MAX_PIXELS}, and is refused unread: "
-                        "it may be made to exhaust the memory. Make it smaller"
+                        "it may be meant to exhaust the memory. Make it smaller"
                     )
                 upright = ImageOps.exif_transpose(opened)
                 return _to_8_bits(upright, name).convert("L" if num_channels == 1 else "RGB")
@@ -85,12 +85,12 @@ def read_image(image: Any, num_channels: int = 3) -> Any:
         raise DataError(f"{name} is refused unread: {error}") from None
     except UnidentifiedImageError:
         raise DataError(f"{name} is no image that Pillow knows, or its beginning is damaged") from None
-    except Exception as error:  # decoders raise whatever their reading of damaged bytes leads to
+    except Exception as error:  # decoders raise errors of any type for damaged bytes
         raise DataError(f"{name} is damaged or truncated: {type(error).__name__}: {error}") from error
 
 
 def _to_8_bits(image: Any, name: str) -> Any:
-    """Return an image that Pillow's own convert() treats rightly: it would clip 16 bits to 255."""
+    """Return an image that Pillow's convert() handles correctly. It would clip values of 16 bits to 255."""
     Image = pillow("reading image files")
     if image.mode == "F":
         raise DataError(f"{name} holds floating-point pixels of unknown range: save it with 8 or 16 bits")
@@ -109,8 +109,8 @@ def _to_8_bits(image: Any, name: str) -> Any:
 class ImageProcessor:
     """``((resize, crop)(pixels) * scale - mean) / std``, as float32 [rows, columns, channels].
 
-    ``resize`` is (rows, columns), or the length of the shorter edge, or None. ``crop`` (rows, columns) is cut
-    from the centre, and smaller images are padded with zeros. mean and std () leave pixels as they are.
+    ``resize`` is (rows, columns), or the length of the shorter edge, or None. ``crop`` (rows, columns) is cut from the
+    centre, and smaller images are padded with zeros. With mean and std empty, pixels are not normalised.
     """
 
     resize: tuple[int, int] | int | None
@@ -119,7 +119,7 @@ class ImageProcessor:
     scale: float = 1 / 255
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    round_crop: bool = False  # an odd margin: True: torchvision rounds half of it, False: transformers floors it
+    round_crop: bool = False  # half of an odd margin: True rounds it, as torchvision; False floors it, as transformers
 
     def __post_init__(self):
         if self.resample not in FILTERS:
@@ -132,7 +132,7 @@ class ImageProcessor:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Rows and columns of every image that comes out; None where they depend on the image."""
+        """Rows and columns of every processed image; None if they depend on the image."""
         return self.crop or (self.resize if isinstance(self.resize, tuple) else None)
 
     def __call__(self, image: Any, channels: int = 3) -> np.ndarray:
@@ -150,7 +150,7 @@ class ImageProcessor:
         return pixels
 
     def picture(self, values: np.ndarray) -> Any:
-        """Return one normalised image [rows, columns, channels] as a Pillow image: what :meth:`resized` gave."""
+        """Return one normalised image [rows, columns, channels] as the Pillow image that :meth:`resized` returned."""
         Image = pillow("showing an image")
         if self.mean:
             values = values * np.array(self.std) + np.array(self.mean)
@@ -158,7 +158,7 @@ class ImageProcessor:
         return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
     def resized(self, image: Any) -> Any:
-        """Return a Pillow image resized and cropped: what the model sees, in 8 bits. Raises DataError."""
+        """Return a Pillow image resized and cropped: the model's input in 8 bits. Raises DataError."""
         columns, rows = image.size
         if self.resize is not None:
             rows, columns = _resized_to(self.resize, rows, columns)
@@ -175,7 +175,7 @@ class ImageProcessor:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self | None:
-        """Return the preprocessing of a checkpoint folder, None if it names none. Raises ConfigError."""
+        """Return the preprocessing of a checkpoint folder, None if it describes none. Raises ConfigError."""
         folder = Path(folder)
         if (folder / "preprocessor_config.json").exists():
             return cls.from_hf(read_json(folder / "preprocessor_config.json"))
@@ -228,7 +228,7 @@ class ImageProcessor:
 
         Raises ConfigError for a crop mode that pads, and for images that are not square.
         """
-        squash = field(fields, "crop_mode", str, "center") == "squash"  # both edges, whatever the image's shape
+        squash = field(fields, "crop_mode", str, "center") == "squash"  # resizes both edges: the aspect ratio changes
         if not squash:
             unsupported(fields, crop_mode="center")
         _, rows, columns = field(fields, "input_size", list, [3, 224, 224])
@@ -302,20 +302,3 @@ def _size(fields: Mapping[str, Any], name: str, square: bool) -> tuple[int, int]
             f"preprocessor_config.json: {name}={value!r} must be a number, height and width, or shortest_edge"
         )
     return value[0], value[1]
-
-
-def overlay(image: Any, heat_YX: np.ndarray) -> Any:
-    """Return a Pillow image with heat over it: the hottest place red, the coldest as it was.
-
-    heat_YX is of any size and scale >= 0; it is stretched over the whole image.
-    """
-    Image = pillow("showing where a model looked")
-    image = image.convert("RGB")
-    heat_YX = np.asarray(heat_YX, np.float32)
-    span = heat_YX.max() - heat_YX.min()
-    heat_YX = (heat_YX - heat_YX.min()) / span if span > 0 else np.zeros_like(heat_YX)
-    stretched = Image.fromarray((heat_YX * 255).astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
-    strength = np.asarray(stretched, np.float32)[..., None] / 255
-    colour = np.concatenate([np.full_like(strength, 255), 160 * (1 - strength), 0 * strength], axis=-1)
-    mixed = np.asarray(image, np.float32) * (1 - 0.65 * strength) + colour * 0.65 * strength
-    return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))

@@ -7,7 +7,7 @@ from scratch_core.config import field
 from scratch_core.errors import ConfigError
 
 MAX_CLASSES = 1_000_000
-"""Most classes that a config.json without names may ask for."""
+"""The largest number of classes that a config.json without class names may give."""
 
 
 def label(config: Any, index: int) -> str:

@@ -58,7 +58,7 @@ class VisionModel(PretrainedModel):
             self.processor.save(folder)
 
     def saliency(self, images: jax.Array, classes_B: jax.Array) -> jax.Array:
-        """Return where the model looked for each image's class: heat [B, rows, columns] >= 0."""
+        """Return where the model saw each image's class: heat [B, rows, columns] >= 0."""
         raise NotImplementedError(f"{type(self).__name__} must define saliency(images, classes_B)")
 
     def classify(self, image: "str | Path | Image.Image", top: int = 5) -> list[Prediction]:

@@ -1,12 +1,12 @@
-"""Checkpoints in the Hugging Face layout: ``config.json`` and ``.safetensors`` files, both ways, strictly.
+"""Reading and writing checkpoints in the Hugging Face layout, ``config.json`` and ``.safetensors`` files, strictly.
 
 A model's key table is a list of :class:`Rule`: their key, our parameter, and the :class:`Transform` between
 them. The same table loads, saves, and renames gradients. Reading is memory-mapped; no pickle is opened.
 
     key_table.py    rules and transforms, and the names of our parameters
     files.py        finds, checks and opens the weight files of a folder
-    loading.py      load: from the files to a model
-    saving.py       save, to_hf: from a model to the files
+    loading.py      load: makes a model from files
+    saving.py       save, to_hf: makes files from a model
 """
 
 from scratch_core.weights.files import open_folder, resolve, weight_files

@@ -64,7 +64,8 @@ def open_folder(folder: Path) -> Generator[dict[str, Any]]:
             held = set(file.keys())
             if absent := sorted(set(keys or ()) - held):
                 raise CheckpointError(
-                    f"{folder / INDEX} places keys in {name} that it lacks: {', '.join(absent)}. Download both again"
+                    f"{folder / INDEX} places keys in {name} that are not there: {', '.join(absent)}. "
+                    "Download both files again"
                 )
             for key in sorted(held):
                 if key in files:
@@ -117,7 +118,7 @@ def open_file(path: Path) -> Any:
                 start = file.read(9)
         except OSError as unreadable:
             raise CheckpointError(
-                f"{path} cannot be read: {unreadable.strerror}. Give yourself the right to read it"
+                f"{path} cannot be read: {unreadable.strerror}. Give yourself permission to read it"
             ) from error
         # A pickle begins with 0x80 and its protocol; so may the length of a header, after which comes "{".
         pickled = start[:1] == b"\x80" and b"\x02" <= start[1:2] <= b"\x05" and start[8:] != b"{"

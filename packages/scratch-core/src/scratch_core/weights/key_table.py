@@ -18,7 +18,7 @@ class Transform:
     """``ours = theirs.reshape(split).transpose(order)`` and its inverse.
 
     ``split`` gives, for each axis of theirs, the sizes it is split into, or None to leave it whole.
-    ``order`` permutes the axes after the split. None for either: nothing to do.
+    ``order`` permutes the axes after the split. None for either: leave the axes as they are.
     """
 
     split: tuple[tuple[int, ...] | None, ...] | None = None
@@ -43,7 +43,7 @@ class Transform:
         return ours.transpose(axes).reshape(self.their_shape(ours.shape))
 
     def read(self, theirs: Any, index: Index) -> np.ndarray:
-        """Return ``ours[index]``, reading just that part of ``theirs``, an array or a safetensors slice."""
+        """Return ``ours[index]``. Only that part of ``theirs``, an array or a safetensors slice, is read."""
         order = self._order(len(index))
         parts = [index[order.index(axis)] for axis in range(len(index))]  # of theirs, after the split
         outer, inner, sizes = [], [], []
@@ -87,7 +87,7 @@ class Rule:
 
     A letter in theirs alone counts along the first axis of ours: ``experts.{e}.w1.weight | experts.gate.kernel``
     stacks E matrices of theirs into one array [E, ...] of ours, each laid out by ``transform``.
-    ``dtype`` is the file's dtype of a tensor that does not follow the checkpoint's, such as a counter.
+    ``dtype`` is the dtype in the file of a tensor that does not have the checkpoint's dtype, such as a counter.
     """
 
     theirs: str
@@ -97,23 +97,23 @@ class Rule:
 
     @property
     def stacked(self) -> str | None:
-        """The letter that theirs has and ours lacks, None where one of theirs is one of ours."""
+        """The letter that only theirs has, None if each of their keys is one parameter of ours."""
         extra = set(_LETTER.findall(self.theirs)) - set(_LETTER.findall(self.ours))
         return min(extra, default=None)
 
     def numbers(self, path: str) -> dict[str, str] | None:
-        """Return the number of each letter where ``path`` is of this row, else None."""
+        """Return the number of each letter if ``path`` belongs to this row, else None."""
         found = _path_pattern(self.ours).fullmatch(path)
         return None if found is None else found.groupdict()
 
     def keys(self, numbers: Mapping[str, str], shape: tuple[int, ...]) -> list[str]:
-        """Return their keys for our parameter of this shape: one, or one for each place on its first axis."""
+        """Return their keys for our parameter of this shape: one, or one for each index of its first axis."""
         if self.stacked is None:
             return [self.theirs.format(**numbers)]
         return [self.theirs.format(**numbers, **{self.stacked: n}) for n in range(shape[0])]
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of each of theirs for a shape of ours."""
+        """Return the shape of each of their tensors for a shape of ours."""
         return self.transform.their_shape(shape if self.stacked is None else shape[1:])
 
     def read(self, theirs: Sequence[Any], index: Index) -> np.ndarray:
@@ -123,7 +123,7 @@ class Rule:
         return np.stack([self.transform.read(each, index[1:]) for each in theirs[index[0]]])
 
     def to_theirs(self, ours: Any) -> list[Any]:
-        """Return theirs, in the order of :meth:`keys`."""
+        """Return their tensors, in the order of :meth:`keys`."""
         return [self.transform.to_theirs(each) for each in ([ours] if self.stacked is None else ours)]
 
 
@@ -144,7 +144,7 @@ class Copy:
 
 
 def find_rule(rules: Iterable[Rule], path: str, shape: tuple[int, ...]) -> tuple[Rule, list[str]] | None:
-    """Return the row of one of our paths, and their keys for it; None where the table has no row."""
+    """Return the row of one of our paths, and their keys for it; None if the table has no row."""
     for rule in rules:
         if (numbers := rule.numbers(path)) is not None:
             return rule, rule.keys(numbers, shape)
@@ -169,7 +169,7 @@ def flatten(state: Any) -> dict[str, Any]:
 
 
 def unstack(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {dotted path: array} with the arrays of scanned blocks (layers/blocks.py) under the paths of a list."""
+    """Return {dotted path: array} with the arrays of scanned blocks (layers/blocks.py) cut into those of each block."""
     kinds: dict[str, int] = {}
     for path in flat:
         if found := _SCANNED.fullmatch(path):

@@ -1,4 +1,4 @@
-"""From a folder to a model: every key matched with a parameter, every tensor read once, straight to its devices."""
+"""Makes a model from a folder: matches every key with a parameter, and reads every tensor once, onto its devices."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -46,14 +46,14 @@ def load(
     """Return the model of a Hugging Face folder or Hub id as ``model_class``, in evaluation mode.
 
     dtype None: float32 in memory and in computation, and :func:`save` writes the checkpoint's own dtype
-    again. A given dtype holds for the parameters and the computation, and is what :func:`save` writes.
-    mesh: each parameter goes straight to the devices that hold its parts. config: what to build; None: the
-    configuration that config.json describes.
+    again. A given dtype holds for the parameters and the computation, and :func:`save` writes it.
+    mesh: each part of each parameter is read directly onto its device. config: the configuration to build; None: the
+    one that config.json describes.
 
-    Loading is strict, save for what is named: parameters of ours that match ``fresh`` (such as "classifier.*") are
+    Loading is strict, with two exceptions: parameters of ours that match ``fresh`` (such as "classifier.*") are
     initialised with ``rngs`` (default: ``nnx.Rngs(0)``) instead of read, and keys of theirs that match ``ignore``
-    (such as "cls.*") are passed over. So a new head fits on an old trunk. A folder of a bare trunk, such as LlamaModel,
-    is read in the same way. An array with NaN or infinity is an error, unless ``allow_nonfinite``. Raises
+    (such as "cls.*") are skipped. Use them to put a new head on a trained trunk, or to load a folder without a head,
+    such as that of a LlamaModel. An array with NaN or infinity is an error, unless ``allow_nonfinite``. Raises
     CheckpointError or ConfigError.
     """
     cls: Any = model_class
@@ -68,7 +68,7 @@ def load(
     if names and not (cls.recognises(fields) or fresh or ignore):
         raise ConfigError(
             f"{folder} holds {', '.join(names)}; {cls.__name__} reads {', '.join(cls.architectures)}. To load what "
-            "they share, name the parameters to initialise in fresh=(...) and the keys to pass over in ignore=(...)"
+            "they share, name the parameters to initialise in fresh=(...) and the keys to skip in ignore=(...)"
         )
     compute = _float_dtype(jnp.float32 if dtype is None else dtype)
 
@@ -111,11 +111,11 @@ def _float_dtype(dtype: Any) -> np.dtype:
 def _describe(
     model_class: Any, fields: Mapping[str, Any], config: Any, dtype: np.dtype, num_tensors: int
 ) -> tuple[Any, Any]:
-    """Return the configuration and its model without memory. Raises ConfigError, CheckpointError."""
+    """Return the configuration, and its model with shapes instead of arrays. Raises ConfigError, CheckpointError."""
     try:
         config = model_class.Config.from_hf(fields) if config is None else config
         layers = getattr(config, "num_layers", 0)
-        if layers > num_tensors:  # each layer holds one at least; to build that many may never end
+        if layers > num_tensors:  # each layer has at least one; building so many may never end
             raise CheckpointError(
                 f"config.json asks for {layers:,} layers, the weights are {num_tensors:,} tensors: one of the two "
                 "files is not of this checkpoint. Download both again"
@@ -136,20 +136,20 @@ def _match(
     ignore: Sequence[str],
     prefix: str,
 ) -> dict[str, Source]:
-    """Return {our path: where it comes from}, without what is fresh. One CheckpointError tells all that is wrong.
+    """Return {our path: where it comes from} without fresh parameters. One CheckpointError lists all that is wrong.
 
-    ``prefix`` is what the keys of a trunk lack; "" for a whole model.
+    ``prefix`` is the text that the keys of a bare trunk lack; "" for a whole model.
     """
-    if idle := unmatched(fresh, targets):
+    if unused := unmatched(fresh, targets):
         raise ConfigError(
-            f"fresh={', '.join(idle)} matches no parameter of {model_class.__name__}; its parameters are: "
+            f"fresh={', '.join(unused)} matches no parameter of {model_class.__name__}; its parameters are: "
             + ", ".join(sorted({path.partition(".")[0] + ".*" for path in targets}))
         )
     rows = model_class.rules(config)
     rules, copies = [r for r in rows if isinstance(r, Rule)], {r.theirs: r.of for r in rows if isinstance(r, Copy)}
     spelled = {model_class.rename(key if key.startswith(prefix) else prefix + key): key for key in files}
     plan: dict[str, Source] = {}
-    passed = {key for key in spelled if matches(key, *ignore, *model_class.unread) or matches(spelled[key], *ignore)}
+    skipped = {key for key in spelled if matches(key, *ignore, *model_class.unread) or matches(spelled[key], *ignore)}
     unfilled, wrong = [], []
     for path, target in targets.items():
         found = find_rule(rules, path, target.shape)
@@ -157,7 +157,7 @@ def _match(
             raise ConfigError(f"the key table of {model_class.__name__} has no row for its parameter {path}")
         rule, keys = found
         if matches(path, *fresh):
-            passed.update(keys)
+            skipped.update(keys)
             continue
         if absent := [key for key in keys if key not in spelled]:
             unfilled += [f"{key} (for {path})" for key in absent]
@@ -173,7 +173,7 @@ def _match(
     used = {key for source in plan.values() for key in source.keys}
     unknown = []
     for key, stored in spelled.items():
-        if stored in used or key in passed or any(re.fullmatch(pattern, key) for pattern in model_class.buffers):
+        if stored in used or key in skipped or any(re.fullmatch(pattern, key) for pattern in model_class.buffers):
             continue
         if key not in copies:
             unknown.append(stored)
@@ -183,7 +183,7 @@ def _match(
         f"{title}:\n  " + "\n  ".join(sorted(lines))
         for title, lines in (
             ("missing in the file (fresh=(...) names parameters to initialise instead)", unfilled),
-            ("in the file but not in the model (ignore=(...) names keys to pass over)", unknown),
+            ("in the file but not in the model (ignore=(...) names keys to skip)", unknown),
             ("of the wrong shape, dtype or value", wrong),
         )
         if lines
@@ -199,7 +199,7 @@ def _match(
 def _place(
     source: Source, theirs: Sequence[Any], shape: tuple[int, ...], dtype: Any, sharding: Any, allow_nonfinite: bool
 ) -> jax.Array:
-    """Return our array, read once from the file, as one array or each part on its devices."""
+    """Return our array, read once from the file: whole, or with a sharding each part directly onto its devices."""
     parts: dict[Any, np.ndarray] = {}
 
     def read(index: Index | None) -> np.ndarray:
@@ -211,7 +211,7 @@ def _place(
             parts[key] = block.astype(dtype, order="C")
             if not allow_nonfinite and not np.isfinite(parts[key]).all():
                 raise CheckpointError(
-                    f"{', '.join(source.keys)} holds NaN or infinity, of which a model computes nothing but NaN: take "
+                    f"{', '.join(source.keys)} holds NaN or infinity, and a model would compute only NaN with it: take "
                     "an earlier checkpoint, or allow it: allow_nonfinite=True, `scratch generate --allow-nonfinite`"
                 )
         return parts[key]
@@ -232,7 +232,7 @@ def _initialise(
     places: "Mapping[str, NamedSharding]",
     rngs: nnx.Rngs,
 ) -> dict[str, jax.Array]:
-    """Return the initial values of some parameters; the compiler leaves the others of the model out."""
+    """Return the initial values of some parameters. The compiler removes the computation of all others."""
 
     def create(key: jax.Array) -> dict[str, jax.Array]:
         model = model_class(config, dtype=dtype, rngs=nnx.Rngs(key))

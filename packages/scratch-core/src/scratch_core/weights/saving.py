@@ -1,4 +1,4 @@
-"""From a model to a folder that Hugging Face's libraries read; files appear whole or not at all."""
+"""Writes a model to a folder that Hugging Face's libraries read. Files appear whole or not at all."""
 
 import json
 import os
@@ -23,20 +23,20 @@ from scratch_core.weights.key_table import Rule, find_rule, flatten, is_learned,
 
 SHARD_BYTES = 5_000_000_000
 SAVING = ".saving-"
-"""How the name of the folder begins in which files are written before they appear."""
+"""The start of the name of the temporary folder in which files are written first."""
 
 
 def save(model: Any, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Write config.json and model.safetensors, or shards of at most ``shard_bytes`` with an index.
 
-    Files appear whole or not at all; the config comes last. Other files in the folder stay. With several processes
-    each calls this, and the first alone writes.
-    Raises CheckpointError if the folder cannot be written, and for a model with LoRA adapters that are not merged.
+    Files appear whole or not at all; the config comes last. Other files in the folder stay. With several processes,
+    each must call this, and only the first writes. Raises CheckpointError if the folder cannot be written, and for a
+    model with LoRA adapters that are not merged.
     """
     if adapted := [path for path, _ in nnx.to_flat_state(nnx.state(model, LoRAParam))]:
         raise CheckpointError(
-            f"{'.'.join(map(str, adapted[0][:-1]))} has a LoRA adapter, which the base's files have no place for: save "
-            "merge_lora(model), or the adapters alone with save_lora(model, folder)"
+            f"{'.'.join(map(str, adapted[0][:-1]))} has a LoRA adapter, for which the base's files have no place: save "
+            "merge_lora(model), or only the adapters with save_lora(model, folder)"
         )
     folder = Path(folder)
     tensors = to_hf(model)
@@ -50,7 +50,7 @@ def save(model: Any, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> N
     )
     dtype = model.checkpoint_dtype or str(next(iter(tensors.values())).dtype)
     fields = model.config.to_hf()
-    if "model_type" in fields:  # else an older layout than Hugging Face's, whose readers refuse fields that they lack
+    if "model_type" in fields:  # not in layouts older than Hugging Face's: their readers refuse unknown fields
         fields = {"architectures": [model.architectures[0]], "torch_dtype": dtype, **fields}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def save(model: Any, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> N
                 _write_json(temporary / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
                 written.append(INDEX)
             _write_json(temporary / "config.json", fields)
-            for name in names:  # safetensors makes its files readable by their owner alone, whatever the umask
+            for name in names:  # safetensors ignores the umask and makes its files readable only by their owner
                 shutil.copymode(temporary / "config.json", temporary / name)
             for name in (*written, "config.json"):
                 os.replace(temporary / name, folder / name)
@@ -83,11 +83,11 @@ def save(model: Any, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> N
 def to_hf(model: Any, state: Any = None) -> dict[str, np.ndarray]:
     """Return {their key: array} of the model's parameters and running statistics, in the dtype that save writes.
 
-    LoRA adapters are not among them: what is returned is the base that they stand beside.
+    LoRA adapters are left out: the parameters of their base model are returned.
 
-    ``state``: any state or tree of the parameters' structure, such as gradients, is renamed and laid out
-    likewise, keeping its dtypes; just the keys it holds are returned. Raises CheckpointError if the key
-    table has no row for one of them.
+    ``state``: a state or tree of the parameters' structure, such as gradients, is renamed and laid out in the same way
+    and keeps its dtypes. Only the keys that it holds are returned. Raises CheckpointError if the key table has no row
+    for one of them.
     """
     rules = [rule for rule in model.rules(model.config) if isinstance(rule, Rule)]
     ours = unstack(flatten(nnx.state(model, is_learned) if state is None else state))
