@@ -15,7 +15,8 @@ $$ a_{nts} = q_{nt} \cdot k_{ns} + B_{b(s - t),\, n} \tag{4} $$
 All layers of a stack share B, which `position_bias.py` computes. $\mathrm{FF}(x) = W_d f(W_u x)$ in v1.0, and
 $W_d (f(W_g x) \odot W_u x)$ in v1.1.
 
-Shapes: B batch, S source positions, T target positions, D model width, N heads, H head width, V vocabulary.
+Shapes: B batch, S source positions, T target positions, U target positions that are read (T without a cache), D model
+width, N heads, H head width, V vocabulary.
 """
 
 import dataclasses
@@ -142,16 +143,16 @@ class DecoderLayer(nnx.Module):
         the stack's.
         """
         normed_BTD = self.attention_norm(x_BTD)
-        key_BTNH, value_BTNH = self.attention.read(normed_BTD)
+        key_BUNH, value_BUNH = self.attention.read(normed_BTD)
         if cache is None:
-            key_positions_BT = positions_BT
+            key_positions_BU = positions_BT
             source_key, source_value = self.cross_attention.read(encoded_BSD)
         else:
-            key_BTNH, value_BTNH, key_positions_BT, target = cache.target.append(key_BTNH, value_BTNH, positions_BT)
+            key_BUNH, value_BUNH, key_positions_BU, target = cache.target.append(key_BUNH, value_BUNH, positions_BT)
             source_key, source_value = cache.key_BNSH.transpose(0, 2, 1, 3), cache.value_BNHS.transpose(0, 3, 1, 2)
             cache = dataclasses.replace(cache, target=target)
-        mask, bias = causal_mask(positions_BT, key_positions_BT), position_bias(positions_BT, key_positions_BT)
-        attended_BTD = self.attention(normed_BTD, key_BTNH, value_BTNH, mask, bias)
+        mask, bias = causal_mask(positions_BT, key_positions_BU), position_bias(positions_BT, key_positions_BU)
+        attended_BTD = self.attention(normed_BTD, key_BUNH, value_BUNH, mask, bias)
         x_BTD = add(x_BTD, self.dropout(attended_BTD))  # eq. 1
         read_BTD = self.cross_attention(self.cross_attention_norm(x_BTD), source_key, source_value, source_mask)
         x_BTD = add(x_BTD, self.dropout(read_BTD))  # eq. 2
