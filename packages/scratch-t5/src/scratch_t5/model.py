@@ -15,7 +15,8 @@ $$ a_{nts} = q_{nt} \cdot k_{ns} + B_{b(s - t),\, n} \tag{4} $$
 All layers of a stack share B, which `position_bias.py` computes. $\mathrm{FF}(x) = W_d f(W_u x)$ in v1.0, and
 $W_d (f(W_g x) \odot W_u x)$ in v1.1.
 
-Shapes: B batch, S source positions, T target positions, D model width, N heads, H head width, V vocabulary.
+Shapes: B batch, S source positions, T target positions, U target positions that are read (T without a cache), D model
+width, N heads, H head width, V vocabulary.
 """
 
 import dataclasses
@@ -36,9 +37,11 @@ from scratch_core.layers import (
     gelu,
     padding_mask,
     positions_from_mask,
+    run_blocks,
     tied_logits,
 )
 from scratch_core.losses import sequence_to_sequence_loss, shifted_right
+from scratch_core.parallel import constrain
 from scratch_core.pretrained import PretrainedModel
 
 from scratch_t5 import convert
@@ -126,24 +129,48 @@ class DecoderLayer(nnx.Module):
         self.feed_forward = FeedForward(config, dtype=dtype, rngs=rngs)
         self.dropout = dropout(config.dropout, rngs)
 
-    def __call__(self, x_BTD, positions_BT, memory, memory_mask, position_bias, cache=None):
+    def init_cache(self, encoded_BSD: jax.Array, capacity: int) -> "LayerCache":
+        """Return the cache to write up to ``capacity`` tokens for the sources that the encoder has read."""
+        key_BSNH, value_BSNH = self.cross_attention.read(encoded_BSD)
+        B, _, N, H = key_BSNH.shape
+        target = KeyValueCache.empty(B, capacity, N, H, key_BSNH.dtype)
+        return LayerCache(target, key_BSNH.transpose(0, 2, 1, 3), value_BSNH.transpose(0, 2, 3, 1))
+
+    def __call__(self, x_BTD, positions_BT, encoded_BSD, source_mask, position_bias, cache=None):
         """Return y_BTD, and the cache with these T tokens appended (None without one).
 
-        ``memory`` is the encoder's key_BNSH and value_BNHS for this layer; ``position_bias`` is the stack's.
+        encoded_BSD is the encoder's output, None with a cache, which holds its keys and values. ``position_bias`` is
+        the stack's.
         """
         normed_BTD = self.attention_norm(x_BTD)
-        key_BSNH, value_BSNH = self.attention.read(normed_BTD)
-        key_positions_BS = positions_BT
-        if cache is not None:
-            key_BSNH, value_BSNH, key_positions_BS, cache = cache.append(key_BSNH, value_BSNH, positions_BT)
-        mask = causal_mask(positions_BT, key_positions_BS)
-        bias = position_bias(positions_BT, key_positions_BS)
-        attended_BTD = self.attention(normed_BTD, key_BSNH, value_BSNH, mask, bias)
+        key_BUNH, value_BUNH = self.attention.read(normed_BTD)
+        if cache is None:
+            key_positions_BU = positions_BT
+            source_key, source_value = self.cross_attention.read(encoded_BSD)
+        else:
+            key_BUNH, value_BUNH, key_positions_BU, target = cache.target.append(key_BUNH, value_BUNH, positions_BT)
+            source_key, source_value = cache.key_BNSH.transpose(0, 2, 1, 3), cache.value_BNHS.transpose(0, 3, 1, 2)
+            cache = dataclasses.replace(cache, target=target)
+        mask, bias = causal_mask(positions_BT, key_positions_BU), position_bias(positions_BT, key_positions_BU)
+        attended_BTD = self.attention(normed_BTD, key_BUNH, value_BUNH, mask, bias)
         x_BTD = add(x_BTD, self.dropout(attended_BTD))  # eq. 1
-        memory_key, memory_value = memory[0].transpose(0, 2, 1, 3), memory[1].transpose(0, 3, 1, 2)
-        read_BTD = self.cross_attention(self.cross_attention_norm(x_BTD), memory_key, memory_value, memory_mask)
+        read_BTD = self.cross_attention(self.cross_attention_norm(x_BTD), source_key, source_value, source_mask)
         x_BTD = add(x_BTD, self.dropout(read_BTD))  # eq. 2
         return add(x_BTD, self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))), cache  # eq. 3
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["target", "key_BNSH", "value_BNHS"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class LayerCache:
+    """What decoding keeps for a layer: the target's keys and values so far, and the source's, computed once.
+
+    The source's are in the order in which XLA's CPU compiler multiplies them: of any other it makes a copy for every
+    token.
+    """
+
+    target: KeyValueCache
+    key_BNSH: jax.Array
+    value_BNHS: jax.Array
 
 
 class Encoder(nnx.Module):
@@ -155,12 +182,15 @@ class Encoder(nnx.Module):
         self.norm = RMSNorm(config.d_model, epsilon=config.norm_epsilon)
         self.dropout = dropout(config.dropout, rngs)
 
-    def __call__(self, x_BSD: jax.Array, mask_BS: jax.Array) -> jax.Array:
-        """Return the normalised output, x_BSD."""
+    def __call__(self, x_BSD: jax.Array, mask_BS: jax.Array, run: Any) -> jax.Array:
+        """Return the normalised output, x_BSD; ``run`` is `run_blocks`."""
         x_BSD, places = self.dropout(x_BSD), jnp.arange(x_BSD.shape[1])[None]
-        bias = self.position_bias(places, places)
-        for layer in self.layers:
-            x_BSD = layer(x_BSD, padding_mask(mask_BS), bias)
+        mask, bias = padding_mask(mask_BS), self.position_bias(places, places)
+
+        def call(layer, x_BSD, cache):
+            return layer(x_BSD, mask, bias), cache
+
+        x_BSD, _ = run(self.layers, call, x_BSD, [None] * len(self.layers))
         return self.dropout(self.norm(x_BSD))
 
 
@@ -173,32 +203,27 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(config.d_model, epsilon=config.norm_epsilon)
         self.dropout = dropout(config.dropout, rngs)
 
-    def memories(self, encoded_BSD: jax.Array) -> tuple[tuple[jax.Array, jax.Array], ...]:
-        """Return for each layer the key_BNSH and value_BNHS of its cross-attention, which no later token changes.
+    def __call__(self, x_BTD, positions_BT, encoded_BSD, source_mask_BS, caches, run) -> tuple[jax.Array, tuple]:
+        """Return the normalised output x_BTD, and each layer's cache after these T tokens (None without one).
 
-        This is the order in which XLA's CPU compiler multiplies them: of any other it makes a copy for every token.
+        encoded_BSD is the encoder's output, or None with caches; ``run`` is `run_blocks`.
         """
-        read = [layer.cross_attention.read(encoded_BSD) for layer in self.layers]
-        return tuple((key.transpose(0, 2, 1, 3), value.transpose(0, 2, 3, 1)) for key, value in read)
+        source_mask = padding_mask(source_mask_BS)
 
-    def __call__(self, x_BTD, positions_BT, memories, memory_mask_BS, caches) -> tuple[jax.Array, tuple[Any, ...]]:
-        """Return the normalised output x_BTD, and each layer's cache after these T tokens (None without one)."""
-        x_BTD, after = self.dropout(x_BTD), []
-        memory_mask = padding_mask(memory_mask_BS)
-        for layer, memory, cache in zip(self.layers, memories, caches, strict=True):
-            x_BTD, cache = layer(x_BTD, positions_BT, memory, memory_mask, self.position_bias, cache)
-            after.append(cache)
-        return self.dropout(self.norm(x_BTD)), tuple(after)
+        def call(layer, x_BTD, cache):
+            return layer(x_BTD, positions_BT, encoded_BSD, source_mask, self.position_bias, cache)
+
+        x_BTD, caches = run(self.layers, call, self.dropout(x_BTD), caches)
+        return self.dropout(self.norm(x_BTD)), caches
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["decoder", "memories", "memory_mask_BS"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["decoder", "source_mask_BS"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class T5Cache:
-    """What decoding keeps: the decoder's own cache, and the keys and values of the source, computed once."""
+    """What decoding keeps: the decoder's own cache, and which tokens of the source are real."""
 
     decoder: DecoderCache
-    memories: tuple[tuple[jax.Array, jax.Array], ...]
-    memory_mask_BS: jax.Array
+    source_mask_BS: jax.Array
 
 
 class T5(PretrainedModel):
@@ -210,6 +235,10 @@ class T5(PretrainedModel):
     # Files of v1.0 hold a table for the first cross-attention, which no version of the model reads.
     buffers = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
     rules = staticmethod(convert.rules)
+    remat_layers: bool = False
+    """Keep only each layer's input for the backward pass, and compute the layer again there."""
+    mesh: Any = None
+    """Set by :func:`scratch_core.parallel.use_mesh`: what the layers read and write is split by its batch alone."""
 
     def __init__(self, config: T5Config, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         self.config = config
@@ -234,21 +263,20 @@ class T5(PretrainedModel):
     def encode(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
         """Return the encoder's output after its norm, x_BSD."""
         mask_BS = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
-        return self.encoder(self.embedding(input_ids), mask_BS)
+        return self.encoder(constrain(self.embedding(input_ids), self.mesh), mask_BS, self._run)
 
     def hidden(self, input_ids, decoder_input_ids, attention_mask=None, decoder_attention_mask=None) -> jax.Array:
         """Return the decoder's output after its norm, x_BTD; arguments as for the call."""
         mask_BS = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
         mask_BT = jnp.ones_like(decoder_input_ids) if decoder_attention_mask is None else decoder_attention_mask
-        memories = self.decoder.memories(self.encode(input_ids, attention_mask))
-        x_BTD, _ = self.decoder(
-            self.embedding(decoder_input_ids),
-            positions_from_mask(mask_BT),
-            memories,
-            mask_BS,
-            [None] * self.config.num_decoder_layers,
-        )
+        encoded_BSD, caches = self.encode(input_ids, attention_mask), [None] * self.config.num_decoder_layers
+        x_BTD = constrain(self.embedding(decoder_input_ids), self.mesh)
+        x_BTD, _ = self.decoder(x_BTD, positions_from_mask(mask_BT), encoded_BSD, mask_BS, caches, self._run)
         return x_BTD
+
+    @property
+    def _run(self) -> Any:
+        return partial(run_blocks, remat=self.remat_layers, mesh=self.mesh)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Return the head's logits_BTV, float32, for the decoder's output; a tied head reads the embedding itself."""
@@ -272,13 +300,10 @@ class T5(PretrainedModel):
 
     def init_cache(self, input_ids: jax.Array, attention_mask: jax.Array | None, capacity: int) -> T5Cache:
         """Return the cache to write up to ``capacity`` tokens, the start token included, for sources int [B, S]."""
-        B, N, H = input_ids.shape[0], self.config.num_heads, self.config.head_dim
-        layers = tuple(
-            KeyValueCache.empty(B, capacity, N, H, self.dtype) for _ in range(self.config.num_decoder_layers)
-        )
         mask_BS = jnp.ones_like(input_ids) if attention_mask is None else attention_mask
-        memories = self.decoder.memories(self.encode(input_ids, attention_mask))
-        return T5Cache(DecoderCache.empty(B, layers, capacity), memories, mask_BS)
+        encoded_BSD = self.encode(input_ids, attention_mask)
+        layers = tuple(layer.init_cache(encoded_BSD, capacity) for layer in self.decoder.layers)
+        return T5Cache(DecoderCache.empty(input_ids.shape[0], layers, capacity), mask_BS)
 
     def decode(
         self, input_ids: jax.Array, cache: T5Cache, attention_mask: jax.Array | None = None
@@ -292,9 +317,8 @@ class T5(PretrainedModel):
         held = cache.decoder
         held.check_room(mask_BT)
         positions_BT = positions_from_mask(mask_BT, held.length_B)
-        x_BTD, layers = self.decoder(
-            self.embedding(input_ids), positions_BT, cache.memories, cache.memory_mask_BS, held.layers
-        )
+        x_BTD = self.embedding(input_ids)
+        x_BTD, layers = self.decoder(x_BTD, positions_BT, None, cache.source_mask_BS, held.layers, self._run)
         length_B = jnp.maximum(held.length_B, positions_BT.max(axis=1) + 1)
         after = dataclasses.replace(cache, decoder=DecoderCache(layers, length_B, held.capacity))
         return self.logits(x_BTD), after

@@ -60,15 +60,31 @@ class ScannedBlocks(nnx.Module):
 
 
 def scan_layers(model: Any) -> None:
-    """Make ``model.layers`` scanned, in place. Raises ConfigError as :class:`ScannedBlocks` does."""
-    if not isinstance(model.layers, ScannedBlocks):
-        model.layers = ScannedBlocks(model.layers)
+    """Make every stack of a model scanned, in place: its own ``layers``, or those of each module that has some.
+
+    Raises ConfigError, and changes nothing, if there is no stack, or if one cannot be scanned; see
+    :class:`ScannedBlocks`.
+    """
+    stacks = _stacks(model)
+    if not stacks:
+        raise ConfigError(f"a {type(model).__name__} has no stack of layers to scan: run it as it is")
+    scanned = [
+        stack.layers if isinstance(stack.layers, ScannedBlocks) else ScannedBlocks(stack.layers) for stack in stacks
+    ]
+    for stack, layers in zip(stacks, scanned, strict=True):
+        stack.layers = layers
 
 
 def unscan_layers(model: Any) -> None:
-    """Make ``model.layers`` a list of blocks again, in place."""
-    if isinstance(model.layers, ScannedBlocks):
-        model.layers = nnx.List(list(model.layers))
+    """Make every scanned stack of a model a list of blocks again, in place."""
+    for stack in _stacks(model):
+        if isinstance(stack.layers, ScannedBlocks):
+            stack.layers = nnx.List(list(stack.layers))
+
+
+def _stacks(model: Any) -> list[Any]:
+    """Return the modules that have ``layers``, without those inside of other layers."""
+    return [module for path, module in nnx.iter_modules(model) if hasattr(module, "layers") and "layers" not in path]
 
 
 def run_blocks(
