@@ -4,8 +4,9 @@
 names the parameter, the values that it may have, and the value that it has.
 """
 
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,7 +14,7 @@ from sklearn.metrics import get_scorer_names
 from sklearn.utils import check_scalar
 from sklearn.utils._param_validation import Hidden, Interval, StrOptions
 
-Constraints: TypeAlias = dict[str, list[Any]]
+Constraints: TypeAlias = Mapping[str, Sequence[object]]
 
 FLAG = ["boolean"]
 COUNT = [Interval(Integral, 1, None, closed="left")]

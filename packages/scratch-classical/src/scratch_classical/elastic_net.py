@@ -11,7 +11,7 @@ Shapes: I samples, D features, K outputs.
 """
 
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -131,8 +131,8 @@ class ElasticNet(LinearPredictor):
         check_input: False skips the checks. X must then be a float32 or float64 array or sparse matrix.
         """
         self._validate_params()
-        given: Any = X, y, sample_weight
-        X, y, sample_weight = self._validated_fit(*given) if check_input else given
+        checked = self._validated_fit(X, y, sample_weight) if check_input else (X, y, sample_weight)
+        X, y, sample_weight = cast("tuple[Matrix, np.ndarray, np.ndarray | None]", checked)
         if X.shape[0] < X.shape[1]:
             X = dense(X)
         K, num_features, dtype = (1 if y.ndim == 1 else y.shape[1]), X.shape[1], np.dtype(X.dtype)

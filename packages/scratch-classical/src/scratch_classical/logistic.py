@@ -5,7 +5,7 @@ Shapes: I samples, D features, K classes.
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -66,7 +66,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
 
     n_features_in_: int
     classes_: np.ndarray
-    coef_: Any  # an array, or after sparsify() a sparse matrix
+    coef_: np.ndarray | sparse.csr_matrix  # an array, or after sparsify() a sparse matrix
     intercept_: np.ndarray
     penalty: str | None
     solver: str

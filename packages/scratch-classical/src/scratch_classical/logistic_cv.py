@@ -18,7 +18,7 @@ from .logistic_data import LogisticFit
 from .routing import CrossValidated, Routed
 
 
-def _given_classes(scorer: Any, classes: np.ndarray) -> Any:
+def _given_classes(scorer: Any, classes: np.ndarray) -> Callable[..., float]:
     """Return the scorer with the classes as the ``labels`` of its metric, if it takes them: a fold may lack a class."""
     metric = getattr(scorer, "_score_func", None)
     accepted = signature(metric).parameters if metric is not None else {}
@@ -101,7 +101,7 @@ class LogisticRegressionCV(CrossValidated, LinearClassifier):
     __metadata_request__score: ClassVar = {"sample_weight": UNUSED}
 
     def fit(
-        self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: Any
+        self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: object
     ) -> "LogisticRegressionCV":
         """Choose C by cross-validation, then fit to all of X [I, D] and labels y [I].
 
@@ -158,7 +158,7 @@ class LogisticRegressionCV(CrossValidated, LinearClassifier):
         self._store(Cs, ratios_L, float(C), float(ratio), thetas.astype(np.float64), scores, counts)
         return self
 
-    def score(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: Any) -> float:
+    def score(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: object) -> float:
         """Return the score by ``scoring`` on X [I, D] and labels y [I]; ``params`` as in :meth:`fit`."""
         routed = self._route("score", sample_weight, params)
         return self._scorer()(self, X, y, **routed.score)

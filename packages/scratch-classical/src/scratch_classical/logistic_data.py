@@ -50,7 +50,6 @@ class LogisticData:
         sample = X[:: self.stride]
         self.sample = sample if is_on_device(X) else pad(np.asarray(sample), bucket(len(sample), 64), width)
         self.theta_KE = np.zeros((num_rows, width + 1), self.dtype)
-        self.centred = False
 
     def start(self, coef_KD: np.ndarray, intercept_K: np.ndarray) -> None:
         """Start from given coefficients."""
@@ -71,9 +70,9 @@ class LogisticData:
         """Return ``tol`` in the precision of the data, or where it is below rounding, that."""
         return self.dtype.type(max(tol, 4 * np.finfo(self.dtype).eps))
 
-    def _result(self, minimum: Minimum) -> LogisticFit:
+    def _result(self, minimum: Minimum, centred: bool = False) -> LogisticFit:
         theta = np.array(minimum.theta)
-        if self.centred:
+        if centred:
             theta -= theta.mean(-2, keepdims=True)
         intercept = theta[..., -1] if self.scaling is None else theta[..., self.num_features] * self.scaling
         coef = theta[..., : self.num_features].copy()  # of our own, so that it may be written to
@@ -87,13 +86,13 @@ class LogisticData:
         Without a penalty, adding one vector to the coefficients of every class changes no probability. The minimiser
         returned is the symmetric one, whose sum over the classes is zero.
         """
-        self.centred = np.isinf(C) and len(self.theta_KE) > 1
         number = self.dtype.type
         return self._result(
             minimise(
                 self._problem(weight_I), self.theta_KE, number(C), number(l1_ratio), self._tol(tol),
                 np.int32(max_iter), intercept=self.intercept, method=self._method(solver, l1_ratio),
-            )
+            ),
+            centred=bool(np.isinf(C)) and len(self.theta_KE) > 1,
         )  # fmt: skip
 
     def fit_path(

@@ -11,7 +11,7 @@ Shapes: I samples, Q queries, D features, K neighbours.
 import warnings
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .arrays import Array, Matrix, MatrixLike, dense, is_on_device, validated_queries, validated_samples
 from .constraints import COUNT, JOBS, POSITIVE_OR_INFINITE, Constraints, one_of
-from .given_distances import checked, nearest_of, refuse_formats_without_zeros
+from .given_distances import Distances, checked, nearest_of, refuse_formats_without_zeros
 from .neighbor_search import Index
 
 _METRICS = {"euclidean": 2.0, "l2": 2.0, "manhattan": 1.0, "cityblock": 1.0, "l1": 1.0, "chebyshev": np.inf,
@@ -54,7 +54,7 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
         leaf_size: int = 30,
         p: float = 2,
         metric: str = "minkowski",
-        metric_params: dict[str, Any] | None = None,
+        metric_params: dict[str, ArrayLike] | None = None,
         n_jobs: int | None = None,
     ) -> None:
         self.n_neighbors = n_neighbors
@@ -84,7 +84,7 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
                     SyntaxWarning,
                     stacklevel=3,
                 )
-            p = float(params.pop("p", self.p))
+            p = float(np.asarray(params.pop("p", self.p)))
             if not p > 0:
                 raise ValueError(f"p={p} must be positive")
             named = {1.0: "manhattan", 2.0: "euclidean", np.inf: "chebyshev"}
@@ -104,7 +104,7 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
             points = stack([_normalised(X), zero.astype(X.dtype)], axis=1)
         self._index = Index(points, p, None if weight is None else np.asarray(weight, np.float64))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {k: v for k, v in super().__getstate__().items() if k != "_index"}
 
     def _ready_index(self) -> Index | None:
@@ -155,7 +155,7 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
             indices = indices[~itself].reshape(len(indices), count)
         return distances, indices
 
-    def _validated(self, X: MatrixLike) -> Matrix:
+    def _validated(self, X: MatrixLike) -> Distances:
         """Return validated queries: dense features, or distances to the samples."""
         if self.metric != "precomputed":
             return dense(validated_queries(self, X))

@@ -5,7 +5,6 @@ Shapes: D features, K outputs.
 
 import warnings
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -13,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from .coordinate_descent import descend
 from .moments import Moments
+from .objective import LinearSolution
 
 
 def solve_nonnegative(gram_DD: np.ndarray, cross_D: np.ndarray, start_D: np.ndarray, eps: float) -> np.ndarray:
@@ -64,8 +64,8 @@ def solve_nonnegative(gram_DD: np.ndarray, cross_D: np.ndarray, start_D: np.ndar
     return w * inverse_D
 
 
-def fit_nonnegative(m: Moments, alpha: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Return (coef [D, K], intercept [K]) of eq. 1 of :mod:`.least_squares` with no coefficient below zero."""
+def fit_nonnegative(m: Moments, alpha: np.ndarray) -> LinearSolution:
+    """Minimise eq. 1 of :mod:`.least_squares` with no coefficient below zero; coef is [D, K]."""
     dtype = m.gram.dtype
     eps = float(np.finfo(dtype).eps)
     gram_DD = np.asarray(m.gram, np.float64)
@@ -76,4 +76,4 @@ def fit_nonnegative(m: Moments, alpha: np.ndarray) -> tuple[jax.Array, jax.Array
         penalised_DD = gram_DD + a * np.eye(len(gram_DD))
         solved.append(solve_nonnegative(penalised_DD, *(np.asarray(v, np.float64) for v in (cross_D, near_D)), eps))
     coef_DK = jnp.asarray(np.stack(solved, axis=1), dtype)
-    return coef_DK, m.mean_y - m.mean_x @ coef_DK
+    return LinearSolution(coef_DK, m.mean_y - m.mean_x @ coef_DK)

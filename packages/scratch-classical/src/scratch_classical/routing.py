@@ -4,7 +4,8 @@ Source: https://scikit-learn.org/stable/metadata_routing.html. With routing disa
 gets ``sample_weight`` and the splitter nothing; any other argument is an error.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,10 +21,10 @@ from .arrays import CrossValidator
 class Routed(NamedTuple):
     """The arguments for the splitter's ``split`` and for the scorer."""
 
-    split: dict[str, Any]
-    score: dict[str, Any]
+    split: dict[str, object]
+    score: dict[str, object]
 
-    def of(self, X: np.ndarray, picked: np.ndarray) -> dict[str, Any]:
+    def of(self, X: np.ndarray, picked: np.ndarray) -> dict[str, object]:
         """Return the scorer's arguments for some of the samples."""
         return _check_method_params(X, self.score, indices=picked)
 
@@ -33,7 +34,7 @@ class CrossValidated(BaseEstimator):
 
     cv: CrossValidator
 
-    def _scorer(self) -> Any:
+    def _scorer(self) -> Callable[..., float] | None:
         """Return the scorer; None for an estimator that has none."""
         return None
 
@@ -47,7 +48,7 @@ class CrossValidated(BaseEstimator):
             router.add(scorer=scorer, method_mapping=calls)
         return router
 
-    def _route(self, method: str, sample_weight: ArrayLike | None, params: dict[str, Any]) -> Routed:
+    def _route(self, method: str, sample_weight: ArrayLike | None, params: dict[str, object]) -> Routed:
         """Return what goes where; raises ValueError for ``params`` while routing is disabled."""
         _raise_for_params(params, self, method)
         scored = self._scorer() is not None

@@ -83,7 +83,7 @@ class SupportVectorMachine(BaseEstimator):
     tol: float
     cache_size: float
     max_iter: int
-    _X_fit: Any  # the samples of a fit with a kernel function
+    _X_fit: object  # the samples of a fit with a kernel function
     _sparse_type: type | None  # that of the attributes of a fit to sparse samples
     support_: np.ndarray
     support_vectors_: Matrix
@@ -152,9 +152,9 @@ class SupportVectorMachine(BaseEstimator):
             return longest
         return (self._gamma * longest + abs(self.coef0)) ** self.degree if self.kernel == "poly" else 1.0
 
-    def _kernel_of_function(self, X: Any) -> np.ndarray:
+    def _kernel_of_function(self, X: object) -> np.ndarray:
         """Return the user's kernel between X and the samples of the fit [J, I]; samples may be of any type."""
-        function: Any = self.kernel
+        function: Any = self.kernel  # a function here, whose result may be an array, a list or a sparse matrix
         found = function(X, self._X_fit)
         kernel_JI = np.asarray(found.toarray() if sparse.issparse(found) else found, np.float64)
         wanted = _num_samples(X), self.shape_fit_[0]
