@@ -1,7 +1,7 @@
-"""What the parameters of the estimators may be, in the form that scikit-learn's own validation reads.
+"""The values that each parameter of an estimator may have, in the form that scikit-learn validates.
 
 ``fit`` starts with ``self._validate_params()``, which raises scikit-learn's InvalidParameterError, a ValueError that
-names the parameter, the values that it may have, and the value that it has.
+names the parameter, its allowed values and the value that was given.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ def unset(name: str) -> Hidden:
 
 
 def check_each(name: str, values: ArrayLike, boundaries: str, largest: float | None = None) -> None:
-    """Raise ValueError, or TypeError, unless all ``values`` are numbers from 0 to ``largest`` (None: any), and not NaN.
+    """Raise ValueError or TypeError unless all ``values`` are numbers, not NaN, from 0 to ``largest`` (None: no limit).
 
     ``boundaries`` says which of the two ends are allowed: "neither", "left", "right" or "both".
     """

@@ -1,11 +1,12 @@
 r"""Lasso and elastic net with alpha chosen by cross-validation, from sums over the folds.
 
-The sums need one product per sample (:mod:`.folds`). The error of a coefficient vector w on a test fold needs no second
-pass over the samples. With the fold's moments taken around the means of the training fold it is
+The sums need one pass over the samples (:mod:`.folds`). The error of a coefficient vector w on a test fold needs no
+second pass. With the fold's moments taken around the means of the training fold it is
 
 $$ \sum_i \omega_i (y_i - x_i^\top w)^2 = \|y\|^2 - 2 w^\top X^\top y + w^\top X^\top X w \tag{1} $$
 
-Where the error is so small against $\|y\|^2$ that half of its digits are lost, it is summed over the fold's samples.
+Where the error is so small compared with $\|y\|^2$ that half of its digits are lost, it is summed over the samples of
+the fold instead.
 
 Shapes: D features, A values of alpha, L values of l1_ratio, F folds.
 """
@@ -78,8 +79,8 @@ class _Selected(NamedTuple):
 class ElasticNetCV(CrossValidated, LinearPredictor):
     """The elastic net with alpha (and ``l1_ratio``, if it is a list) chosen by cross-validation.
 
-    The Gram matrices of the test folds are added up, and that of a training fold is the total minus that of its test
-    fold. Parameters and attributes are those of
+    The Gram matrix of a training fold is the sum over all folds minus that of its test fold. Parameters and attributes
+    are those of
     https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.ElasticNetCV.html, with these differences:
 
     precompute, copy_X, verbose, n_jobs: accepted and not used; X is never changed.

@@ -1,6 +1,6 @@
-"""The nearest neighbours from distances that are given: ``metric="precomputed"``.
+"""The nearest neighbours when the user gives the distances: ``metric="precomputed"``.
 
-A sparse row holds the distances to some samples, those of a neighbours graph; the others are not neighbours.
+A row of a sparse matrix (a neighbours graph) holds the distances to some samples; the others are no neighbours.
 
 Shapes: I samples, Q queries, K neighbours.
 """

@@ -98,7 +98,8 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
         self._fit_X = X
         points = X
         if self.effective_metric_ == "cosine":
-            # A row of zeros is at right angles to every other row: an axis of its own makes it so.
+            # The cosine distance of a row of zeros to every other row is 1. One more column, which is 1 for rows of
+            # zeros and 0 for the others, gives that.
             zero = (X * X).sum(1, keepdims=True) == 0
             stack = jnp.concatenate if is_on_device(X) else np.concatenate
             points = stack([_normalised(X), zero.astype(X.dtype)], axis=1)
@@ -150,7 +151,7 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
                 distances[~queries.any(1)] = 1
         if own:
             itself = indices == np.arange(len(indices))[:, None]
-            itself[~itself.any(1), -1] = True  # it is not among its own duplicates: drop the last of them
+            itself[~itself.any(1), -1] = True  # hidden by K or more duplicates: drop the last of them
             distances = distances[~itself].reshape(len(indices), count)
             indices = indices[~itself].reshape(len(indices), count)
         return distances, indices
@@ -183,7 +184,7 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
         else:
             with np.errstate(divide="ignore"):
                 weight_QK = 1.0 / distances
-            exact = np.isinf(weight_QK)  # a neighbour at distance zero takes all the weight
+            exact = np.isinf(weight_QK)  # neighbours at distance zero share all the weight
             rows = exact.any(1)
             weight_QK[rows] = exact[rows]
         if not weight_QK.any(1).all():
@@ -258,7 +259,7 @@ class KNeighborsClassifier(ClassifierMixin, _NeighborsBase):
         return self.classes_ if isinstance(self.classes_, list) else [self.classes_]
 
     def predict(self, X: MatrixLike | None) -> np.ndarray:
-        """Return the class with the largest probability, the first among equals."""
+        """Return the class with the largest probability, and of equals the first."""
         check_is_fitted(self)
         predicted = [c[p.argmax(1)] for c, p in zip(self._classes_of_outputs(), self._probabilities(X))]
         return np.stack(predicted, axis=1) if self.outputs_2d_ else predicted[0]
@@ -273,12 +274,8 @@ class KNeighborsRegressor(RegressorMixin, _NeighborsBase):
     """Regression by the k nearest neighbours, as in sklearn.neighbors.KNeighborsRegressor.
 
     Parameters and attributes are those of
-    https://scikit-learn.org/stable/modules/generated/sklearn.neighbors.KNeighborsRegressor.html, with these
-    differences:
-
-    algorithm, leaf_size, n_jobs: accepted and not used; the search is always exact and always by blocks.
-    metric: one of the names euclidean (l2), manhattan (l1, cityblock), chebyshev (infinity), minkowski and cosine, or
-        precomputed for given distances.
+    https://scikit-learn.org/stable/modules/generated/sklearn.neighbors.KNeighborsRegressor.html, with the differences
+    that :class:`KNeighborsClassifier` lists.
     """
 
     def fit(self, X: MatrixLike, y: ArrayLike) -> "KNeighborsRegressor":

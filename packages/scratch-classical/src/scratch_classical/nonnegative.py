@@ -19,8 +19,8 @@ def solve_nonnegative(gram_DD: np.ndarray, cross_D: np.ndarray, start_D: np.ndar
     r"""Return the minimiser of $\frac12 w^\top G w - B^\top w$ over $w \ge 0$, started from ``start_D`` >= 0.
 
     Warns if it is not found. Source: the active-set method of Lawson and Hanson 1974, Solving Least Squares Problems,
-    chapter 23, on the Gram matrix scaled to a unit diagonal. A slope counts as zero if it is below 10 ``eps`` times
-    the terms of its sum.
+    chapter 23, on the Gram matrix scaled to a unit diagonal. A slope counts as zero if it is below 10 ``eps``
+    times the sum of its absolute terms.
     """
     scale_D = np.sqrt(np.diagonal(gram_DD))
     inverse_D = np.divide(1, scale_D, where=scale_D > 0, out=np.zeros_like(scale_D))
@@ -28,7 +28,7 @@ def solve_nonnegative(gram_DD: np.ndarray, cross_D: np.ndarray, start_D: np.ndar
     w = start_D * scale_D
     free = w > 0
     entered = None
-    refused = np.zeros(len(w), bool)  # entered and would turn negative at once, which is rounding
+    refused = np.zeros(len(w), bool)  # entered, but would turn negative: the slope was rounding
     for _ in range(10 * len(w) + 10):
         best = np.zeros_like(w)
         inner = G[np.ix_(free, free)]

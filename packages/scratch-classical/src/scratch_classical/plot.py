@@ -51,7 +51,7 @@ def plot_decision_boundary(
     """Draw the regions of a fitted classifier over two features, with the samples X [I, 2] and their labels y [I].
 
     If the model has one decision function, its lines at -1, 0 and 1 are drawn. For a support vector machine these are
-    the margins and the boundary. Support vectors get a ring, which is right if X are the samples of the fit.
+    the margins and the boundary. Support vectors get a ring, so X must then be the samples of the fit, in their order.
     """
     from matplotlib.colors import ListedColormap
 
@@ -101,7 +101,7 @@ def plot_regularization_path(
 ) -> "Axes":
     """Draw every coefficient against alpha, from ``alphas`` [A] and ``coefs`` [D, A] as ``lasso_path`` returns them.
 
-    ``chosen`` is an alpha to mark; ``names`` [D] are the labels of the lines, which have none without it.
+    ``chosen`` is an alpha to mark; ``names`` [D] are the labels of the lines (None: no labels).
     """
     ax = _axes(ax)
     alphas, coefs = np.asarray(alphas), np.asarray(coefs)

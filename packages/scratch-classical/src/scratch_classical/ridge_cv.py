@@ -11,7 +11,7 @@ $$ \sqrt{\omega_i} (y_i - \hat y_i^{(-i)}) = \frac{(Mv)_i}{M_{ii}}, \qquad
    M = (Z Z^\top + \alpha I)^{-1} - \frac{u u^\top}{\alpha}, \qquad u_i = \sqrt{\omega_i / n} \tag{2} $$
 
 computed in float64 (without an intercept $u = 0$). With folds, the moments $G, B$ of each training fold
-(:mod:`.folds`) give the solution for every alpha from one decomposition $G = V \Lambda V^\top$,
+(:mod:`.folds`) give the solution for every alpha through one decomposition $G = V \Lambda V^\top$,
 
 $$ w_\alpha = V (\Lambda + \alpha I)^{-1} V^\top B \tag{3} $$
 
@@ -121,7 +121,7 @@ class RidgeCV(CrossValidated, LinearPredictor):
     https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.RidgeCV.html, with these differences:
 
     gcv_mode: accepted and not used; the form of the errors depends on the shape of X alone.
-    cv: all folds and alphas are solved in one call, from sums over the folds, and not by a grid search.
+    cv: all folds and alphas are solved in one call from sums over the folds, without a grid search.
     """
 
     _parameter_constraints: ClassVar[Constraints] = {

@@ -1,4 +1,4 @@
-"""Metadata routing of the four estimators that cross-validate: what of ``fit``'s arguments goes to splitter and scorer.
+"""Metadata routing: which arguments of ``fit`` go to the splitter and the scorer of a cross-validation.
 
 Source: https://scikit-learn.org/stable/metadata_routing.html. With routing disabled, scikit-learn's default, the scorer
 gets ``sample_weight`` and the splitter nothing; any other argument is an error.
@@ -30,7 +30,7 @@ class Routed(NamedTuple):
 
 
 class CrossValidated(BaseEstimator):
-    """An estimator that splits its samples, and may score."""
+    """An estimator that splits its samples for cross-validation, and may score by a scorer."""
 
     cv: CrossValidator
 
@@ -49,7 +49,10 @@ class CrossValidated(BaseEstimator):
         return router
 
     def _route(self, method: str, sample_weight: ArrayLike | None, params: dict[str, object]) -> Routed:
-        """Return what goes where; raises ValueError for ``params`` while routing is disabled."""
+        """Return the arguments of ``method`` for the splitter and the scorer.
+
+        Raises ValueError for ``params`` while routing is disabled.
+        """
         _raise_for_params(params, self, method)
         scored = self._scorer() is not None
         given = params if sample_weight is None or not scored else {**params, "sample_weight": sample_weight}

@@ -1,7 +1,7 @@
-"""How the estimators minimise eq. 1 of :mod:`.least_squares`, whose equations are meant throughout.
+"""How the estimators minimise eq. 1 of :mod:`.least_squares`. All equation numbers refer to that module.
 
-The rows of X are used in place where that is possible (:class:`.arrays.Rows`). The form of the solution is chosen by
-shape and condition.
+The rows of X are used in place where that is possible (:class:`.arrays.Rows`). The shape and the condition number of X
+decide which form of the solution is computed.
 
 Shapes: I samples, R rows of a block, D features, K outputs, M = min(I, D).
 """
@@ -24,8 +24,8 @@ class SquaresFit(NamedTuple):
     """The minimiser of eq. 1 as scikit-learn stores it, and how it was found.
 
     coef is [D] or [K, D]. ``singular`` [M] are the singular values of the centred X; None where alpha is not zero.
-    ``method`` is "cholesky" (eq. 2 or 3), "svd" (eq. 4) or "lbfgs", scikit-learn's name for the solver of coefficients
-    that may not be negative.
+    ``method`` is "cholesky" (eq. 2 or 3), "svd" (eq. 4), or for coefficients that may not be negative "lbfgs", the name
+    that scikit-learn gives there.
     """
 
     coef: np.ndarray

@@ -181,7 +181,7 @@ class SVC(ClassifierMixin, SupportVectorMachine):
         return self._pairs.one_against_rest(scores_JP) if self.decision_function_shape == "ovr" else scores_JP
 
     def predict(self, X: MatrixLike) -> np.ndarray:
-        """Return the class that won most pairs; among equals the first, or with ``break_ties`` the best scored."""
+        """Return the class that won most pairs; of equals the first, or with ``break_ties`` that with the top score."""
         check_is_fitted(self)
         if self.break_ties and self.decision_function_shape == "ovo":
             raise ValueError("break_ties must be False when decision_function_shape is 'ovo'")

@@ -1,4 +1,4 @@
-r"""The lasso with many features of which few are used: coordinate descent on growing sets of columns.
+r"""The lasso with many features, few of which are used: coordinate descent on growing sets of columns.
 
 The problem of :mod:`.coordinate_descent`, restricted to a working set of columns, needs only their Gram matrix. One
 pass over X then gives $g = X^\top (y - Xw)$ for every column, the exact duality gap of the full problem, and the
@@ -40,7 +40,7 @@ class _Correlations(NamedTuple):
 
 @partial(jax.jit, static_argnames="fit_intercept")
 def _correlations(samples: Samples, fit_intercept: bool) -> _Correlations:
-    """Take the correlations of the only output with every column in one pass over X."""
+    """Return the correlations of the only output with every column, in one pass over X."""
     rows, y_IK, weight_I, shift_x, shift_y = samples
     total = weight_I.sum()
     mean_y = shift_y[0] + weight_I @ (y_IK[:, 0] - shift_y[0]) / total if fit_intercept else 0 * shift_y[0]
@@ -79,7 +79,7 @@ def _optimality(
     l2: jax.Array,
     positive: bool,
 ) -> _Optimality:
-    """Return in one pass over X how far coefficients of the working set are from the minimum of the full problem."""
+    """Measure, in one pass over X, how far coefficients of the working set are from the full problem's minimum."""
     rows, y_IK, weight_I, shift_x, _ = samples
     residual_I = weight_I * (y_IK[:, 0] - full.mean_y - Z_IP @ coef_P)
     left_D = rows.sum(lambda X_RD, r_R: r_R @ (X_RD - shift_x), residual_I)
@@ -102,8 +102,8 @@ def fit_working_set(
 ) -> WorkingSetFit | None:
     r"""Minimise eq. 1 of :mod:`.coordinate_descent` on growing sets of columns, for one output.
 
-    l1 and l2 are $\alpha\rho$ and $\alpha(1-\rho)$. Return None if most columns are needed, where the whole Gram
-    matrix is faster, and if X or y is not finite.
+    l1 and l2 are $\alpha\rho$ and $\alpha(1-\rho)$. Return None if most columns are needed, because the whole
+    Gram matrix is then faster, and if X or y is not finite.
     """
     rows = samples.rows
     D, dtype = rows.tail.shape[1], rows.tail.dtype
@@ -151,7 +151,8 @@ def fit_working_set(
         if violating.any():
             num_used = int((coef_D != 0).sum())
             missing = num_used + int(violating.sum())
-            # A set whose columns are all in use says little about how many are needed; one with unused columns does.
+            # While nearly all columns of the set are in use, the number of violating columns is a poor estimate of how
+            # many are missing, so the set grows at most threefold.
             needed = min(missing, 3 * size) if num_used > 0.95 * size else missing
             size = max(size, -(-needed // 128) * 128)
             ranking = np.where(violating, left, left - left.max() - 1)  # violating columns come first
