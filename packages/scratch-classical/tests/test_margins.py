@@ -270,6 +270,12 @@ def test_neighbours_of_numbers_whose_squares_underflow_in_float32(random):
     )
 
 
+def test_distances_that_overflow_are_refused(random):
+    X = (1e20 * random.standard_normal((60, 3))).astype(np.float32)
+    with pytest.raises(ValueError, match="leave the range of float32: scale the features"):
+        ours.KNeighborsRegressor().fit(X, X[:, 0]).kneighbors(X)
+
+
 @pytest.mark.parametrize("model", [ours.SVC(), LogisticRegression(), ours.KNeighborsClassifier(), ours.SVR()])
 def test_clone_pickle_and_two_processes(model):
     X, y = IRIS

@@ -1,7 +1,8 @@
 r"""What every estimator uses: precision, padded shapes, validation, and passes over the rows of a design matrix.
 
-**Precision.** An estimator computes in the dtype of its input. float64 needs JAX's x64 mode, which is on only
-inside :func:`precision`. Importing this package therefore changes nothing for other code.
+**Precision.** Most estimators compute in the dtype of their input; RidgeCV and support vector machines compute in
+float64. float64 needs JAX's x64 mode, which is on only inside :func:`precision`, so importing this package changes
+nothing for other code.
 
 **Padded shapes.** XLA compiles once per shape. :func:`bucket` rounds sizes up (at most sixteen steps per octave), and
 the added rows have weight zero, so nearby sizes share one compiled program.
@@ -275,7 +276,7 @@ def _validated_on_device(estimator: BaseEstimator, X: jax.Array, reset: bool) ->
 
 
 def validated_weight(sample_weight: ArrayLike | None, X: Matrix, copy: bool = False) -> np.ndarray | None:
-    """Return ``sample_weight`` in the dtype of X, one number per sample and none negative, or None if there is none."""
+    """Return ``sample_weight`` [I] in the dtype of X, or None if it is None. Raises ValueError if one is negative."""
     if sample_weight is None:
         return None
     like = np.empty((X.shape[0], 1), X.dtype)

@@ -24,7 +24,7 @@ class LinearPredictor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def _validated_fit(
         self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None
     ) -> tuple[Matrix, np.ndarray, np.ndarray | None]:
-        """Return X, y and the weights. Whether X is finite is not checked here, but by the sums over it."""
+        """Return X, y and the weights. X may hold NaN or infinity: the sums over X show that later."""
         X, y = validated_samples(self, X, y, multi_output=True, y_numeric=True, ensure_all_finite=False)
         return X, y, validated_weight(sample_weight, X)
 

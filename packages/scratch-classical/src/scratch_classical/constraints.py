@@ -1,11 +1,12 @@
-"""What the parameters of the estimators may be, in the form that scikit-learn's own validation reads.
+"""The values that each parameter of an estimator may have, in the form that scikit-learn validates.
 
 ``fit`` starts with ``self._validate_params()``, which raises scikit-learn's InvalidParameterError, a ValueError that
-names the parameter, the values that it may have, and the value that it has.
+names the parameter, its allowed values and the value that was given.
 """
 
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,7 +14,7 @@ from sklearn.metrics import get_scorer_names
 from sklearn.utils import check_scalar
 from sklearn.utils._param_validation import Hidden, Interval, StrOptions
 
-Constraints: TypeAlias = dict[str, list[Any]]
+Constraints: TypeAlias = Mapping[str, Sequence[object]]
 
 FLAG = ["boolean"]
 COUNT = [Interval(Integral, 1, None, closed="left")]
@@ -42,7 +43,7 @@ def unset(name: str) -> Hidden:
 
 
 def check_each(name: str, values: ArrayLike, boundaries: str, largest: float | None = None) -> None:
-    """Raise ValueError, or TypeError, unless all ``values`` are numbers from 0 to ``largest`` (None: any), and not NaN.
+    """Raise ValueError or TypeError unless all ``values`` are numbers, not NaN, from 0 to ``largest`` (None: no limit).
 
     ``boundaries`` says which of the two ends are allowed: "neither", "left", "right" or "both".
     """

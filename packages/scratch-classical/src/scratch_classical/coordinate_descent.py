@@ -160,8 +160,8 @@ def descend(
     r"""Minimise eq. 2 from ``start_D``.
 
     It stops when gap <= tol * target (target is $\|y\|^2$) and either the gap is below 1e-6 of the objective or the
-    last sweep moved no coefficient by more than tol times the largest; before any sweep if the gap of the start is
-    that small, and not lost in rounding. Differentiable by eq. 5; vmap over any array.
+    last sweep moved no coefficient by more than tol times the largest. It makes no sweep if the gap at the start is
+    below both bounds, and 1e-6 of the objective is above rounding. Differentiable by eq. 5; vmap over any array.
     """
     dtype = cross_D.dtype
     target, l1, l2, tol = (jnp.asarray(v, dtype) for v in (target, l1, l2, tol))
@@ -180,7 +180,7 @@ def descend_path(
     max_iter: ArrayLike = 1000,
     positive: bool = False,
 ) -> Descent:
-    """Minimise eq. 2 for each (l1, l2) in turn, each from the solution before it."""
+    """Minimise eq. 2 for each (l1, l2) in turn, each started from the solution before it."""
 
     def step(coef_D: jax.Array, penalties: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Descent]:
         found = descend(gram_DD, cross_D, target, *penalties, coef_D, tol, max_iter, positive)

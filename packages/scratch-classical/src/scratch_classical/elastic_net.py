@@ -3,15 +3,15 @@ r"""The estimators of :mod:`.coordinate_descent`: lasso and elastic net.
 $$ \min_{w, b} \frac{1}{2n} \sum_i \omega_i (y_i - x_i^\top w - b)^2 + \alpha\rho \|w\|_1
    + \frac{\alpha(1-\rho)}{2} \|w\|^2, \qquad n = \sum_i \omega_i \tag{1} $$
 
-The solver needs only the second moments of the data, taken in one pass. With many features of which few are used it
-needs only those of a working set of columns (:mod:`.working_set`). A sparse X with no fewer samples than features stays
-sparse.
+The solver needs only the second moments of the data, computed in one pass. With many features, few of which are used,
+it needs only those of a working set of columns (:mod:`.working_set`). A sparse X with no fewer samples than features
+stays sparse.
 
 Shapes: I samples, D features, K outputs.
 """
 
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,7 @@ class ElasticNet(LinearPredictor):
         self.selection = selection
 
     path = staticmethod(enet_path)
-    __metadata_request__fit: ClassVar = {"check_input": UNUSED}  # nothing that is to be routed
+    __metadata_request__fit: ClassVar = {"check_input": UNUSED}  # not metadata
 
     def fit(
         self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, check_input: bool = True
@@ -131,8 +131,8 @@ class ElasticNet(LinearPredictor):
         check_input: False skips the checks. X must then be a float32 or float64 array or sparse matrix.
         """
         self._validate_params()
-        given: Any = X, y, sample_weight
-        X, y, sample_weight = self._validated_fit(*given) if check_input else given
+        checked = self._validated_fit(X, y, sample_weight) if check_input else (X, y, sample_weight)
+        X, y, sample_weight = cast("tuple[Matrix, np.ndarray, np.ndarray | None]", checked)
         if X.shape[0] < X.shape[1]:
             X = dense(X)
         K, num_features, dtype = (1 if y.ndim == 1 else y.shape[1]), X.shape[1], np.dtype(X.dtype)
@@ -157,7 +157,7 @@ class ElasticNet(LinearPredictor):
     def _minimise(
         self, X: Matrix, y: np.ndarray, sample_weight: np.ndarray | None, start_KD: np.ndarray
     ) -> _ElasticNetFit:
-        """Choose the solver, and refuse an X that is not finite; the features of the result are padded."""
+        """Choose the solver and run it; the features of the result are padded. Raises ValueError if X is not finite."""
         dtype, num_features, fit_intercept = np.dtype(X.dtype), X.shape[1], bool(self.fit_intercept)
         l1, l2 = dtype.type(self.alpha * self.l1_ratio), dtype.type(self.alpha * (1 - self.l1_ratio))
         if not isinstance(X, (np.ndarray, jax.Array)):

@@ -1,16 +1,17 @@
 r"""Lasso and elastic net with alpha chosen by cross-validation, from sums over the folds.
 
-The sums need one product per sample (:mod:`.folds`). The error of a coefficient vector w on a test fold needs no second
-pass over the samples. With the fold's moments taken around the means of the training fold it is
+The sums need one pass over the samples (:mod:`.folds`). The error of a coefficient vector w on a test fold needs no
+second pass. With the fold's moments taken around the means of the training fold it is
 
 $$ \sum_i \omega_i (y_i - x_i^\top w)^2 = \|y\|^2 - 2 w^\top X^\top y + w^\top X^\top X w \tag{1} $$
 
-Where the error is so small against $\|y\|^2$ that half of its digits are lost, it is summed over the fold's samples.
+Where the error is so small compared with $\|y\|^2$ that half of its digits are lost, it is summed over the samples of
+the fold instead.
 
 Shapes: D features, A values of alpha, L values of l1_ratio, F folds.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,11 +60,27 @@ def _fold_errors(
     return squares / weight, target / weight
 
 
+class _Selected(NamedTuple):
+    """The best penalties, the alphas tried with their errors on the folds, and the fit to all samples.
+
+    coef is [D], and the duality gap is divided by n.
+    """
+
+    alpha: float
+    l1_ratio: float
+    grids_LA: np.ndarray
+    errors_LAF: np.ndarray
+    coef: np.ndarray
+    intercept: np.floating | float
+    gap: float
+    sweeps: int
+
+
 class ElasticNetCV(CrossValidated, LinearPredictor):
     """The elastic net with alpha (and ``l1_ratio``, if it is a list) chosen by cross-validation.
 
-    The Gram matrices of the test folds are added up, and that of a training fold is the total minus that of its test
-    fold. Parameters and attributes are those of
+    The Gram matrix of a training fold is the sum over all folds minus that of its test fold. Parameters and attributes
+    are those of
     https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.ElasticNetCV.html, with these differences:
 
     precompute, copy_X, verbose, n_jobs: accepted and not used; X is never changed.
@@ -123,7 +140,9 @@ class ElasticNetCV(CrossValidated, LinearPredictor):
         self.random_state = random_state
         self.selection = selection
 
-    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: Any) -> "ElasticNetCV":
+    def fit(
+        self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: object
+    ) -> "ElasticNetCV":
         """Choose alpha by cross-validation, then fit to all of X [I, D] and y [I].
 
         With metadata routing ``params`` go to the splitter.
@@ -143,20 +162,36 @@ class ElasticNetCV(CrossValidated, LinearPredictor):
             sums = fold_sums(X, y[:, None], sample_weight, folds, bool(self.fit_intercept))
             if not (np.isfinite(np.diagonal(sums.total.gram)).all() and np.isfinite(sums.total.cross).all()):
                 refuse_non_finite(X, type(self).__name__)
-            self._select_and_fit(sums, folds, X, y, sample_weight)
+            found = self._select(sums, folds, X, y, sample_weight)
+        self.alpha_, self.l1_ratio_ = found.alpha, found.l1_ratio
+        several = np.ndim(self.l1_ratio) > 0
+        own_grids = several and np.ndim(100 if self.alphas is None else self.alphas) == 0
+        self.alphas_ = found.grids_LA if own_grids else found.grids_LA[0]
+        self.mse_path_ = found.errors_LAF if several else found.errors_LAF[0]
+        self.coef_, self.intercept_ = found.coef, found.intercept
+        self.dual_gap_, self.n_iter_ = found.gap, found.sweeps
+        warn_unless_converged(np.array([found.gap]), self.tol, y, sample_weight, bool(self.fit_intercept))
         return self
 
-    def _select_and_fit(
+    def _select(
         self, sums: FoldSums, folds: Folds, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None
-    ) -> None:
+    ) -> _Selected:
         """Trace the path of every fold, average the errors, and fit to all samples at the best alpha."""
         total, trains, tests, shift_x, shift_y = sums
         dtype, num_features = X.dtype, X.shape[1]
         fit_intercept, positive = bool(self.fit_intercept), bool(self.positive)
         whole = _centered(total, shift_x, shift_y, fit_intercept=fit_intercept)
+
+        def path(m: Moments, alphas_A: np.ndarray, ratio: float, start_D: np.ndarray) -> Descent:
+            n_alphas = alphas_A * float(m.weight)
+            return descend_path(
+                m.gram, m.cross[:, 0], m.target[0],
+                (n_alphas * ratio).astype(dtype), (n_alphas * (1 - ratio)).astype(dtype),
+                start_D, dtype.type(self.tol), np.int32(self.max_iter), positive=positive,
+            )  # fmt: skip
+
         ratios_L = np.atleast_1d(np.asarray(self.l1_ratio, np.float64))
         alphas = np.asarray(100 if self.alphas is None else self.alphas, np.float64)
-        several = np.ndim(self.l1_ratio) > 0
         if alphas.ndim == 0:
             cross_D = np.asarray(whole.cross, np.float64)[:, 0]
             grids_LA = np.stack(
@@ -170,13 +205,8 @@ class ElasticNetCV(CrossValidated, LinearPredictor):
             m = _centered(train, shift_x, shift_y, fit_intercept=fit_intercept)
             largest_gap = 0.0
             for l, (ratio, alphas_A) in enumerate(zip(ratios_L, grids_LA)):
-                n_alphas = alphas_A * float(m.weight)
-                path = descend_path(
-                    m.gram, m.cross[:, 0], m.target[0],
-                    (n_alphas * ratio).astype(dtype), (n_alphas * (1 - ratio)).astype(dtype),
-                    np.zeros(len(shift_x), dtype), dtype.type(self.tol), np.int32(self.max_iter), positive=positive,
-                )  # fmt: skip
-                coef_AD, largest_gap = path.coef, max(largest_gap, float(np.max(path.gap)))
+                found = path(m, alphas_A, ratio, np.zeros(len(shift_x), dtype))
+                coef_AD, largest_gap = found.coef, max(largest_gap, float(np.max(found.gap)))
                 errors_A, scale = _fold_errors(test, m, shift_x, shift_y, coef_AD)
                 errors_A = np.array(errors_A)
                 if (lost_A := errors_A < np.finfo(dtype).eps ** 0.5 * scale).any():
@@ -193,26 +223,17 @@ class ElasticNetCV(CrossValidated, LinearPredictor):
             warn_unless_converged(gap, self.tol, y[of_fold], weights, fit_intercept)
         average_LA = errors_LAF.mean(-1)
         l, a = (int(i) for i in np.unravel_index(np.argmin(average_LA), average_LA.shape))
-        self.l1_ratio_, self.alpha_ = float(ratios_L[l]), float(grids_LA[l, a])
-        self.alphas_ = grids_LA if several and alphas.ndim == 0 else grids_LA[0]
-        self.mse_path_ = errors_LAF if several else errors_LAF[0]
-
-        # The average over the folds is close to the minimum, and a good start.
+        alpha, l1_ratio = float(grids_LA[l, a]), float(ratios_L[l])
+        # The average over the folds is close to the minimum, and a good start. Repeating one alpha reuses the compiled
+        # path; from the second on each fit starts at the minimum, and the first result is taken.
         start_D = np.mean([np.asarray(coefs[l, f])[a] for f in range(len(tests))], axis=0)
-        # The compiled path serves once more; from its second alpha on it starts at the minimum.
-        n_alphas = np.full(grids_LA.shape[1], self.alpha_ * float(whole.weight))
-        path = descend_path(
-            whole.gram, whole.cross[:, 0], whole.target[0],
-            (n_alphas * self.l1_ratio_).astype(dtype), (n_alphas * (1 - self.l1_ratio_)).astype(dtype),
-            start_D, dtype.type(self.tol), np.int32(self.max_iter), positive=positive,
-        )  # fmt: skip
-        found = Descent(*(v[0] for v in map(np.asarray, path)))
-        self.coef_ = np.array(found.coef)[:num_features]
+        repeated = path(whole, np.full(grids_LA.shape[1], alpha), l1_ratio, start_D)
+        found = Descent(*(v[0] for v in map(np.asarray, repeated)))
+        coef = np.array(found.coef)[:num_features]
         mean_x, mean_y = np.asarray(whole.mean_x)[:num_features], np.asarray(whole.mean_y)[0]
-        self.intercept_ = dtype.type(mean_y - mean_x @ self.coef_) if fit_intercept else 0.0
-        self.dual_gap_ = float(found.gap) / float(whole.weight)
-        self.n_iter_ = int(found.sweeps)
-        warn_unless_converged(np.array([self.dual_gap_]), self.tol, y, sample_weight, fit_intercept)
+        intercept = dtype.type(mean_y - mean_x @ coef) if fit_intercept else 0.0
+        gap = float(found.gap) / float(whole.weight)
+        return _Selected(alpha, l1_ratio, grids_LA, errors_LAF, coef, intercept, gap, int(found.sweeps))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -1,4 +1,4 @@
-r"""Paths of lasso and elastic net over alpha as scikit-learn's functions, their grid and their warning.
+r"""scikit-learn's path functions for lasso and elastic net, their grid of alphas and the convergence warning.
 
 The problem is eq. 1 of :mod:`.elastic_net`.
 
@@ -40,7 +40,7 @@ def warn_unless_converged(
 def alpha_grid(
     cross: np.ndarray, total_weight: float, l1_ratio: float, eps: float, count: int, positive: bool = False
 ) -> np.ndarray:
-    """Return ``count`` alphas, evenly spaced in logarithm, from the smallest without coefficients to eps of it."""
+    """Return ``count`` alphas, evenly spaced in logarithm, from the smallest that gives only zeros to eps times it."""
     if l1_ratio == 0:
         raise ValueError(
             "Automatic alpha grid generation is not supported for l1_ratio=0. Please supply a grid by providing your "

@@ -1,6 +1,6 @@
-"""Sums over the folds of a cross-validation, with one product per sample.
+"""Sums over the folds of a cross-validation, in one pass over the samples.
 
-The sums of :mod:`.moments` can be added. Where every sample is in exactly one test fold, those of a training fold are
+The sums of :mod:`.moments` can be added. If every sample is in exactly one test fold, the sums of a training fold are
 therefore the total minus those of its test fold.
 """
 
@@ -34,7 +34,10 @@ class FoldSums(NamedTuple):
 def fold_sums(
     X: np.ndarray, y_IK: np.ndarray, sample_weight: np.ndarray | None, folds: Folds, fit_intercept: bool
 ) -> FoldSums:
-    """Return the sums that cross-validation needs, as numpy arrays; without an intercept the shift is zero."""
+    """Return the sums that cross-validation needs, as numpy arrays. Without an intercept the shift is zero.
+
+    Raises ValueError if all samples of a training or test fold have weight zero.
+    """
     shift_x, shift_y = np.asarray(typical_row(X, fit_intercept)), typical_target(y_IK, fit_intercept)
     padded_shift_x = pad(shift_x, bucket(X.shape[1]))
 

@@ -1,38 +1,44 @@
-"""The nearest neighbours from distances that are given: ``metric="precomputed"``.
+"""The nearest neighbours when the user gives the distances: ``metric="precomputed"``.
 
-A sparse row holds the distances to some samples, those of a neighbours graph; the others are not neighbours.
+A row of a sparse matrix (a neighbours graph) holds the distances to some samples; the others are no neighbours.
 
 Shapes: I samples, Q queries, K neighbours.
 """
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+import jax
 import numpy as np
 from scipy import sparse
 
-Distances: TypeAlias = Any  # an array, or a sparse matrix of any format
+from .arrays import Array, Matrix, MatrixLike
+
+Distances: TypeAlias = Array | sparse.csr_array  # the distances of every query, validated
 
 
-def refuse_formats_without_zeros(X: Distances) -> None:
+def refuse_formats_without_zeros(X: MatrixLike) -> None:
     """Raise TypeError for sparse formats that may drop a stored zero, the distance between equal samples."""
-    if sparse.issparse(X) and X.format in ("dok", "bsr"):
+    name = getattr(X, "format", None) if sparse.issparse(X) else None
+    if name in ("dok", "bsr"):
         raise TypeError(
-            f"Sparse matrix in {X.format.upper()} format is not supported due to its handling of explicit zeros: call "
+            f"Sparse matrix in {name.upper()} format is not supported due to its handling of explicit zeros: call "
             "X.tocsr() first"
         )
 
 
-def checked(distances_QI: Distances) -> Distances:
+def checked(distances_QI: Matrix) -> Distances:
     """Return validated distances, sparse ones as CSR. Raises ValueError if one is negative."""
-    if sparse.issparse(distances_QI):
-        distances_QI = distances_QI.tocsr()
-    values = distances_QI.data if sparse.issparse(distances_QI) else np.asarray(distances_QI)
+    if isinstance(distances_QI, (np.ndarray, jax.Array)):
+        found, values = distances_QI, np.asarray(distances_QI)
+    else:
+        found = distances_QI.tocsr()
+        values = found.data
     if values.size and values.min() < 0:
         raise ValueError(
             "Negative values in data passed to precomputed distance matrix. Distances must not be negative; if these "
             "are similarities, pass for example their maximum minus each."
         )
-    return distances_QI
+    return found
 
 
 def nearest_of(distances_QI: Distances, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +46,7 @@ def nearest_of(distances_QI: Distances, count: int) -> tuple[np.ndarray, np.ndar
 
     Raises ValueError if a sparse row holds fewer than ``count`` distances.
     """
-    if not sparse.issparse(distances_QI):
+    if isinstance(distances_QI, (np.ndarray, jax.Array)):
         dense_QI = np.asarray(distances_QI)
         indices = np.argsort(dense_QI, axis=1, kind="stable")[:, :count]
         return np.take_along_axis(dense_QI, indices, axis=1), indices

@@ -12,7 +12,7 @@ after 8, 48, 288, ... steps; the pairs are kept.
 It stops when $\max |g| \le$ tol and $\tfrac12 g^\top B^{-1} g$ is below 2.5e-7 of the value. That product estimates
 how far the value is above its minimum; the gradient alone says little when B is ill-conditioned.
 
-Shapes: K columns of E parameters, P = K E, M pairs.
+Shapes: K rows of E parameters, P = K E, M pairs.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 MEMORY = 10  # pairs, as in scikit-learn
-GAP = 2.5e-7  # relative distance to the minimum at which it may stop
+GAP = 2.5e-7  # estimated distance to the minimum at which it may stop, relative to the value
 FIRST_STEPS, GROWTH = 8, 6  # B is computed again after 8 steps, then each time after 6 times as many
 
 State: TypeAlias = tuple[jax.Array, ...]  # what a loop carries

@@ -14,8 +14,8 @@ $$ w = X_c^\top (X_c X_c^\top + \alpha I)^{-1} y_c \tag{3} $$
 or, with $\Omega$ the diagonal of the weights, $X_c^\top \Omega (X_c X_c^\top \Omega + \alpha I)^{-1} y_c$. This form
 takes no root of a weight and can therefore be differentiated where a weight is zero.
 
-The normal equations square the condition number, which costs digits. The smallest eigenvalue is therefore estimated.
-Where eq. 2 would lose more than half of the digits (always for a rank-deficient X), the solution is computed again from
+The normal equations square the condition number, which costs digits. The estimators therefore estimate it. Where eq. 2
+would lose more than half of the digits (always for a rank-deficient X), the solution is computed again from
 $X_c = QR$, $R = U \Sigma V^\top$ without the singular values below a cutoff, which gives the shortest minimiser:
 
 $$ w = V \operatorname{diag}\left(\frac{\sigma_j}{\sigma_j^2 + \alpha}\right) U^\top Q^\top y_c \tag{4} $$
@@ -95,7 +95,7 @@ def solve_least_squares(
 ) -> LinearSolution:
     """Return (coef, intercept) of eq. 1 with alpha = 0 for X [I, D] and y [I] or [I, K].
 
-    Where there are many minimisers it is the one with the shortest coef (eq. 4). Shapes as of :func:`solve_ridge`.
+    If there are several minimisers, this is the one with the shortest coef (eq. 4). Shapes as in :func:`solve_ridge`.
     """
     X = as_floating(X)
     y_IK = _two_dimensional(y, X.dtype)
@@ -115,7 +115,7 @@ def _solution(coef_DK: jax.Array, intercept_K: jax.Array, y_ndim: int) -> Linear
 def _solve_dual(gram_II: jax.Array, target_IK: jax.Array, alpha: jax.Array) -> jax.Array:
     r"""Solve $(K + \alpha I) a = y$ for a K that need not be symmetric; alpha as in :func:`solve_normal_equations`.
 
-    Samples of zeros, and samples without weight, get some finite value: it has no influence.
+    For samples of zeros and samples without weight, a is some finite number that has no influence on w.
     """
     if jnp.ndim(alpha):
         return jax.vmap(_solve_dual, (None, 1, 0), 1)(gram_II, target_IK[:, :, None], alpha)[..., 0]

@@ -20,7 +20,7 @@ from .squares_fit import fit_squares
 class LinearRegression(LinearPredictor):
     """Least squares: eq. 1 with alpha = 0, as in sklearn.linear_model.LinearRegression.
 
-    It solves the normal equations or, where those would lose digits, an orthogonal factorisation. Parameters and
+    It solves the normal equations, or uses an orthogonal factorisation where they would lose digits. Parameters and
     attributes are those of
     https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.LinearRegression.html, with these
     differences:
@@ -75,8 +75,8 @@ class Ridge(LinearPredictor):
     https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.Ridge.html, with these differences:
 
     solver: takes the same names and changes nothing, because the minimiser is unique and is always found directly.
-    solver_: for "auto" how it was found: "cholesky", "svd" where the normal equations would lose too many digits, or
-        "lbfgs" for ``positive=True`` (which here is an active-set method); otherwise ``solver``.
+    solver_: equals ``solver``, or for "auto" names the method that was used: "cholesky", "svd" where the normal
+        equations would lose too many digits, or "lbfgs" for ``positive=True`` (in fact an active-set method).
     copy_X, max_iter, tol, random_state: accepted and not used. X is never changed.
     """
 

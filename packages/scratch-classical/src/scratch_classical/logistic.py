@@ -5,7 +5,7 @@ Shapes: I samples, D features, K classes.
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -66,7 +66,7 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
 
     n_features_in_: int
     classes_: np.ndarray
-    coef_: Any  # an array, or after sparsify() a sparse matrix
+    coef_: np.ndarray | sparse.csr_matrix  # an array, or after sparsify() a sparse matrix
     intercept_: np.ndarray
     penalty: str | None
     solver: str
@@ -144,9 +144,9 @@ class LinearClassifier(ClassifierMixin, BaseEstimator):
         return LogisticData(X, indices, len(self.classes_), self.fit_intercept, scaling)
 
     def _check_minimum(self, X: Array, coef: np.ndarray, iterations: int, violation: np.ndarray) -> None:
-        """Refuse a minimum that is not finite, and one that stopped where squares of the gradient overflow.
+        """Raise ValueError if the minimum is not finite, or squares of the gradient overflow there.
 
-        Warn if the largest ``violation`` (in the dtype of X) is above tol.
+        Warns if the largest ``violation`` (in the dtype of X) is above tol.
         """
         with np.errstate(over="ignore"):
             usable = np.isfinite(violation**2).all() and np.isfinite(coef).all()
@@ -174,9 +174,11 @@ class LogisticRegression(LinearClassifier):
     https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.LogisticRegression.html, with these
     differences:
 
-    solver: "newton-cholesky" takes Newton steps, "liblinear" penalises the intercept as that library does; the other
-        names all stand for L-BFGS. An ``l1_ratio`` above 0 takes proximal Newton steps, whatever the solver.
-    tol: bounds the gradient of the mean loss; the objective must also be estimated to be within 2.5e-7 of its minimum.
+    solver: "newton-cholesky" takes Newton steps for up to about 2,000 coefficients, and "liblinear" penalises the
+        intercept as that library does. All else is L-BFGS, except that an ``l1_ratio`` above 0 always takes proximal
+        Newton steps.
+    tol: bounds the gradient of the mean loss; the objective must also be within an estimated 2.5e-7 of its
+        minimum, relative to its value.
     dual, verbose, n_jobs, random_state: accepted and not used.
     """
 

@@ -18,8 +18,8 @@ from .logistic_data import LogisticFit
 from .routing import CrossValidated, Routed
 
 
-def _given_classes(scorer: Any, classes: np.ndarray) -> Any:
-    """Return the scorer with the classes as the ``labels`` of its metric, if it takes them: a fold may lack a class."""
+def _given_classes(scorer: Any, classes: np.ndarray) -> Callable[..., float]:
+    """Return the scorer with all classes as ``labels`` if its metric takes them, because a fold may lack a class."""
     metric = getattr(scorer, "_score_func", None)
     accepted = signature(metric).parameters if metric is not None else {}
     if "labels" not in accepted:
@@ -42,9 +42,9 @@ class LogisticRegressionCV(CrossValidated, LinearClassifier):
     those of https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.LogisticRegressionCV.html, with
     these differences:
 
-    use_legacy_attributes: False gives arrays; every other value gives the older form, in which they are dictionaries.
-    scoring: "warn", the default, and None are "accuracy".
-    l1_ratios: "warn", the default, and None are 0.
+    use_legacy_attributes: False stores the results as arrays, every other value in the older form with dictionaries.
+    scoring: "warn", the default, and None stand for "accuracy".
+    l1_ratios: "warn", the default, and None stand for 0.
     solver, tol, dual, verbose, n_jobs, random_state: as :class:`LogisticRegression` says.
     """
 
@@ -97,11 +97,11 @@ class LogisticRegressionCV(CrossValidated, LinearClassifier):
         self.random_state = random_state
         self.use_legacy_attributes = use_legacy_attributes
 
-    # sample_weight of ``score`` is for the scorer, which may not ask for it.
+    # ``score`` passes sample_weight to the scorer, and only if the scorer asks for it.
     __metadata_request__score: ClassVar = {"sample_weight": UNUSED}
 
     def fit(
-        self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: Any
+        self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: object
     ) -> "LogisticRegressionCV":
         """Choose C by cross-validation, then fit to all of X [I, D] and labels y [I].
 
@@ -144,7 +144,7 @@ class LogisticRegressionCV(CrossValidated, LinearClassifier):
                 l, a = np.unravel_index(np.argmax(scores.mean(0)), scores.shape[1:])
                 C, ratio = Cs[a], ratios_L[l]
                 data.start(coefs[:, l, a].mean(0), intercepts[:, l, a].mean(0))
-                # The compiled path serves once more; from its second C on it starts at the minimum.
+                # Repeating one C reuses the compiled path; from the second on each fit starts at the minimum.
                 refit = LogisticFit(*(v[0] for v in data.fit_path(weight, np.full(len(Cs), C), ratio, *options)))
                 self.coef_, self.intercept_ = refit.coef, refit.intercept
                 violation = np.append(violation, refit.violation)
@@ -158,7 +158,7 @@ class LogisticRegressionCV(CrossValidated, LinearClassifier):
         self._store(Cs, ratios_L, float(C), float(ratio), thetas.astype(np.float64), scores, counts)
         return self
 
-    def score(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: Any) -> float:
+    def score(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: object) -> float:
         """Return the score by ``scoring`` on X [I, D] and labels y [I]; ``params`` as in :meth:`fit`."""
         routed = self._route("score", sample_weight, params)
         return self._scorer()(self, X, y, **routed.score)

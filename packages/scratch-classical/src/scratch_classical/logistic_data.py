@@ -28,7 +28,7 @@ class LogisticFit(NamedTuple):
 class LogisticData:
     """One data set laid out for the solver.
 
-    With ``scaling`` the intercept is a penalised coefficient: that of one more column, which holds this number
+    With ``scaling`` the intercept is penalised: it becomes the coefficient of one more column, which holds that number
     everywhere.
     """
 
@@ -50,7 +50,6 @@ class LogisticData:
         sample = X[:: self.stride]
         self.sample = sample if is_on_device(X) else pad(np.asarray(sample), bucket(len(sample), 64), width)
         self.theta_KE = np.zeros((num_rows, width + 1), self.dtype)
-        self.centred = False
 
     def start(self, coef_KD: np.ndarray, intercept_K: np.ndarray) -> None:
         """Start from given coefficients."""
@@ -68,15 +67,15 @@ class LogisticData:
         return Problem(self.layout.rows, *map(jnp.asarray, parts))
 
     def _tol(self, tol: float) -> np.floating:
-        """Return ``tol`` in the precision of the data, or where it is below rounding, that."""
+        """Return ``tol`` in the dtype of the data, and at least four units of rounding."""
         return self.dtype.type(max(tol, 4 * np.finfo(self.dtype).eps))
 
-    def _result(self, minimum: Minimum) -> LogisticFit:
+    def _result(self, minimum: Minimum, centred: bool = False) -> LogisticFit:
         theta = np.array(minimum.theta)
-        if self.centred:
+        if centred:
             theta -= theta.mean(-2, keepdims=True)
         intercept = theta[..., -1] if self.scaling is None else theta[..., self.num_features] * self.scaling
-        coef = theta[..., : self.num_features].copy()  # of our own, so that it may be written to
+        coef = theta[..., : self.num_features].copy()  # a copy, so that users may write to it
         return LogisticFit(coef, intercept.copy(), np.asarray(minimum.iterations), np.asarray(minimum.violation))
 
     def fit(
@@ -87,19 +86,19 @@ class LogisticData:
         Without a penalty, adding one vector to the coefficients of every class changes no probability. The minimiser
         returned is the symmetric one, whose sum over the classes is zero.
         """
-        self.centred = np.isinf(C) and len(self.theta_KE) > 1
         number = self.dtype.type
         return self._result(
             minimise(
                 self._problem(weight_I), self.theta_KE, number(C), number(l1_ratio), self._tol(tol),
                 np.int32(max_iter), intercept=self.intercept, method=self._method(solver, l1_ratio),
-            )
+            ),
+            centred=bool(np.isinf(C)) and len(self.theta_KE) > 1,
         )  # fmt: skip
 
     def fit_path(
         self, weight_I: np.ndarray, C_A: np.ndarray, l1_ratio: float, tol: float, max_iter: int, solver: str
     ) -> LogisticFit:
-        """Minimise it for all C, each started from the minimum before it."""
+        """Minimise eq. 1 for every C, each started from the minimum before it."""
         number = self.dtype.type
         return self._result(
             minimise_path(

@@ -65,7 +65,7 @@ def _solve_jvp(
 
 
 class _SolveArguments(NamedTuple):
-    """The arguments of :func:`_solve` but for C and the static ones."""
+    """The arguments of :func:`_solve` except C and the static ones."""
 
     X: jax.Array
     y_IK: jax.Array
@@ -126,7 +126,7 @@ def solve_logistic_regression(
 
     X is [I, D], and the labels y [I] are in 0 .. num_classes - 1. Two classes give coef [D] and one intercept, more
     give [D, K] and [K]. $\rho$ is ``l1_ratio``. ``l1`` states whether there is an L1 penalty, which must be known when
-    the program is compiled; with None there is one if ``l1_ratio`` is passed. tol bounds the gradient of the mean loss.
+    the program is compiled; None assumes one if ``l1_ratio`` is passed. tol bounds the gradient of the mean loss.
     Differentiable in X, C, l1_ratio and sample_weight; vmap over any array.
     """
     method = _method(l1_ratio, l1)

@@ -115,7 +115,8 @@ def _inverse_at(
 ) -> jax.Array:
     """Return the inverse of eq. 3 [E, E], or with many features that of its diagonal [E].
 
-    In float32, far from the origin, B can be singular. The inverse of its diagonal is then returned as [E, E].
+    In float32, with samples far from the origin, B can be singular. The inverse of its diagonal is then returned, as
+    [E, E].
     """
     K, E = theta_KE.shape
     scores_KS = _scores(theta_KE, sample_SD)

@@ -154,6 +154,29 @@ def moments_of(samples: Samples, fit_intercept: bool = True) -> Moments:
     return centered(sums(samples), samples.shift_x, samples.shift_y, fit_intercept)
 
 
+class CenteredRows(NamedTuple):
+    """Centred rows Z [I, D] and targets V [I, K], multiplied by the roots of the weights; the means, and the roots."""
+
+    Z_ID: jax.Array
+    V_IK: jax.Array
+    mean_x: jax.Array
+    mean_y: jax.Array
+    root_I: jax.Array
+
+
+def centered_rows(samples: Samples, fit_intercept: bool) -> CenteredRows:
+    """Return the rows that stand for a problem with few samples, which must all be in the tail."""
+    rows, y_IK, weight_I, shift_x, _ = samples
+    mean_x, mean_y = jnp.zeros_like(shift_x), jnp.zeros(y_IK.shape[1], y_IK.dtype)
+    if fit_intercept:
+        mean_x = shift_x + weight_I @ (rows.tail - shift_x) / weight_I.sum()
+        mean_y = weight_I @ y_IK / weight_I.sum()
+    root_I = jnp.sqrt(weight_I)
+    return CenteredRows(
+        (rows.tail - mean_x) * root_I[:, None], (y_IK - mean_y) * root_I[:, None], mean_x, mean_y, root_I
+    )
+
+
 def sparse_moments(X: SparseMatrix, y: np.ndarray, sample_weight: np.ndarray | None, fit_intercept: bool) -> Moments:
     """Return the centred moments of a scipy sparse X, with the features padded to their :func:`bucket`.
 

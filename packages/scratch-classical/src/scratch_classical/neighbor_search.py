@@ -71,7 +71,7 @@ def _smallest(distance_QC: jax.Array, index_QC: jax.Array, count: int) -> Neares
 
 
 def _power(difference: jax.Array, p: float) -> jax.Array:
-    """Return $|x|^p$, by multiplication where that is possible."""
+    """Return $|x|^p$, by multiplication where that is possible; for p = inf return $|x|$."""
     absolute = jnp.abs(difference)
     return absolute if p in (1, np.inf) else difference * difference if p == 2 else absolute**p
 
@@ -170,7 +170,7 @@ def _aligned(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
 
 
 class Index:
-    """Points prepared for :meth:`search`. For the euclidean metric that includes a centred float32 copy to screen."""
+    """Points prepared for :meth:`search`. For many points and the euclidean metric, it holds a centred float32 copy."""
 
     def __init__(self, points: Array, p: float = 2.0, weight: np.ndarray | None = None) -> None:
         self.points, self.p, self.weight = points, p, weight
@@ -201,7 +201,10 @@ class Index:
             self.points[:] = points
 
     def search(self, queries: np.ndarray, count: int, num_points: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (distances, indices) [Q, count] of the nearest of the first ``num_points`` points, in order."""
+        """Return (distances, indices) [Q, count] of the nearest of the first ``num_points`` points, in order.
+
+        Raises ValueError if such a distance overflows.
+        """
         dtype = np.dtype(self.points.dtype)
         if count > num_points:
             raise ValueError(f"count={count} must not exceed the number of points, {num_points}: ask for fewer")
@@ -211,6 +214,11 @@ class Index:
         distances, indices = np.asarray(distances), np.asarray(indices, np.int64)
         if self.p not in (1, np.inf):
             distances = np.sqrt(distances) if self.p == 2 else distances ** (1 / self.p)
+        if not np.isfinite(distances).all():
+            raise ValueError(
+                f"distances to the nearest samples leave the range of {dtype}: scale the features, for example with "
+                "StandardScaler"
+            )
         return distances, indices
 
     def _search_differences(self, queries: np.ndarray, count: int, num_points: int) -> Nearest:

@@ -11,7 +11,7 @@ Shapes: I samples, Q queries, D features, K neighbours.
 import warnings
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .arrays import Array, Matrix, MatrixLike, dense, is_on_device, validated_queries, validated_samples
 from .constraints import COUNT, JOBS, POSITIVE_OR_INFINITE, Constraints, one_of
-from .given_distances import checked, nearest_of, refuse_formats_without_zeros
+from .given_distances import Distances, checked, nearest_of, refuse_formats_without_zeros
 from .neighbor_search import Index
 
 _METRICS = {"euclidean": 2.0, "l2": 2.0, "manhattan": 1.0, "cityblock": 1.0, "l1": 1.0, "chebyshev": np.inf,
@@ -54,7 +54,7 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
         leaf_size: int = 30,
         p: float = 2,
         metric: str = "minkowski",
-        metric_params: dict[str, Any] | None = None,
+        metric_params: dict[str, ArrayLike] | None = None,
         n_jobs: int | None = None,
     ) -> None:
         self.n_neighbors = n_neighbors
@@ -84,7 +84,7 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
                     SyntaxWarning,
                     stacklevel=3,
                 )
-            p = float(params.pop("p", self.p))
+            p = float(np.asarray(params.pop("p", self.p)))
             if not p > 0:
                 raise ValueError(f"p={p} must be positive")
             named = {1.0: "manhattan", 2.0: "euclidean", np.inf: "chebyshev"}
@@ -98,13 +98,14 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
         self._fit_X = X
         points = X
         if self.effective_metric_ == "cosine":
-            # A row of zeros is at right angles to every other row: an axis of its own makes it so.
+            # The cosine distance of a row of zeros to every other row is 1. One more column, which is 1 for rows of
+            # zeros and 0 for the others, gives that.
             zero = (X * X).sum(1, keepdims=True) == 0
             stack = jnp.concatenate if is_on_device(X) else np.concatenate
             points = stack([_normalised(X), zero.astype(X.dtype)], axis=1)
         self._index = Index(points, p, None if weight is None else np.asarray(weight, np.float64))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {k: v for k, v in super().__getstate__().items() if k != "_index"}
 
     def _ready_index(self) -> Index | None:
@@ -150,12 +151,12 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
                 distances[~queries.any(1)] = 1
         if own:
             itself = indices == np.arange(len(indices))[:, None]
-            itself[~itself.any(1), -1] = True  # it is not among its own duplicates: drop the last of them
+            itself[~itself.any(1), -1] = True  # hidden by K or more duplicates: drop the last of them
             distances = distances[~itself].reshape(len(indices), count)
             indices = indices[~itself].reshape(len(indices), count)
         return distances, indices
 
-    def _validated(self, X: MatrixLike) -> Matrix:
+    def _validated(self, X: MatrixLike) -> Distances:
         """Return validated queries: dense features, or distances to the samples."""
         if self.metric != "precomputed":
             return dense(validated_queries(self, X))
@@ -183,7 +184,7 @@ class _NeighborsBase(MultiOutputMixin, BaseEstimator):
         else:
             with np.errstate(divide="ignore"):
                 weight_QK = 1.0 / distances
-            exact = np.isinf(weight_QK)  # a neighbour at distance zero takes all the weight
+            exact = np.isinf(weight_QK)  # neighbours at distance zero share all the weight
             rows = exact.any(1)
             weight_QK[rows] = exact[rows]
         if not weight_QK.any(1).all():
@@ -258,7 +259,7 @@ class KNeighborsClassifier(ClassifierMixin, _NeighborsBase):
         return self.classes_ if isinstance(self.classes_, list) else [self.classes_]
 
     def predict(self, X: MatrixLike | None) -> np.ndarray:
-        """Return the class with the largest probability, the first among equals."""
+        """Return the class with the largest probability, and of equals the first."""
         check_is_fitted(self)
         predicted = [c[p.argmax(1)] for c, p in zip(self._classes_of_outputs(), self._probabilities(X))]
         return np.stack(predicted, axis=1) if self.outputs_2d_ else predicted[0]
@@ -273,12 +274,8 @@ class KNeighborsRegressor(RegressorMixin, _NeighborsBase):
     """Regression by the k nearest neighbours, as in sklearn.neighbors.KNeighborsRegressor.
 
     Parameters and attributes are those of
-    https://scikit-learn.org/stable/modules/generated/sklearn.neighbors.KNeighborsRegressor.html, with these
-    differences:
-
-    algorithm, leaf_size, n_jobs: accepted and not used; the search is always exact and always by blocks.
-    metric: one of the names euclidean (l2), manhattan (l1, cityblock), chebyshev (infinity), minkowski and cosine, or
-        precomputed for given distances.
+    https://scikit-learn.org/stable/modules/generated/sklearn.neighbors.KNeighborsRegressor.html, with the differences
+    that :class:`KNeighborsClassifier` lists.
     """
 
     def fit(self, X: MatrixLike, y: ArrayLike) -> "KNeighborsRegressor":

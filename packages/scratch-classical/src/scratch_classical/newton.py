@@ -4,10 +4,10 @@ Each step minimises the quadratic model of f at $\theta$, plus the penalty,
 
 $$ \min_z\; g^\top (z - \theta) + \tfrac12 (z - \theta)^\top H (z - \theta) + \lambda_1 \|z_w\|_1 \tag{1} $$
 
-and goes towards z as far as the objective falls enough (Armijo's rule). Without a penalty eq. 1 is a linear system.
-With one, the intercepts are eliminated by the Schur complement and the rest is solved by coordinate descent, which
-gives exact zeros (as in glmnet: Friedman, Hastie and Tibshirani 2010, https://doi.org/10.18637/jss.v033.i01). It stops
-by the same two criteria as :mod:`.lbfgs`.
+and goes towards z, halving the step until the objective falls enough (Armijo's rule). Without a penalty eq. 1 is a
+linear system. With one, the intercepts are eliminated by the Schur complement and the rest is solved by coordinate
+descent, which gives exact zeros (as in glmnet: Friedman, Hastie and Tibshirani 2010,
+https://doi.org/10.18637/jss.v033.i01). It stops by the same two criteria as :mod:`.lbfgs`.
 
 Shapes: D features, E = D + 1 (features and intercept), K rows of coefficients, P = E * K.
 """

@@ -5,7 +5,6 @@ Shapes: D features, K outputs.
 
 import warnings
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -13,14 +12,15 @@ from sklearn.exceptions import ConvergenceWarning
 
 from .coordinate_descent import descend
 from .moments import Moments
+from .objective import LinearSolution
 
 
 def solve_nonnegative(gram_DD: np.ndarray, cross_D: np.ndarray, start_D: np.ndarray, eps: float) -> np.ndarray:
     r"""Return the minimiser of $\frac12 w^\top G w - B^\top w$ over $w \ge 0$, started from ``start_D`` >= 0.
 
     Warns if it is not found. Source: the active-set method of Lawson and Hanson 1974, Solving Least Squares Problems,
-    chapter 23, on the Gram matrix scaled to a unit diagonal. A slope counts as zero if it is below 10 ``eps`` times
-    the terms of its sum.
+    chapter 23, on the Gram matrix scaled to a unit diagonal. A slope counts as zero if it is below 10 ``eps``
+    times the sum of its absolute terms.
     """
     scale_D = np.sqrt(np.diagonal(gram_DD))
     inverse_D = np.divide(1, scale_D, where=scale_D > 0, out=np.zeros_like(scale_D))
@@ -28,7 +28,7 @@ def solve_nonnegative(gram_DD: np.ndarray, cross_D: np.ndarray, start_D: np.ndar
     w = start_D * scale_D
     free = w > 0
     entered = None
-    refused = np.zeros(len(w), bool)  # entered and would turn negative at once, which is rounding
+    refused = np.zeros(len(w), bool)  # entered, but would turn negative: the slope was rounding
     for _ in range(10 * len(w) + 10):
         best = np.zeros_like(w)
         inner = G[np.ix_(free, free)]
@@ -64,8 +64,8 @@ def solve_nonnegative(gram_DD: np.ndarray, cross_D: np.ndarray, start_D: np.ndar
     return w * inverse_D
 
 
-def fit_nonnegative(m: Moments, alpha: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Return (coef [D, K], intercept [K]) of eq. 1 of :mod:`.least_squares` with no coefficient below zero."""
+def fit_nonnegative(m: Moments, alpha: np.ndarray) -> LinearSolution:
+    """Minimise eq. 1 of :mod:`.least_squares` with no coefficient below zero; coef is [D, K]."""
     dtype = m.gram.dtype
     eps = float(np.finfo(dtype).eps)
     gram_DD = np.asarray(m.gram, np.float64)
@@ -76,4 +76,4 @@ def fit_nonnegative(m: Moments, alpha: np.ndarray) -> tuple[jax.Array, jax.Array
         penalised_DD = gram_DD + a * np.eye(len(gram_DD))
         solved.append(solve_nonnegative(penalised_DD, *(np.asarray(v, np.float64) for v in (cross_D, near_D)), eps))
     coef_DK = jnp.asarray(np.stack(solved, axis=1), dtype)
-    return coef_DK, m.mean_y - m.mean_x @ coef_DK
+    return LinearSolution(coef_DK, m.mean_y - m.mean_x @ coef_DK)

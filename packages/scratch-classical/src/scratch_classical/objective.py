@@ -88,7 +88,7 @@ class Objective:
 
     @classmethod
     def elastic_net(cls, alpha: Number, l1_ratio: Number, total_weight: Number) -> "Objective":
-        """Return the objective of :func:`solve_elastic_net`; ``total_weight`` is n, without weights that of samples."""
+        """Return the objective of :func:`solve_elastic_net`; ``total_weight`` is n, for weights of 1 that is I."""
         return cls(squared_loss, 0.5 / total_weight, alpha * l1_ratio, alpha * (1 - l1_ratio))
 
     @classmethod

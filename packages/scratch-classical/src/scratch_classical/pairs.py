@@ -27,7 +27,7 @@ class Pair(NamedTuple):
 class Pairs:
     """All pairs of ``num_classes`` classes, in the order (0, 1), (0, 2), ..., (1, 2), ... of libsvm.
 
-    The first class of a pair is the positive one. With two classes it is the second, as everywhere in scikit-learn.
+    The first class of a pair is the positive one, but of two classes it is the second, as in all of scikit-learn.
     """
 
     num_classes: int

@@ -4,7 +4,7 @@ Each function draws on the axes it is given, or on new ones, and returns them.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +16,16 @@ from .arrays import CrossValidator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+class Classifier(Protocol):
+    """What a picture of regions needs of a fitted classifier; one with two classes may also have decision_function."""
+
+    @property
+    def classes_(self) -> ArrayLike: ...
+
+    def predict(self, X: np.ndarray, /) -> np.ndarray: ...
+
 
 BLUE, RED, GREY = "#2a78d6", "#d1495b", "#5f6368"
 
@@ -36,12 +46,12 @@ def _axes(ax: "Axes | None") -> "Axes":
 
 
 def plot_decision_boundary(
-    model: Any, X: ArrayLike, y: ArrayLike, ax: "Axes | None" = None, resolution: int = 300
+    model: Classifier, X: ArrayLike, y: ArrayLike, ax: "Axes | None" = None, resolution: int = 300
 ) -> "Axes":
     """Draw the regions of a fitted classifier over two features, with the samples X [I, 2] and their labels y [I].
 
     If the model has one decision function, its lines at -1, 0 and 1 are drawn. For a support vector machine these are
-    the margins and the boundary. Support vectors get a ring, which is right if X are the samples of the fit.
+    the margins and the boundary. Support vectors get a ring, so X must then be the samples of the fit, in their order.
     """
     from matplotlib.colors import ListedColormap
 
@@ -66,8 +76,8 @@ def plot_decision_boundary(
     if len(classes) > 2:
         for k in range(len(classes) - 1):
             ax.contour(axis_x, axis_y, region == k, levels=[0.5], colors=GREY, linewidths=0.6)
-    elif hasattr(model, "decision_function"):
-        scores = model.decision_function(grid).reshape(resolution, resolution)
+    elif (decision_function := getattr(model, "decision_function", None)) is not None:
+        scores = decision_function(grid).reshape(resolution, resolution)
         lines = ax.contour(axis_x, axis_y, scores, levels=[-1, 0, 1], colors="k", linestyles=["--", "-", "--"])
         lines.set_linewidth([0.8, 1.4, 0.8])
     for k, color in enumerate(colors):
@@ -91,7 +101,7 @@ def plot_regularization_path(
 ) -> "Axes":
     """Draw every coefficient against alpha, from ``alphas`` [A] and ``coefs`` [D, A] as ``lasso_path`` returns them.
 
-    ``chosen`` is an alpha to mark; ``names`` [D] are the labels of the lines, which have none without it.
+    ``chosen`` is an alpha to mark; ``names`` [D] are the labels of the lines (None: no labels).
     """
     ax = _axes(ax)
     alphas, coefs = np.asarray(alphas), np.asarray(coefs)

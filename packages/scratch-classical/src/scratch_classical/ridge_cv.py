@@ -11,7 +11,7 @@ $$ \sqrt{\omega_i} (y_i - \hat y_i^{(-i)}) = \frac{(Mv)_i}{M_{ii}}, \qquad
    M = (Z Z^\top + \alpha I)^{-1} - \frac{u u^\top}{\alpha}, \qquad u_i = \sqrt{\omega_i / n} \tag{2} $$
 
 computed in float64 (without an intercept $u = 0$). With folds, the moments $G, B$ of each training fold
-(:mod:`.folds`) give the solution for every alpha from one decomposition $G = V \Lambda V^\top$,
+(:mod:`.folds`) give the solution for every alpha through one decomposition $G = V \Lambda V^\top$,
 
 $$ w_\alpha = V (\Lambda + \alpha I)^{-1} V^\top B \tag{3} $$
 
@@ -23,7 +23,7 @@ Shapes: I samples, D features, K outputs, A values of alpha, F folds.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ from .arrays import Array, CrossValidator, MatrixLike, dense, lay_out, precision
 from .base import LinearPredictor
 from .constraints import FLAG, FOLDS, POSITIVE, SCORING, Constraints, check_each, one_of
 from .folds import fold_sums
-from .moments import Moments, Samples, Sums, arranged, centered
+from .moments import Moments, Samples, Sums, arranged, centered, centered_rows
 from .routing import CrossValidated, Routed
 from .squares_fit import fit_moments, fit_squares
 
@@ -92,19 +92,12 @@ def _leave_one_out_wide(samples: Samples, alphas_A: jax.Array, fit_intercept: bo
 
     The inverses come from the eigenvectors of $Z Z^\top$.
     """
-    rows, y_IK, weight_I, shift_x, _ = samples
-    X = rows.tail
-    root_I = jnp.sqrt(weight_I)
-    mean_x, mean_y = 0 * shift_x, jnp.zeros(y_IK.shape[1], y_IK.dtype)
-    if fit_intercept:
-        mean_x = shift_x + weight_I @ (X - shift_x) / weight_I.sum()
-        mean_y = weight_I @ y_IK / weight_I.sum()
-    Z_ID, V_IK = (X - mean_x) * root_I[:, None], (y_IK - mean_y) * root_I[:, None]
+    Z_ID, V_IK, _, _, root_I = centered_rows(samples, fit_intercept)
     gram_II = Z_ID @ Z_ID.T
     # Z'u = 0 for the direction u of the intercept. If its eigenvalue stayed zero, its rounding would be divided by
     # alpha. It therefore gets an eigenvalue of ordinary size, and its part is subtracted afterwards.
     u_I = root_I / jnp.linalg.norm(root_I) if fit_intercept else 0 * root_I
-    ordinary = jnp.trace(gram_II) / (weight_I > 0).sum()
+    ordinary = jnp.trace(gram_II) / (root_I > 0).sum()
     values_M, U_IM = jnp.linalg.eigh(gram_II + ordinary * jnp.outer(u_I, u_I))
     inverse_MA = 1 / (jnp.clip(values_M, 0)[:, None] + alphas_A)
     diagonal_IA = U_IM**2 @ inverse_MA - u_I[:, None] ** 2 / (ordinary + alphas_A)
@@ -114,6 +107,13 @@ def _leave_one_out_wide(samples: Samples, alphas_A: jax.Array, fit_intercept: bo
     return jnp.where(weighted, c_IKA / jnp.where(weighted, divisor_I1A, 1), 0), jnp.isfinite(gram_II).all()
 
 
+class _LeaveOneOut(NamedTuple):
+    """Scores of every alpha [1, A] or of every output and alpha [K, A], and what cv_results_ holds [I, K, A]."""
+
+    scores: np.ndarray
+    stored: np.ndarray
+
+
 class RidgeCV(CrossValidated, LinearPredictor):
     """Ridge regression with alpha chosen by leave-one-out errors (eq. 1), or by the folds of ``cv``.
 
@@ -121,7 +121,7 @@ class RidgeCV(CrossValidated, LinearPredictor):
     https://scikit-learn.org/stable/modules/generated/sklearn.linear_model.RidgeCV.html, with these differences:
 
     gcv_mode: accepted and not used; the form of the errors depends on the shape of X alone.
-    cv: all folds and alphas are solved in one call, from sums over the folds, and not by a grid search.
+    cv: all folds and alphas are solved in one call from sums over the folds, without a grid search.
     """
 
     _parameter_constraints: ClassVar[Constraints] = {
@@ -153,7 +153,7 @@ class RidgeCV(CrossValidated, LinearPredictor):
         self.store_cv_results = store_cv_results
         self.alpha_per_target = alpha_per_target
 
-    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: Any) -> "RidgeCV":
+    def fit(self, X: MatrixLike, y: ArrayLike, sample_weight: ArrayLike | None = None, **params: object) -> "RidgeCV":
         """Choose alpha and fit to all of X [I, D] and y [I] or [I, K], in float64.
 
         With metadata routing ``params`` go to the splitter and the scorer.
@@ -171,7 +171,9 @@ class RidgeCV(CrossValidated, LinearPredictor):
             X = X.astype(np.float64)
         sample_weight = None if sample_weight is None else sample_weight.astype(np.float64)
         if self.cv is None:
-            scores = self._leave_one_out_scores(X, y, sample_weight, alphas, routed)
+            scores, stored = self._leave_one_out(X, y, sample_weight, alphas, routed)
+            if self.store_cv_results:
+                self.cv_results_ = stored[:, 0] if y.ndim == 1 else stored
         else:
             scores = self._fold_scores(np.asarray(X), y, sample_weight, alphas, routed)[None]
         best = scores.argmax(1)
@@ -191,13 +193,10 @@ class RidgeCV(CrossValidated, LinearPredictor):
             return get_scorer("r2").set_score_request(sample_weight=True)
         return check_scoring(_Identity(), scoring=self.scoring)
 
-    def _leave_one_out_scores(
+    def _leave_one_out(
         self, X: Array, y: np.ndarray, sample_weight: np.ndarray | None, alphas: np.ndarray, routed: Routed
-    ) -> np.ndarray:
-        """Return the score of every alpha [1, A], or of every output and alpha [K, A] with ``alpha_per_target``.
-
-        Sets cv_results_ if ``store_cv_results``.
-        """
+    ) -> _LeaveOneOut:
+        """Score every alpha, or with ``alpha_per_target`` every output and alpha, by the leave-one-out errors."""
         I, D = X.shape
         wide, fit_intercept = D + 1 >= I, bool(self.fit_intercept)
         with precision(np.float64):
@@ -230,9 +229,7 @@ class RidgeCV(CrossValidated, LinearPredictor):
                     for predicted, target in parts
                 ]
             )
-        if self.store_cv_results:
-            self.cv_results_ = stored[:, 0] if y.ndim == 1 else stored
-        return scores
+        return _LeaveOneOut(scores, stored)
 
     def _fold_scores(
         self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None, alphas: np.ndarray, routed: Routed

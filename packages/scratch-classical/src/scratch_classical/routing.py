@@ -1,10 +1,11 @@
-"""Metadata routing of the four estimators that cross-validate: what of ``fit``'s arguments goes to splitter and scorer.
+"""Metadata routing: which arguments of ``fit`` go to the splitter and the scorer of a cross-validation.
 
 Source: https://scikit-learn.org/stable/metadata_routing.html. With routing disabled, scikit-learn's default, the scorer
 gets ``sample_weight`` and the splitter nothing; any other argument is an error.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,20 +21,20 @@ from .arrays import CrossValidator
 class Routed(NamedTuple):
     """The arguments for the splitter's ``split`` and for the scorer."""
 
-    split: dict[str, Any]
-    score: dict[str, Any]
+    split: dict[str, object]
+    score: dict[str, object]
 
-    def of(self, X: np.ndarray, picked: np.ndarray) -> dict[str, Any]:
+    def of(self, X: np.ndarray, picked: np.ndarray) -> dict[str, object]:
         """Return the scorer's arguments for some of the samples."""
         return _check_method_params(X, self.score, indices=picked)
 
 
 class CrossValidated(BaseEstimator):
-    """An estimator that splits its samples, and may score."""
+    """An estimator that splits its samples for cross-validation, and may score by a scorer."""
 
     cv: CrossValidator
 
-    def _scorer(self) -> Any:
+    def _scorer(self) -> Callable[..., float] | None:
         """Return the scorer; None for an estimator that has none."""
         return None
 
@@ -47,8 +48,11 @@ class CrossValidated(BaseEstimator):
             router.add(scorer=scorer, method_mapping=calls)
         return router
 
-    def _route(self, method: str, sample_weight: ArrayLike | None, params: dict[str, Any]) -> Routed:
-        """Return what goes where; raises ValueError for ``params`` while routing is disabled."""
+    def _route(self, method: str, sample_weight: ArrayLike | None, params: dict[str, object]) -> Routed:
+        """Return the arguments of ``method`` for the splitter and the scorer.
+
+        Raises ValueError for ``params`` while routing is disabled.
+        """
         _raise_for_params(params, self, method)
         scored = self._scorer() is not None
         given = params if sample_weight is None or not scored else {**params, "sample_weight": sample_weight}

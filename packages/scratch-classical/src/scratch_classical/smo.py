@@ -13,7 +13,7 @@ $\beta_i \ne 0$. The kernels are
 $$ x^\top z, \quad (\gamma x^\top z + c)^p, \quad e^{-\gamma \|x - z\|^2}, \quad
    \tanh(\gamma x^\top z + c) \tag{2} $$
 
-Eq. 1 changes at these rates when $\beta_i$ increases or decreases ($\operatorname{sign}(0)$ is $+1$ upwards and $-1$
+When $\beta_i$ increases or decreases, eq. 1 changes at the rates ($\operatorname{sign}(0)$ is $+1$ upwards and $-1$
 downwards)
 
 $$ F^{\uparrow}_i = y_i - (K\beta)_i - \varepsilon \operatorname{sign} \beta_i, \qquad
@@ -28,9 +28,9 @@ $$ j = \arg\max_j \frac{(F^{\uparrow}_i - F^{\downarrow}_j)^2}{\eta_{ij}}, \quad
    \text{, clipped} \tag{4} $$
 
 **Two levels.** Above a few hundred samples the steps run on a working set of the worst violators, half of which is kept
-from the set before. Its square of K fits the processor's cache. Then one product brings $K\beta$ up to date. The rows
-of K that are new to the set are taken from a stored K, or computed when there is none. K is kept in float32, as in
-LIBSVM, so that both solve the same problem to the last digit; all else is float64.
+from the set before. The block of K between its samples fits the processor's cache. Then one product brings $K\beta$ up
+to date. The rows of K that are new to the set are taken from a stored K, or computed when there is none. K is kept in
+float32, as in LIBSVM, so that both solve the same problem to the last digit. $\beta$ and $K\beta$ are float64.
 
 Shapes: I and J samples, D features, W samples of a working set.
 """
@@ -244,7 +244,7 @@ def solve_svm(
         beta_I, product_I, kept_W, rows_WI, gap, count = state
         up, down = _possible_rates(y_I, product_I, beta_I, lower_I, upper_I, epsilon)
         up, down = up.astype(jnp.float32), down.astype(jnp.float32)
-        # The newest half of the last set stays. Without it, pairs that were nearly settled would leave and come back.
+        # The newest half of the last set stays: otherwise pairs that are nearly settled would leave and come back.
         big = jnp.float32(jnp.finfo(jnp.float32).max)
         stays = jnp.zeros(I, bool).at[kept_W[:half]].set(True)
         up, down = jnp.maximum(up, -big), jnp.minimum(down, big)

@@ -1,7 +1,7 @@
-"""How the estimators minimise eq. 1 of :mod:`.least_squares`, whose equations are meant throughout.
+"""How the estimators minimise eq. 1 of :mod:`.least_squares`. All equation numbers refer to that module.
 
-The rows of X are used in place where that is possible (:class:`.arrays.Rows`). The form of the solution is chosen by
-shape and condition.
+The rows of X are used in place where that is possible (:class:`.arrays.Rows`). The shape and the condition number of X
+decide which form of the solution is computed.
 
 Shapes: I samples, R rows of a block, D features, K outputs, M = min(I, D).
 """
@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from .arrays import Matrix, dense, lay_out, precision, refuse_non_finite
 from .least_squares import cholesky_solve, solve_normal_equations, solve_singular_values
-from .moments import Moments, Samples, arranged, moments_of, sparse_moments
+from .moments import Moments, Samples, arranged, centered_rows, moments_of, sparse_moments
 from .nonnegative import fit_nonnegative
 
 
@@ -24,8 +24,8 @@ class SquaresFit(NamedTuple):
     """The minimiser of eq. 1 as scikit-learn stores it, and how it was found.
 
     coef is [D] or [K, D]. ``singular`` [M] are the singular values of the centred X; None where alpha is not zero.
-    ``method`` is "cholesky" (eq. 2 or 3), "svd" (eq. 4) or "lbfgs", scikit-learn's name for the solver of coefficients
-    that may not be negative.
+    ``method`` is "cholesky" (eq. 2 or 3), "svd" (eq. 4), or for coefficients that may not be negative "lbfgs", the name
+    that scikit-learn gives there.
     """
 
     coef: np.ndarray
@@ -41,6 +41,14 @@ class _DirectSolution(NamedTuple):
     intercept: jax.Array
     condition: jax.Array
     finite: jax.Array
+
+
+class _OrthogonalSolution(NamedTuple):
+    """coef [D, K] and intercept [K] of eq. 4, and the singular values of the centred X."""
+
+    coef: jax.Array
+    intercept: jax.Array
+    singular: jax.Array
 
 
 def _condition(factor_DD: jax.Array) -> jax.Array:
@@ -70,10 +78,8 @@ def fit_moments(samples: Samples, alpha: jax.Array, fit_intercept: bool) -> tupl
 
 
 @jax.jit
-def _fit_orthogonal(
-    samples: Samples, m: Moments, alpha: jax.Array, max_size: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return (coef [D, K], intercept [K], singular values) of eq. 4, with R and Q'y built block by block."""
+def _fit_orthogonal(samples: Samples, m: Moments, alpha: jax.Array, max_size: jax.Array) -> _OrthogonalSolution:
+    """Solve eq. 4, with R and Q'y built block by block."""
     rows, y_IK, weight_I, *_ = samples
     D, K = rows.tail.shape[1], y_IK.shape[1]
 
@@ -96,20 +102,13 @@ def _fit_orthogonal(
     elif R.shape[0] > 2 * (D + K):
         R = jnp.linalg.qr(R, mode="r")
     coef_DK, sigma = solve_singular_values(R[:, :D], R[:, D:], alpha, max_size)
-    return coef_DK, m.mean_y - m.mean_x @ coef_DK, sigma
+    return _OrthogonalSolution(coef_DK, m.mean_y - m.mean_x @ coef_DK, sigma)
 
 
 @partial(jax.jit, static_argnames="fit_intercept")
 def _fit_dual(samples: Samples, alpha: jax.Array, fit_intercept: bool) -> _DirectSolution:
     """Solve eq. 3 for samples that are all in the tail."""
-    rows, y_IK, weight_I, shift_x, _ = samples
-    X = rows.tail
-    mean_x, mean_y = jnp.zeros(X.shape[1], X.dtype), jnp.zeros(y_IK.shape[1], X.dtype)
-    if fit_intercept:
-        mean_x = shift_x + weight_I @ (X - shift_x) / weight_I.sum()
-        mean_y = weight_I @ y_IK / weight_I.sum()
-    root_I1 = jnp.sqrt(weight_I)[:, None]
-    Z_ID, V_IK = (X - mean_x) * root_I1, (y_IK - mean_y) * root_I1
+    Z_ID, V_IK, mean_x, mean_y, _ = centered_rows(samples, fit_intercept)
     gram_II = Z_ID @ Z_ID.T
     dual_IK, factor = cholesky_solve(gram_II, V_IK, alpha if jnp.ndim(alpha) == 0 else alpha.min())
     if jnp.ndim(alpha):

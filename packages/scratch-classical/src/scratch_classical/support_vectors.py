@@ -25,7 +25,7 @@ from .arrays import Matrix, MatrixLike, bucket, dense, pad, precision, validated
 from .constraints import COUNT_OR_ZERO, FLAG, NOT_NEGATIVE, POSITIVE, POSITIVE_OR_INFINITE, VERBOSE, Constraints, one_of
 from .smo import kernel_matrix, solve_svm, solve_svm_flat, stored_kernel
 
-FLAT_BELOW = 512  # samples up to which there is one level only
+FLAT_BELOW = 512  # samples up to which the steps run on one level
 
 Kernel: TypeAlias = str | Callable[[np.ndarray, np.ndarray], ArrayLike]  # a name, or a function of two sets of samples
 
@@ -83,7 +83,7 @@ class SupportVectorMachine(BaseEstimator):
     tol: float
     cache_size: float
     max_iter: int
-    _X_fit: Any  # the samples of a fit with a kernel function
+    _X_fit: object  # the samples of a fit with a kernel function
     _sparse_type: type | None  # that of the attributes of a fit to sparse samples
     support_: np.ndarray
     support_vectors_: Matrix
@@ -152,9 +152,9 @@ class SupportVectorMachine(BaseEstimator):
             return longest
         return (self._gamma * longest + abs(self.coef0)) ** self.degree if self.kernel == "poly" else 1.0
 
-    def _kernel_of_function(self, X: Any) -> np.ndarray:
+    def _kernel_of_function(self, X: object) -> np.ndarray:
         """Return the user's kernel between X and the samples of the fit [J, I]; samples may be of any type."""
-        function: Any = self.kernel
+        function: Any = self.kernel  # a function here, whose result may be an array, a list or a sparse matrix
         found = function(X, self._X_fit)
         kernel_JI = np.asarray(found.toarray() if sparse.issparse(found) else found, np.float64)
         wanted = _num_samples(X), self.shape_fit_[0]
@@ -174,7 +174,7 @@ class SupportVectorMachine(BaseEstimator):
     def _solve(
         self, X: np.ndarray, y_I: np.ndarray, lower_I: np.ndarray, upper_I: np.ndarray, epsilon: float
     ) -> MachineFit:
-        """Solve one dual. X is the kernel matrix if the user gave it or its function."""
+        """Solve one dual. X is the kernel matrix if the user gave that or a kernel function."""
         I = len(y_I)
         padded = bucket(I, 64)
         largest = self._largest_entry(X)
@@ -202,7 +202,8 @@ class SupportVectorMachine(BaseEstimator):
                     source = stored_kernel(source, gamma, coef0, **options)
             max_steps, epsilon = np.int32(self.max_iter), float(epsilon)
             if stored and padded <= FLAT_BELOW:
-                # With a large C the objective is about 1e-5 below its maximum when the violation reaches tol.
+                # With a large C the objective is still about 1e-5 below its maximum when the violation reaches tol, so
+                # the tolerances are smaller here.
                 solution = solve_svm_flat(source, y, lower, upper, epsilon, 0.3 * self.tol, 1e-10, max_steps)
             else:
                 solution = solve_svm(
@@ -234,7 +235,7 @@ class SupportVectorMachine(BaseEstimator):
         return self._scores_from(np.asarray(dense(self.support_vectors_)), X, coef_SP)
 
     def _scores_from(self, vectors_SD: np.ndarray, X: np.ndarray, coef_SP: np.ndarray) -> np.ndarray:
-        """Return the same from given support vectors, for a kernel that is computed from features."""
+        """Return the sums of :meth:`_scores` from given vectors, for a kernel that is computed from features."""
         if not len(vectors_SD):
             return np.zeros((len(X), coef_SP.shape[1]), X.dtype)
         if self.kernel == "linear":
@@ -257,7 +258,7 @@ class SupportVectorMachine(BaseEstimator):
             return np.asarray(scores)[: len(X)]
 
     def _validated_queries(self, X: MatrixLike) -> np.ndarray:
-        """Return new samples, or for a kernel that is a function its values for them."""
+        """Return validated samples [J, D], or if the kernel is a function its values [J, I]."""
         check_is_fitted(self)
         if callable(self.kernel):
             return self._kernel_of_function(X)
@@ -288,7 +289,7 @@ class SupportVectorMachine(BaseEstimator):
 
     @property
     def coef_(self) -> Matrix:
-        """The weights of the features, for the linear kernel only; read-only, because predictions do not use it."""
+        """The weights of the features, for the linear kernel only. Read-only, because predictions do not use them."""
         if self.kernel != "linear":
             raise AttributeError("coef_ is only available when using a linear kernel")
         coef = self._pair_coefficients().T @ np.asarray(dense(self.support_vectors_))

@@ -21,7 +21,7 @@ from .arrays import MatrixLike
 from .constraints import CLASS_WEIGHT, FLAG, SEED, Constraints, one_of, unset
 from .logistic import ClassWeight
 from .pairs import Pair, Pairs
-from .platt import couple, fit_sigmoid
+from .platt import Sigmoid, couple, fit_sigmoid
 from .support_vectors import MACHINE_CONSTRAINTS, Kernel, MachineFit, SupportVectorMachine
 
 
@@ -120,9 +120,9 @@ class SVC(ClassifierMixin, SupportVectorMachine):
                 "sample whose weight is positive."
             )
         self._store(X, indices, self._solve_pairs(X, indices, bound_I))
-        self.probA_, self.probB_ = np.zeros(0), np.zeros(0)
-        if self.probability not in (False, "deprecated"):
-            self._fit_probabilities(X, indices, bound_I)
+        wanted = self.probability not in (False, "deprecated")
+        sigmoids = self._fit_sigmoids(X, indices, bound_I) if wanted else []
+        self.probA_, self.probB_ = np.array([s.A for s in sigmoids]), np.array([s.B for s in sigmoids])
         return self
 
     @property
@@ -181,7 +181,7 @@ class SVC(ClassifierMixin, SupportVectorMachine):
         return self._pairs.one_against_rest(scores_JP) if self.decision_function_shape == "ovr" else scores_JP
 
     def predict(self, X: MatrixLike) -> np.ndarray:
-        """Return the class that won most pairs; among equals the first, or with ``break_ties`` the best scored."""
+        """Return the class that won most pairs; of equals the first, or with ``break_ties`` that with the top score."""
         check_is_fitted(self)
         if self.break_ties and self.decision_function_shape == "ovo":
             raise ValueError("break_ties must be False when decision_function_shape is 'ovo'")
@@ -192,11 +192,11 @@ class SVC(ClassifierMixin, SupportVectorMachine):
             return self.classes_[self._pairs.one_against_rest(scores_JP).argmax(1)]
         return self.classes_[self._pairs.votes(scores_JP > 0).argmax(1)]
 
-    def _fit_probabilities(self, source: np.ndarray, indices: np.ndarray, bound_I: np.ndarray) -> None:
-        """Set probA_ and probB_: a sigmoid per pair, fitted to scores of samples held out of five folds."""
+    def _fit_sigmoids(self, source: np.ndarray, indices: np.ndarray, bound_I: np.ndarray) -> list[Sigmoid]:
+        """Return a sigmoid per pair, fitted to the scores that machines give samples held out in five folds."""
         random = check_random_state(self.random_state)
-        self.probA_, self.probB_ = np.zeros(len(self._pairs)), np.zeros(len(self._pairs))
-        for p, pair in enumerate(self._pairs):
+        sigmoids = []
+        for pair in self._pairs:
             members = random.permutation(np.flatnonzero(pair.contains(indices) & (bound_I > 0)))
             positive = indices[members] == pair.positive
             scores = np.zeros(len(members))
@@ -216,7 +216,8 @@ class SVC(ClassifierMixin, SupportVectorMachine):
                     used = fit.beta != 0
                     coef_SP = fit.beta[used][:, None].astype(source.dtype)
                     scores[fold] = self._scores_from(source[inside[used]], source[outside], coef_SP)[:, 0] + fit.bias
-            self.probA_[p], self.probB_[p] = fit_sigmoid(scores, positive)
+            sigmoids.append(fit_sigmoid(scores, positive))
+        return sigmoids
 
     @available_if(_has_probabilities)
     def predict_proba(self, X: MatrixLike) -> np.ndarray:

@@ -1,4 +1,4 @@
-r"""The lasso with many features of which few are used: coordinate descent on growing sets of columns.
+r"""The lasso with many features, few of which are used: coordinate descent on growing sets of columns.
 
 The problem of :mod:`.coordinate_descent`, restricted to a working set of columns, needs only their Gram matrix. One
 pass over X then gives $g = X^\top (y - Xw)$ for every column, the exact duality gap of the full problem, and the
@@ -40,7 +40,7 @@ class _Correlations(NamedTuple):
 
 @partial(jax.jit, static_argnames="fit_intercept")
 def _correlations(samples: Samples, fit_intercept: bool) -> _Correlations:
-    """Take the correlations of the only output with every column in one pass over X."""
+    """Return the correlations of the only output with every column, in one pass over X."""
     rows, y_IK, weight_I, shift_x, shift_y = samples
     total = weight_I.sum()
     mean_y = shift_y[0] + weight_I @ (y_IK[:, 0] - shift_y[0]) / total if fit_intercept else 0 * shift_y[0]
@@ -59,25 +59,34 @@ def _columns(rows: Rows, weight_I: jax.Array, mean_x: jax.Array, picked_P: jax.A
     return Z_IP, Z_IP.T @ (Z_IP * weight_I[:, None])
 
 
+class _Optimality(NamedTuple):
+    """Of the full problem: g of eq. 3 for every column [D], the duality gap, P, and coef [D]."""
+
+    left: jax.Array
+    gap: jax.Array
+    value: jax.Array
+    coef: jax.Array
+
+
 @partial(jax.jit, static_argnames="positive")
-def _full_gap(
+def _optimality(
     samples: Samples,
-    of: _Correlations,
+    full: _Correlations,
     Z_IP: jax.Array,
     coef_P: jax.Array,
     picked_P: jax.Array,
     l1: jax.Array,
     l2: jax.Array,
     positive: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Return (g of eq. 3 for every column, gap, P, coef [D]) in one pass over X."""
+) -> _Optimality:
+    """Measure, in one pass over X, how far coefficients of the working set are from the full problem's minimum."""
     rows, y_IK, weight_I, shift_x, _ = samples
-    residual_I = weight_I * (y_IK[:, 0] - of.mean_y - Z_IP @ coef_P)
+    residual_I = weight_I * (y_IK[:, 0] - full.mean_y - Z_IP @ coef_P)
     left_D = rows.sum(lambda X_RD, r_R: r_R @ (X_RD - shift_x), residual_I)
-    left_D -= (of.mean_x - shift_x) * residual_I.sum()
-    coef_D = jnp.zeros_like(of.cross).at[picked_P].set(coef_P)
-    gap, value = duality_gap(coef_D, left_D, of.cross, of.target, l1, l2, positive)
-    return left_D, gap, value, coef_D
+    left_D -= (full.mean_x - shift_x) * residual_I.sum()
+    coef_D = jnp.zeros_like(full.cross).at[picked_P].set(coef_P)
+    gap, value = duality_gap(coef_D, left_D, full.cross, full.target, l1, l2, positive)
+    return _Optimality(left_D, gap, value, coef_D)
 
 
 def fit_working_set(
@@ -93,8 +102,8 @@ def fit_working_set(
 ) -> WorkingSetFit | None:
     r"""Minimise eq. 1 of :mod:`.coordinate_descent` on growing sets of columns, for one output.
 
-    l1 and l2 are $\alpha\rho$ and $\alpha(1-\rho)$. Return None if most columns are needed, where the whole Gram
-    matrix is faster, and if X or y is not finite.
+    l1 and l2 are $\alpha\rho$ and $\alpha(1-\rho)$. Return None if most columns are needed, because the whole
+    Gram matrix is then faster, and if X or y is not finite.
     """
     rows = samples.rows
     D, dtype = rows.tail.shape[1], rows.tail.dtype
@@ -102,11 +111,11 @@ def fit_working_set(
         block_rows = 128
         rows = Rows(rows.flat, rows.start, rows.tail, rows.num_main // block_rows, block_rows)
         samples = samples._replace(rows=rows)
-    of = _correlations(samples, fit_intercept=fit_intercept)
-    ranking = np.abs(np.asarray(of.cross))
+    full = _correlations(samples, fit_intercept=fit_intercept)
+    ranking = np.abs(np.asarray(full.cross))
     if not np.isfinite(ranking).all():
         return None
-    l1, l2 = of.weight * l1, of.weight * l2
+    l1, l2 = full.weight * l1, full.weight * l2
     coef_D = np.asarray(start_D)
     size, sweeps, inner_tol = 128, 0, 0.1 * tol
     picked_P, eps = None, np.finfo(dtype).eps
@@ -120,29 +129,30 @@ def fit_working_set(
         chosen = np.sort(np.argpartition(-ranking, size - 1)[:size]).astype(np.int32)
         if picked_P is None or not np.array_equal(chosen, picked_P):
             picked_P = chosen
-            Z_IP, gram_PP = _columns(rows, samples.weight_I, of.mean_x, picked_P)
+            Z_IP, gram_PP = _columns(rows, samples.weight_I, full.mean_x, picked_P)
         inner = descend(
-            gram_PP, of.cross[picked_P], of.target, l1, l2, coef_D[picked_P], inner_tol, limit, positive=positive
+            gram_PP, full.cross[picked_P], full.target, l1, l2, coef_D[picked_P], inner_tol, limit, positive=positive
         )
-        left_D, gap, value, coef_D = _full_gap(samples, of, Z_IP, inner.coef, picked_P, l1, l2, positive=positive)
+        left_D, gap, value, coef_D = _optimality(samples, full, Z_IP, inner.coef, picked_P, l1, l2, positive=positive)
         sweeps += int(inner.sweeps)
         coef_D = np.asarray(coef_D)
-        if limit == 0 and gap > tol * of.target:
+        if limit == 0 and gap > tol * full.target:
             limit = max_iter
             continue
         left = np.asarray(left_D) if positive else np.abs(np.asarray(left_D))
         violating = (left > float(l1)) & (coef_D == 0)
         violating[picked_P] = False
-        if gap <= tol * of.target and (limit == 0 or gap <= 1e-6 * value or not violating.any()):
+        if gap <= tol * full.target and (limit == 0 or gap <= 1e-6 * value or not violating.any()):
             break
         # A tol below rounding is never reached. The set then only grows, until no violating column is outside it.
         exhausted = sweeps >= max_iter or inner_tol < eps
-        if exhausted and not (violating.any() and inner.gap <= eps**0.5 * of.target):
+        if exhausted and not (violating.any() and inner.gap <= eps**0.5 * full.target):
             break
         if violating.any():
             num_used = int((coef_D != 0).sum())
             missing = num_used + int(violating.sum())
-            # A set whose columns are all in use says little about how many are needed; one with unused columns does.
+            # While nearly all columns of the set are in use, the number of violating columns is a poor estimate of how
+            # many are missing, so the set grows at most threefold.
             needed = min(missing, 3 * size) if num_used > 0.95 * size else missing
             size = max(size, -(-needed // 128) * 128)
             ranking = np.where(violating, left, left - left.max() - 1)  # violating columns come first
@@ -151,4 +161,4 @@ def fit_working_set(
                 size = max(size, len(picked_P) + 128)
         else:
             inner_tol *= 0.1
-    return WorkingSetFit(coef_D, of.mean_y - of.mean_x @ coef_D, gap / of.weight, sweeps)
+    return WorkingSetFit(coef_D, full.mean_y - full.mean_x @ coef_D, gap / full.weight, sweeps)
