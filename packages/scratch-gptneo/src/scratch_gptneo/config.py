@@ -118,7 +118,11 @@ class GPTNeoConfig:
 
     @classmethod
     def neo_125m(cls) -> Self:
-        """Return GPT-Neo 125M."""
+        """Return GPT-Neo 125M.
+
+        Source: its config.json, as
+        https://huggingface.co/KimByeongSu/gpt-neo-125m-cs-finetuning-80000-1 repeats it.
+        """
         return cls(50_257, 768, 12, num_heads=12, d_ff=3072)
 
     @classmethod

@@ -127,7 +127,10 @@ class MistralConfig:
 
     @classmethod
     def mistral_7b_v0_2(cls) -> Self:
-        """Return Mistral 7B v0.2: no window, rotary positions that turn more slowly."""
+        """Return Mistral 7B v0.2: no window, rotary positions that turn more slowly.
+
+        Source: its config.json, as https://huggingface.co/HikariLight/Mistral-7B-v0.2_ACI_Psy_SFT_Merged repeats it.
+        """
         return dataclasses.replace(cls.mistral_7b_v0_1(), window=None, rope=Rope(1_000_000.0))
 
     @classmethod

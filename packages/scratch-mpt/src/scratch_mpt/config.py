@@ -162,5 +162,10 @@ class MPTConfig:
 
     @classmethod
     def mpt_30b(cls) -> Self:
-        """Return MPT-30B. Source: its config.json, as https://huggingface.co/Abzu/mpt-30b-instruct-q8 repeats it."""
+        """Return MPT-30B.
+
+        Source: the table on its page, https://huggingface.co/mosaicml/mpt-30b; for ``attn_config``, which the page
+        does not give, the config.json of MPT-30B-Instruct, as https://huggingface.co/Abzu/mpt-30b-instruct-q8 repeats
+        it.
+        """
         return cls(50_432, 7168, 48, num_heads=64, max_positions=8192)
