@@ -118,6 +118,7 @@ def test_a_checkpoint_remembers_its_z_loss_and_the_references_has_none():
         ({"hidden_size": 132}, "d_model / num_heads = 33 must be even"),
         ({"head_dim": 16}, "head_dim=16"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"is_causal": False}, "is_causal=False"),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn' is not implemented"),
         ({"z_loss_weight": -1.0}, "z_loss_weight=-1.0 must be in"),

@@ -58,7 +58,7 @@ class GPT2Config:
         Raises ConfigError for a missing or malformed field, and for one that asks for what is not implemented here.
         ``reorder_and_upcast_attn`` changes nothing: scores are always float32.
         """
-        unsupported(fields, add_cross_attention=False, activation_function=ACTIVATIONS)
+        unsupported(fields, is_causal=True, add_cross_attention=False, activation_function=ACTIVATIONS)
         fields = {"bos_token_id": 50_256, "eos_token_id": 50_256, **fields}  # where absent; null means none
         d_model = field(fields, "n_embd", int)
         return cls(

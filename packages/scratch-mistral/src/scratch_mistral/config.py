@@ -53,7 +53,7 @@ class MistralConfig:
         for a missing or malformed field, and for one that asks for what is not implemented here.
         """
         fields = {**ABSENT, **fields}
-        unsupported(fields, hidden_act="silu", attention_dropout=(0, 0.0))
+        unsupported(fields, is_causal=True, hidden_act="silu", attention_dropout=(0, 0.0))
         kind = "full_attention" if fields["sliding_window"] is None else "sliding_attention"
         if any(each != kind for each in field(fields, "layer_types", list, [])):
             raise ConfigError(

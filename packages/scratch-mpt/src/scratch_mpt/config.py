@@ -69,10 +69,13 @@ class MPTConfig:
         num_heads = field(fields, "n_heads", int)
         unsupported(
             fields,
+            is_causal=True,
             no_bias=True,
             norm_type=("low_precision_layernorm", "layernorm"),
             logit_scale=1.0,
             embedding_fraction=1.0,
+            final_logit_softcapping=None,
+            block_overrides=None,
         )
         unsupported(
             attention,
@@ -84,6 +87,11 @@ class MPTConfig:
             prefix_lm=False,
             rope=False,
             sliding_window_size=-1,
+            attn_logit_softcapping=None,
+        )
+        feed_forward = field(fields, "ffn_config", dict, {})
+        unsupported(
+            feed_forward, ffn_type="mptmlp", ffn_act_fn=({"name": "gelu"}, {"name": "gelu", "approximate": "none"})
         )
         config = cls(
             vocab_size=field(fields, "vocab_size", int),
