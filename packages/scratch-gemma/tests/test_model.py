@@ -68,6 +68,7 @@ def test_gemma2_caches_only_the_window_in_its_sliding_layers():
         ({"attention_bias": True}, "attention_bias=True"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+        ({"is_causal": False}, "is_causal=False"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn' is not implemented"),
     ],
 )

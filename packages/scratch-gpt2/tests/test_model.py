@@ -76,6 +76,7 @@ def test_absent_token_ids_are_the_references_defaults_and_null_is_none():
         ({"n_head": 3}, "num_heads=3 must divide d_model=128"),
         ({"activation_function": "swish"}, "activation_function='swish'"),
         ({"add_cross_attention": True}, "add_cross_attention=True"),
+        ({"is_causal": False}, "is_causal=False"),
         ({"n_embd": None}, "no field 'n_embd'"),
         ({"n_layer": "four"}, "n_layer='four' must be int"),
         ({"attn_pdrop": 1.5}, "attention_dropout=1.5 must be at least 0 and less than 1"),

@@ -69,7 +69,8 @@ def test_a_local_layer_attends_only_within_its_window():
     ],
 )
 def test_attention_types_are_read_as_a_pattern_and_written_again(groups, pattern):
-    config = GPTNeoConfig.from_hf({**GPTNeoConfig.tiny().to_hf(), "attention_types": groups})
+    fields = {**GPTNeoConfig.tiny().to_hf(), "attention_types": groups, "attention_layers": None}
+    config = GPTNeoConfig.from_hf(fields)
     assert config.attention == pattern
     assert GPTNeoConfig.from_hf(config.to_hf()) == config
     assert config.to_hf()["attention_layers"] == [kind for kinds, times in groups for kind in kinds * times]
@@ -106,6 +107,8 @@ def test_absent_token_ids_are_the_references_defaults_and_null_is_none():
         ({"attention_types": [[["global", "local"], 10**9]]}, "gives more layers than num_layers=4"),
         ({"attention_types": [["global", 4]]}, "must be a list of \\[kinds, repeats\\]"),
         ({"attention_types": [[["global", "sparse"], 2]]}, "has 'sparse'"),
+        ({"attention_layers": ["global"] * 4}, "attention_layers=.*'global', 'global'.* must give the same layers"),
+        ({"is_causal": False}, "is_causal=False"),
         ({"window_size": 0}, "window=0 must be greater than 0"),
         ({"resid_dropout": 1.0}, "residual_dropout=1.0 must be at least 0 and less than 1"),
     ],

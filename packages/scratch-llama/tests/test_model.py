@@ -81,6 +81,7 @@ def test_biases_are_trained_and_saved_like_the_rest(tmp_path):
     [
         ({"num_key_value_heads": 3}, "num_kv_heads=3 must divide num_heads=4"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"is_causal": False}, "is_causal=False"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn' is not implemented"),
         ({"head_dim": 33}, "head_dim=33 must be even"),
         ({"vocab_size": None}, "no field 'vocab_size'"),

@@ -96,6 +96,7 @@ def test_memory_does_not_grow_over_10_000_tokens():
     [
         ({"num_key_value_heads": 3}, "num_kv_heads=3 must divide num_heads=4"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"is_causal": False}, "is_causal=False"),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn' is not implemented"),
         ({"head_dim": 33}, "head_dim=33 must be even"),

@@ -114,6 +114,7 @@ def test_only_switchs_loss_detects_layers_that_use_few_experts():
     [
         ({"num_key_value_heads": 3}, "num_kv_heads=3 must divide num_heads=4"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"is_causal": False}, "is_causal=False"),
         ({"router_jitter_noise": 0.1}, "router_jitter_noise=0.1"),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
         ({"num_experts_per_tok": 9}, "experts_per_token=9 must be at most num_experts=8"),

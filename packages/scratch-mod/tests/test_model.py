@@ -189,6 +189,8 @@ def test_the_compiled_program_does_less_for_a_smaller_capacity():
         ({"route_every": 0}, "route_every=0 must be greater than 0"),
         ({"num_key_value_heads": 3}, "num_kv_heads=3 must divide num_heads=4"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"is_causal": False}, "is_causal=False"),
+        ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
         ({"head_dim": 33}, "head_dim=33 must be even"),
         ({"capacity": None}, "no field 'capacity'"),
     ],

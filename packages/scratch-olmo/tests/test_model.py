@@ -118,6 +118,7 @@ def test_a_checkpoint_keeps_its_z_loss_weight_and_without_one_it_is_zero():
         ({"hidden_size": 132}, "d_model / num_heads = 33 must be even"),
         ({"head_dim": 16}, "head_dim=16"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"is_causal": False}, "is_causal=False"),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn' is not implemented"),
         ({"z_loss_weight": -1.0}, "z_loss_weight=-1.0 must be in"),

@@ -66,7 +66,7 @@ class _Sizes:
 def _read_sizes(fields: Mapping[str, Any], num_kv_heads: int) -> dict[str, Any]:
     """Return the fields of ``_Sizes``; ``num_kv_heads`` is transformers' default. Raises ConfigError."""
     unsupported(fields, attention_bias=False, attention_dropout=0, tie_word_embeddings=True)
-    unsupported(fields, use_bidirectional_attention=False)
+    unsupported(fields, is_causal=True, use_bidirectional_attention=False)
     fields = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, **fields}  # defaults of absent fields
     return {
         "vocab_size": field(fields, "vocab_size", int),

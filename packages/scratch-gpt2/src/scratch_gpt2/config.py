@@ -58,7 +58,7 @@ class GPT2Config:
         Raises ConfigError for a missing or malformed field, and for a value that is not implemented here.
         ``reorder_and_upcast_attn`` has no effect: scores are always float32.
         """
-        unsupported(fields, add_cross_attention=False, activation_function=ACTIVATIONS)
+        unsupported(fields, is_causal=True, add_cross_attention=False, activation_function=ACTIVATIONS)
         fields = {"bos_token_id": 50_256, "eos_token_id": 50_256, **fields}  # null stays null: no such token
         d_model = field(fields, "n_embd", int)
         return cls(
@@ -114,17 +114,27 @@ class GPT2Config:
 
     @classmethod
     def small(cls) -> Self:
-        """Return GPT-2, the smallest of the four."""
+        """Return GPT-2, the smallest of the four.
+
+        Source: the paper's table 2 (layers and width), and the config.json, as
+        https://huggingface.co/mrm8488/GPT-2-finetuned-covid-bio-medrxiv repeats it.
+        """
         return cls(50_257, 768, 12, num_heads=12, d_ff=3072)
 
     @classmethod
     def medium(cls) -> Self:
-        """Return GPT-2 medium."""
+        """Return GPT-2 medium.
+
+        Source: https://huggingface.co/openai-community/gpt2-medium/blob/main/config.json.
+        """
         return cls(50_257, 1024, 24, num_heads=16, d_ff=4096)
 
     @classmethod
     def large(cls) -> Self:
-        """Return GPT-2 large."""
+        """Return GPT-2 large.
+
+        Source: https://huggingface.co/openai-community/gpt2-large/blob/main/config.json.
+        """
         return cls(50_257, 1280, 36, num_heads=20, d_ff=5120)
 
     @classmethod

@@ -61,7 +61,7 @@ class GPTNeoConfig:
 
         Raises ConfigError for a missing or malformed field, and for a value that is not implemented here.
         """
-        unsupported(fields, activation_function=ACTIVATIONS)
+        unsupported(fields, is_causal=True, activation_function=ACTIVATIONS)
         fields = {"bos_token_id": 50_256, "eos_token_id": 50_256, **fields}  # null stays null: no such token
         d_model, num_layers = field(fields, "hidden_size", int), field(fields, "num_layers", int)
         return cls(
@@ -118,7 +118,11 @@ class GPTNeoConfig:
 
     @classmethod
     def neo_125m(cls) -> Self:
-        """Return GPT-Neo 125M."""
+        """Return GPT-Neo 125M.
+
+        Source: its config.json, as
+        https://huggingface.co/KimByeongSu/gpt-neo-125m-cs-finetuning-80000-1 repeats it.
+        """
         return cls(50_257, 768, 12, num_heads=12, d_ff=3072)
 
     @classmethod
@@ -153,6 +157,11 @@ def _read_attention(fields: Mapping[str, Any], num_layers: int) -> tuple[str, ..
         raise ConfigError(f"config.json: attention_types={groups!r} gives {len(kinds)} layers, num_layers={num_layers}")
     if wrong := [kind for kind in kinds if kind not in KINDS]:
         raise ConfigError(f"config.json: attention_types has {wrong[0]!r} (implemented: {', '.join(KINDS)})")
+    if field(fields, "attention_layers", list, kinds) != kinds:
+        raise ConfigError(
+            f"config.json: attention_layers={fields['attention_layers']} and attention_types={groups!r} must give the "
+            "same layers: correct one, or take the config.json that belongs to the weights"
+        )
     for length in range(1, len(kinds)):
         if all(kind == kinds[layer % length] for layer, kind in enumerate(kinds)):
             return tuple(kinds[:length])

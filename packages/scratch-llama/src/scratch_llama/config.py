@@ -47,7 +47,7 @@ class LlamaConfig:
 
         Raises ConfigError for a missing or malformed field, and for a value that is not implemented here.
         """
-        unsupported(fields, hidden_act=("silu", "swish"))
+        unsupported(fields, is_causal=True, hidden_act=("silu", "swish"))
         max_positions = field(fields, "max_position_embeddings", int, 2048)
         heads, d_model = field(fields, "num_attention_heads", int), field(fields, "hidden_size", int)
         head_dim = field(fields, "head_dim", int, None)

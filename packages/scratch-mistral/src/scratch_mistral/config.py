@@ -53,7 +53,7 @@ class MistralConfig:
         for a missing or malformed field, and for a value that is not implemented here.
         """
         fields = {**ABSENT, **fields}
-        unsupported(fields, hidden_act="silu", attention_dropout=(0, 0.0))
+        unsupported(fields, is_causal=True, hidden_act="silu", attention_dropout=(0, 0.0))
         kind = "full_attention" if fields["sliding_window"] is None else "sliding_attention"
         if any(each != kind for each in field(fields, "layer_types", list, [])):
             raise ConfigError(
@@ -127,7 +127,10 @@ class MistralConfig:
 
     @classmethod
     def mistral_7b_v0_2(cls) -> Self:
-        """Return Mistral 7B v0.2: no window, and a larger rotary base."""
+        """Return Mistral 7B v0.2: no window, and a larger rotary base.
+
+        Source: its config.json, as https://huggingface.co/HikariLight/Mistral-7B-v0.2_ACI_Psy_SFT_Merged copies it.
+        """
         return dataclasses.replace(cls.mistral_7b_v0_1(), window=None, rope=Rope(1_000_000.0))
 
     @classmethod

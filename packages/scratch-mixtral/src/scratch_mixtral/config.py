@@ -59,7 +59,7 @@ class MixtralConfig:
 
         Raises ConfigError for a missing or malformed field, and for a value that is not implemented here.
         """
-        unsupported(fields, hidden_act="silu", attention_dropout=(0, 0.0), router_jitter_noise=(0, 0.0))
+        unsupported(fields, is_causal=True, hidden_act="silu", attention_dropout=(0, 0.0), router_jitter_noise=(0, 0.0))
         heads, d_model = field(fields, "num_attention_heads", int), field(fields, "hidden_size", int)
         head_dim = field(fields, "head_dim", int, None)
         if head_dim is None:

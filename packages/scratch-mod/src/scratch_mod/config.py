@@ -59,7 +59,9 @@ class MixtureOfDepthsConfig:
 
         Raises ConfigError for a missing or malformed field, and for a value that is not implemented here.
         """
-        unsupported(fields, hidden_act="silu", attention_bias=False, mlp_bias=False)
+        unsupported(
+            fields, is_causal=True, hidden_act="silu", attention_bias=False, mlp_bias=False, attention_dropout=0
+        )
         heads = field(fields, "num_attention_heads", int)
         return cls(
             vocab_size=field(fields, "vocab_size", int),

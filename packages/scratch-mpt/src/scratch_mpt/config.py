@@ -69,10 +69,13 @@ class MPTConfig:
         num_heads = field(fields, "n_heads", int)
         unsupported(
             fields,
+            is_causal=True,
             no_bias=True,
             norm_type=("low_precision_layernorm", "layernorm"),
             logit_scale=1.0,
             embedding_fraction=1.0,
+            final_logit_softcapping=None,
+            block_overrides=None,
         )
         unsupported(
             attention,
@@ -84,6 +87,11 @@ class MPTConfig:
             prefix_lm=False,
             rope=False,
             sliding_window_size=-1,
+            attn_logit_softcapping=None,
+        )
+        feed_forward = field(fields, "ffn_config", dict, {})
+        unsupported(
+            feed_forward, ffn_type="mptmlp", ffn_act_fn=({"name": "gelu"}, {"name": "gelu", "approximate": "none"})
         )
         config = cls(
             vocab_size=field(fields, "vocab_size", int),
@@ -162,5 +170,10 @@ class MPTConfig:
 
     @classmethod
     def mpt_30b(cls) -> Self:
-        """Return MPT-30B. Source: its config.json, copied at https://huggingface.co/Abzu/mpt-30b-instruct-q8."""
+        """Return MPT-30B.
+
+        Source: the table on its page, https://huggingface.co/mosaicml/mpt-30b; for ``attn_config``, which the page
+        does not give, the config.json of MPT-30B-Instruct, as https://huggingface.co/Abzu/mpt-30b-instruct-q8 copies
+        it.
+        """
         return cls(50_432, 7168, 48, num_heads=64, max_positions=8192)

@@ -74,7 +74,9 @@ def _read_sizes(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of ``_Sizes``. Raises ConfigError for a missing, malformed or unimplemented one."""
     fields = {**ABSENT, **fields}
     heads, d_model = field(fields, "num_attention_heads", int), field(fields, "hidden_size", int)
-    unsupported(fields, hidden_act="silu", attention_dropout=(0, 0.0), head_dim=d_model // max(heads, 1))
+    unsupported(
+        fields, is_causal=True, hidden_act="silu", attention_dropout=(0, 0.0), head_dim=d_model // max(heads, 1)
+    )
     return {
         "vocab_size": field(fields, "vocab_size", int),
         "d_model": d_model,
