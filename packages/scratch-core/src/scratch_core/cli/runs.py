@@ -294,6 +294,13 @@ def check_data(folder: Path, record: dict[str, Any], data: str, fingerprint: str
         )
 
 
+def resume_command(model: str, folder: Path, options: RunOptions) -> str:
+    """Return the command that resumes a run, with the same number of processes."""
+    names = ("coordinator", "processes", "process_id")
+    several = [(flag(name), str(value)) for name in names if (value := getattr(options, name)) is not None]
+    return command("train", model, "--resume", str(folder), *(word for pair in several for word in pair))
+
+
 def command(*words: str) -> str:
     """Return a command line that can be pasted into a shell."""
     return " ".join(("uv run scratch", *map(_quoted, words)))

@@ -159,10 +159,11 @@ def _train(run: Prepared, folder: Path, interrupt: Interrupt) -> int:
     from scratch_core.train.curves import plot_runs
 
     options, job = run.options, run.job
-    resume_command = runs.command("train", run.spec.name, "--resume", str(folder))
+    resume_command = runs.resume_command(run.spec.name, folder, options)
     interrupt.last_words = f"to resume: {resume_command}"
     with distributed.lost_process():
         distributed.wait_for_all("the run's folder is there")
+    distributed.set_resume_command(resume_command)
     alone = jax.process_count() == 1  # several processes show only the results that all of them compute together
     with distributed.lost_process(), distributed.one_voice(), on_interrupt_print(f"to resume: {resume_command}"):
         print("config  " + "\n        ".join(runs.shown(options)), flush=True)
