@@ -362,8 +362,8 @@ def test_a_record_of_another_version_or_machine_is_said(place, fails, capsys):
     assert "warning: the run began with scratch-core 0.0.1, this is " in out
     assert "--save-every is new and takes its default" in out
     assert f"warning: the run began with jax 0.0.2, this is {jax.__version__}: results may differ\n" in out
-    assert "warning: the run began on abacus, this is cpu: sums are rounded otherwise" in out
-    assert f"warning: the run began on 1000 cores, now there are {runs.cores()}: sums are rounded otherwise" in out
+    assert "warning: the run began on abacus, this is cpu: sums are rounded differently" in out
+    assert f"warning: the run began on 1000 cores, now there are {runs.cores()}: sums are rounded differently" in out
 
 
 def test_the_copy_of_the_start_is_checked(place, fails):

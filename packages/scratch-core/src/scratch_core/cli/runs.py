@@ -179,9 +179,9 @@ def changes(record: dict[str, Any], own: RunOptions) -> list[str]:
         if (then := record["versions"].get(name, "of no version")) != now
     ]
     if (then := record["device"]) != (now := jax.devices()[0].device_kind):
-        lines.append(f"the run began on {then}, this is {now}: sums are rounded otherwise")
+        lines.append(f"the run began on {then}, this is {now}: sums are rounded differently")
     if (then := record["cores"]) != (now := cores()):
-        lines.append(f"the run began on {then} cores, now there are {now}: sums are rounded otherwise")
+        lines.append(f"the run began on {then} cores, now there are {now}: sums are rounded differently")
     return lines
 
 

@@ -151,7 +151,7 @@ class QuestionJob(Job):
         """
         super().show_after(folder, results)
         asked = self.questions[:200]
-        longest = max(len(each.ids) for each in self.model.tokenizer.all_pieces([q.question for q in asked]))
+        longest = max(len(each.ids) for each in tokenizer_of(self.model).all_pieces([q.question for q in asked]))
         found = answer_all(
             self.model,
             [(q.question, q.context) for q in asked],

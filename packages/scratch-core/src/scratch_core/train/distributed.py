@@ -137,7 +137,7 @@ def _then_leave(hook: Any) -> Any:
 def leave(code: int) -> None:
     """End this process at once if it is one of several, so that the others notice that it has failed.
 
-    Otherwise this process would wait for the others at its exit, while they wait for it in their next step.
+    At a normal exit, it would wait for the others, while they wait for it in their next step.
     """
     if _started:
         for stream in (sys.stdout, sys.stderr):
@@ -194,7 +194,7 @@ def any_signal(received: str | None) -> str | None:
 
 
 @contextlib.contextmanager
-def one_voice() -> Generator[None]:
+def only_first_prints() -> Generator[None]:
     """Silence the stdout of all processes except process 0."""
     if is_first():
         yield
@@ -205,7 +205,10 @@ def one_voice() -> Generator[None]:
 
 @contextlib.contextmanager
 def written_by_first(folder: Path) -> Generator[Path]:
-    """Yield ``folder`` in process 0 and a temporary folder in the others: all of them write, one keeps the files."""
+    """Yield ``folder`` in process 0, and a temporary folder in the others, whose files are deleted afterwards.
+
+    All processes must save a sharded model together, but only one may keep the files.
+    """
     if is_first():
         yield folder
     else:
