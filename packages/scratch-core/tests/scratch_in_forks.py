@@ -1,8 +1,8 @@
 """Runs the command `scratch` in forks of one process that has imported everything: a start costs a second, not five.
 
 Reads lines of JSON. One with "arguments" forks, and prints the number of the process; one with "process" prints the
-exit code of that process, or null while it runs. A fork logs every step, and with "hold" waits in that step until the
-file "go" exists.
+exit code of that process, or null while it runs. A fork logs every step, and with "hold" waits after that many steps
+until the file "go" exists; meanwhile there is a file whose name is that of the output with ".held" added.
 """
 
 import json
@@ -30,8 +30,10 @@ def run(arguments, output, devices=1, environment=None, hold=None, go=None, meet
 
     def any_signal(received):
         asked.append(received)
-        while len(asked) == hold and not os.path.exists(go):
-            time.sleep(0.02)
+        if len(asked) == hold:
+            open(f"{output}.held", "w").close()
+            while not os.path.exists(go):
+                time.sleep(0.02)
         return ask(received)
 
     trainer.any_signal = any_signal

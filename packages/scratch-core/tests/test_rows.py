@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -132,8 +134,6 @@ def test_bad_text_is_named_by_its_line_and_left_out_if_so_wished(tmp_path):
 
 
 def test_without_the_extra_a_data_set_names_it(tmp_path, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "datasets", None)
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "dataset_info.json").write_text("{}")
@@ -156,6 +156,50 @@ def test_data_sets_of_hugging_face_are_read_from_their_own_files(tmp_path):
             open_labelled(str(source))
         found = open_labelled(str(source), Reading("skip"))
         assert [tuple(each) for each in found] == [("a", "good"), ("b", "bad")]
+
+
+BY_NAME = """
+import datasets, shutil, sys
+from pathlib import Path
+from scratch_core.data.annotated import open_labelled
+from scratch_core.errors import DataError
+
+features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+kept = Path(datasets.config.HF_DATASETS_CACHE)
+for config, texts in (("small", ["a", "b"]), ("large", ["c", "d", "e"])):
+    rows = {"text": texts, "label": [1] + [0] * (len(texts) - 1)}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(f"{config}.parquet")
+    datasets.load_dataset("parquet", config, data_files={"train": f"{config}.parquet"})
+    (made,) = filter(Path.is_dir, (kept / "parquet").glob("*/*/*"))
+    there = kept / "someone___reviews" / config / "0.0.0" / "1"
+    shutil.copytree(made, there)
+    shutil.rmtree(kept / "parquet")
+    (there / "parquet-train.arrow").rename(there / "reviews-train.arrow")
+    about = there / "dataset_info.json"
+    about.write_text(about.read_text().replace(f'"{made.parts[-3]}"', f'"{config}"'))
+for name in ("hf:someone/reviews:small", "hf:someone/reviews:large", "hf:someone/reviews", "hf:someone/none"):
+    try:
+        print(*(f"{text} {label}" for text, label in open_labelled(name)), sep=", ")
+    except DataError as error:
+        print(str(error).replace("\\n", " "))
+"""
+
+
+def test_a_data_set_of_the_hub_is_read_by_its_name(tmp_path):
+    """From the library's own cache, as after a download: a test has no network."""
+    pytest.importorskip("datasets", reason="an extra: run it where scratch-core[datasets] is installed")
+    done = subprocess.run(
+        [sys.executable, "-c", BY_NAME],
+        cwd=tmp_path,
+        env=os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_DATASETS_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    small, large, both, none = done.stdout.splitlines()
+    assert (small, large) == ("a good, b bad", "c good, d bad, e bad")
+    assert both.startswith("hf:someone/reviews cannot be read as a data set (ValueError): There are multiple")
+    assert none.startswith("hf:someone/none cannot be read as a data set (")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from scratch_core.data.annotated import (
     open_tagged,
 )
 from scratch_core.data.masking import MaskedWindows, laid_end_to_end
+from scratch_core.data.pipelines import training_batches
 from scratch_core.data.sources import standard_library
 from scratch_core.data.wordpiece import WordPiece, padded
 from scratch_core.errors import ConfigError, DataError
@@ -121,10 +122,10 @@ def test_neighbours_of_one_class_are_two_parts(tokenizer):
     assert labels[labels >= 0].tolist() == [1, 1, 2, 2]
 
 
-def test_answers_are_tokens_and_a_lost_one_is_not_counted(tokenizer):
+def test_answers_are_tokens(tokenizer):
     context = "the quick brown fox jumps over the lazy dog"
     asked = [Question("a", context, "fox", 16), Question("a", context, "", 0), Question("a", context, "dog", 40)]
-    source = Questions(asked, tokenizer, 18)
+    source = Questions(asked, tokenizer, 40)
     pieces = tokenizer.pieces(context)
     first, last = token_span(pieces.spans, 16, 19)
     shift = 1 + len(tokenizer.encode("a")) + 1
@@ -132,8 +133,48 @@ def test_answers_are_tokens_and_a_lost_one_is_not_counted(tokenizer):
     ids = source[0]["input_ids"][first + shift : last + shift + 1]
     assert tokenizer.decode(ids) == "fox"
     assert (int(source[1]["start_positions"]), int(source[1]["end_positions"])) == (0, 0)
-    short = Questions(asked, tokenizer, 8)
-    assert (int(short[2]["start_positions"]), int(short[2]["end_positions"])) == (-100, -100)
+    unwritten = Questions([Question("a", context, " ", 3)], tokenizer, 40)  # of no token
+    assert int(unwritten[0]["start_positions"]) == -100
+
+
+def test_a_long_context_is_read_in_windows_that_overlap(tokenizer, tmp_path):
+    """Every answer of a SQuAD file is whole in a window, each window says what is in it, and all have one shape."""
+    words = TEXTS[0].split() * 6
+    context, starts = " ".join(words), np.cumsum([0, *(len(word) + 1 for word in words)])
+    answers = [(words[i], int(starts[i])) for i in range(len(words))] + [(" ".join(words[:30]), 0)]
+    asked = [{"question": "a", "answers": [{"text": text, "answer_start": at}]} for text, at in answers]
+    asked.append({"question": "a", "answers": []})
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": asked}]}]}))
+    T, pieces, shift = 32, tokenizer.pieces(context), 1 + len(tokenizer.encode("a")) + 1
+    width = T - shift - 1
+    for question in open_questions(str(path)):
+        source = Questions([question], tokenizer, T)
+        assert len(source) == 1 + -(-(len(pieces.ids) - width) // (width - width // 2)) > 5
+        first, last = token_span(pieces.spans, question.start, question.start + len(question.answer))
+        whole, covered = 0, np.zeros(len(pieces.ids), bool)
+        for number in range(len(source)):
+            item, at = source[number], number * (width - width // 2)
+            assert [item[name].shape for name in ("input_ids", "attention_mask", "token_type_ids")] == [(T,)] * 3
+            size = int(item["attention_mask"].sum()) - shift - 1
+            np.testing.assert_array_equal(item["input_ids"][shift : shift + size], pieces.ids[at : at + size])
+            covered[at : at + size] = True
+            start, end = int(item["start_positions"]), int(item["end_positions"])
+            if at <= first and last < at + size and question.answer:
+                whole += 1
+                assert tokenizer.decode(item["input_ids"][start : end + 1]) == question.answer
+                assert (start, end) == (first - at + shift, last - at + shift)
+            else:
+                partly = question.answer and first < at + size and last >= at
+                assert (start, end) == ((-100, -100) if partly else (0, 0))
+        assert covered.all()
+        assert (whole > 0) == (0 < len(question.answer) < 20)
+    source = Questions(open_questions(str(path)), tokenizer, T)
+    batches, again = (training_batches(source, 4, seed=3) for _ in range(2))
+    for k in (9, 2):
+        for name, value in again[k].items():
+            np.testing.assert_array_equal(value, batches[k][name])
+    assert batches[9]["input_ids"].shape == (4, T)
 
 
 def test_data_is_split_by_its_hash():

@@ -230,6 +230,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 name = "NAME" if command == "train" else "FOLDER"
                 raise ConfigError(f"{subject} comes too early: write `scratch {command} {name} ...`")
             if command == "train":
+                if not debug and any(argument.partition("=")[0] == "--coordinator" for argument in rest):
+                    # Hides the stack that JAX prints when process 0 has gone. JAX reads this when it is imported.
+                    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "4")
                 from scratch_core.train.interrupt import Interrupt
 
                 with Interrupt(exits=True) as interrupt:  # before JAX is imported, which can swallow a Ctrl-C

@@ -33,7 +33,7 @@ class Prepared:
 
 def prepare(spec: ModelSpec, task: Task, options: RunOptions, horizon: int) -> Prepared:
     """Return what a run needs. Raises ConfigError or DataError if its parts do not fit each other or the memory."""
-    optimizer = _ready(spec, options)
+    optimizer = _optimizer_that_fits(spec, options)
     job = task.prepare(spec, options)
     _check_batch(job, options)
     evaluation = _evaluation(job, options, horizon)
@@ -95,7 +95,7 @@ def _evaluation(job: Job, options: RunOptions, horizon: int) -> "Evaluation":
     return Evaluation(job.held_out, job.metrics, every, options.patience)
 
 
-def _ready(spec: ModelSpec, options: RunOptions) -> "Optimizer":
+def _optimizer_that_fits(spec: ModelSpec, options: RunOptions) -> "Optimizer":
     """Return the optimizer. Raises ConfigError if it does not exist, or if the model does not fit in memory."""
     from scratch_core.train import find_optimizer, keep_memory  # slow to import; report wrong arguments first
     from scratch_core.train.memory import check_memory, state_bytes

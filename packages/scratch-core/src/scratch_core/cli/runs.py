@@ -179,9 +179,9 @@ def changes(record: dict[str, Any], own: RunOptions) -> list[str]:
         if (then := record["versions"].get(name, "of no version")) != now
     ]
     if (then := record["device"]) != (now := jax.devices()[0].device_kind):
-        lines.append(f"the run began on {then}, this is {now}: sums are rounded otherwise")
+        lines.append(f"the run began on {then}, this is {now}: sums are rounded differently")
     if (then := record["cores"]) != (now := cores()):
-        lines.append(f"the run began on {then} cores, now there are {now}: sums are rounded otherwise")
+        lines.append(f"the run began on {then} cores, now there are {now}: sums are rounded differently")
     return lines
 
 
@@ -292,6 +292,13 @@ def check_data(folder: Path, record: dict[str, Any], data: str, fingerprint: str
             f"the data is not what {folder} was trained on (then: {record.get('data')}; now: {data}): "
             "restore the data, or start a new run"
         )
+
+
+def resume_command(model: str, folder: Path, options: RunOptions) -> str:
+    """Return the command that resumes a run, with the same number of processes."""
+    names = ("coordinator", "processes", "process_id")
+    several = [(flag(name), str(value)) for name in names if (value := getattr(options, name)) is not None]
+    return command("train", model, "--resume", str(folder), *(word for pair in several for word in pair))
 
 
 def command(*words: str) -> str:

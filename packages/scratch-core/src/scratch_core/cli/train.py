@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import tyro
@@ -30,23 +30,20 @@ from scratch_core.train import distributed
 from scratch_core.train.interrupt import Interrupt
 from scratch_core.weights.saving import SAVING
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The arguments that decide which options exist and what their defaults are. The others are parsed later."""
+    """The arguments that decide which options exist and what their defaults are. All others are parsed after them."""
 
     task: str | None = None
     preset: str | None = None
     start: str | None = None
     resume: str | None = None
     config: str | None = None
-    steps: str | None = None  # of these two, only their presence matters here
+    steps: str | None = None  # here, only whether these two are given matters
     learning_rate: str | None = None
 
-    def or_those_of(self, given: dict[str, Any]) -> "Choice":
+    def with_missing_from(self, given: dict[str, Any]) -> "Choice":
         """Return the choice, with values missing on the command line taken from the options of a file."""
         own = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         return Choice(**({name: given[name] for name in dataclasses.asdict(self) if name in given} | own))
@@ -62,7 +59,7 @@ def run(name: str, arguments: Sequence[str], interrupt: Interrupt) -> int:
             raise ConfigError("--config starts a new run, and --resume continues one: leave one of them out")
         return _resume(spec, choice.resume, arguments, interrupt)
     given = {} if choice.config is None else runs.read_config(choice.config, name)
-    choice = choice.or_those_of(given)
+    choice = choice.with_missing_from(given)
     task = find_task(_task_name(spec, choice.task))
     default = _defaults(spec, task, choice, asks_for_help=bool({"-h", "--help"} & set(arguments)))
     default = runs.with_options(default, given, str(choice.config))
@@ -159,12 +156,17 @@ def _train(run: Prepared, folder: Path, interrupt: Interrupt) -> int:
     from scratch_core.train.curves import plot_runs
 
     options, job = run.options, run.job
-    resume_command = runs.command("train", run.spec.name, "--resume", str(folder))
-    interrupt.last_words = f"to resume: {resume_command}"
+    resume_command = runs.resume_command(run.spec.name, folder, options)
+    interrupt.last_words = advice = f"to resume: {resume_command}"
     with distributed.lost_process():
         distributed.wait_for_all("the run's folder is there")
+    distributed.set_resume_command(resume_command)
     alone = jax.process_count() == 1  # several processes show only the results that all of them compute together
-    with distributed.lost_process(), distributed.one_voice(), on_interrupt_print(f"to resume: {resume_command}"):
+    with (
+        distributed.lost_process(),
+        distributed.only_first_prints(),
+        on_interrupt_print(advice),
+    ):
         print("config  " + "\n        ".join(runs.shown(options)), flush=True)
         print(f"data    {job.description}", flush=True)
         count = sum(x.size for x in jax.tree.leaves(nnx.state(job.model, nnx.Param)))
@@ -202,7 +204,7 @@ def _train(run: Prepared, folder: Path, interrupt: Interrupt) -> int:
                 print(
                     f"stopped by {outcome.interrupted} after step {outcome.step} of {options.steps}, saved in {folder}"
                 )
-                print(f"to resume: {resume_command}")
+                print(advice)
                 return 128 + signal.Signals[outcome.interrupted].value
             if results is None:
                 results = trainer.evaluate(job.held_out, job.metrics)

@@ -1,4 +1,8 @@
-"""Question answering: finds the part of a text that answers a question."""
+"""Question answering: finds the part of a text that answers a question.
+
+A text that is longer than the model's input is read in windows that overlap, in training and in prediction.
+Source: Devlin et al. 2018, https://arxiv.org/abs/1810.04805, section 4.2; the windows are those of its code.
+"""
 
 import dataclasses
 from collections import Counter
@@ -33,6 +37,8 @@ from scratch_core.tasks.texts import (
 )
 
 POSITIONS = ("start_positions", "end_positions")
+OVERLAP = 128
+"""Tokens that neighbouring windows of a long context share, but at most half of a window's context."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +63,8 @@ class AnswerOptions:
     """Number of answers to print."""
     no_answer: bool = False
     """Allow "no answer" as an answer, for questions that the text does not answer."""
+    max_tokens: int = 384
+    """Tokens of a window of a long text, including the question: the --sequence-length of the training."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Predict every line of a .jsonl file, and write the lines with a "prediction" here. QUESTION is then that file;
     its lines have "question" and "context"."""
@@ -66,7 +74,7 @@ class QuestionAnsweringTask(Task):
     """The answer to a question is a part of a text."""
 
     name: ClassVar[str] = "question_answering"
-    unit: ClassVar[str] = "questions"
+    unit: ClassVar[str] = "windows"
     Options: ClassVar[type[RunOptions]] = EncoderOptions
     PredictOptions: ClassVar[type | None] = AnswerOptions
     row_fields: ClassVar[tuple[str, ...]] = ("question", "context")
@@ -84,16 +92,18 @@ class QuestionAnsweringTask(Task):
         test = test[: options.evaluation_examples]
         source = Questions(train, tokenizer, options.sequence_length)
         origin = options.data or "names of functions of the standard library"
+        size = f"{len(train):,} questions to train on in {len(source):,} windows"
         return QuestionJob(
             model=model,
             batches=training_batches(source, options.batch_size, seed=options.seed),
             held_out=Evaluation(Questions(test, tokenizer, options.sequence_length), options.batch_size, POSITIONS),
-            description=f"{origin}: {len(train):,} questions to train on, {len(test):,} held out{reading.note}",
+            description=f"{origin}: {size}, {len(test):,} questions held out{reading.note}",
             fingerprint=fingerprint(questions),
-            update=f"{options.batch_size} questions",
+            update=f"{options.batch_size} windows",
             example=source[0],
             metrics={"both ends right": right_spans},
             questions=test,
+            length=options.sequence_length,
         )
 
     def noise(self, config: Any, batch_size: int) -> dict[str, np.ndarray]:
@@ -112,13 +122,15 @@ class QuestionAnsweringTask(Task):
     def predict(self, folder: Path, model_class: Any, options: AnswerOptions) -> None:
         """Print the answers, likeliest first."""
         model = model_class.from_pretrained(folder)
-        for each in answer(model, options.question, options.context, top=options.top, no_answer=options.no_answer):
+        allowed = {"top": options.top, "no_answer": options.no_answer, "max_tokens": options.max_tokens}
+        for each in answer(model, options.question, options.context, **allowed):
             print(f"{each.score:.4f}  {each.start:5} {each.end:5}  {each.text or '(no answer)'}")
 
     def predict_rows(self, folder: Path, model: Any, rows: Rows, options: AnswerOptions) -> list[Any]:
         """Return the ``top`` answers to each "question", each {"text", "score", "start", "end"}."""
         asked = [(row["question"], row["context"]) for row in rows]
-        found = answer_all(model, asked, top=options.top, no_answer=options.no_answer)
+        allowed = {"top": options.top, "no_answer": options.no_answer, "max_tokens": options.max_tokens}
+        found = answer_all(model, asked, **allowed)
         return [[dataclasses.asdict(each) for each in answers] for answers in found]
 
 
@@ -130,12 +142,22 @@ class QuestionJob(Job):
     """A run on questions: prints the number of exact matches."""
 
     questions: Sequence[Question]
+    length: int
 
     def show_after(self, folder: Path, results: Mapping[str, float]) -> None:
-        """Print loss and exact matches, and the matches of always the most frequent answer or the first word."""
+        """Print loss and exact matches, and the matches of always the most frequent answer or the first word.
+
+        "No answer" is allowed if one of the questions has none.
+        """
         super().show_after(folder, results)
         asked = self.questions[:200]
-        found = [answer(self.model, q.question, q.context, no_answer=not q.answer)[:1] for q in asked]
+        longest = max(len(each.ids) for each in tokenizer_of(self.model).all_pieces([q.question for q in asked]))
+        found = answer_all(
+            self.model,
+            [(q.question, q.context) for q in asked],
+            max_tokens=max(self.length, longest + self.length // 2),  # training cuts such a question
+            no_answer=not all(q.answer for q in asked),
+        )
         right = sum(bool(row) and row[0].text == q.answer for row, q in zip(found, asked, strict=True))
         most = Counter(q.answer for q in asked).most_common(1)[0][1]
         first = sum(q.context.split()[0] == q.answer for q in asked)
@@ -144,49 +166,63 @@ class QuestionJob(Job):
 
     def next_command(self, folder: Path) -> tuple[str, ...]:
         """Return the command that answers a question."""
-        return "predict", str(folder), self.questions[0].question, self.questions[0].context
+        question, context = self.questions[0][:2]
+        return "predict", str(folder), question, context, "--max-tokens", str(self.length)
 
 
 class Questions:
-    """Questions in tokens. Item i: "input_ids", "attention_mask", "token_type_ids" [T], and both ends of the answer.
+    """Questions in tokens, each with a window of its context.
 
-    A context that is too long is cut at its end. An answer that is cut off with it does not count (-100). The position
-    of "no answer" is [CLS], 0.
+    Item i has "input_ids", "attention_mask", "token_type_ids" [T], and both ends of the answer. T is ``length``.
+
+    A context that does not fit is cut into the windows of :func:`window_starts`, which are items of their own. The
+    position of "no answer", also in a window that does not hold the answer, is [CLS], 0. In a window that holds only a
+    part of the answer, the answer does not count (-100). A question longer than half of T is cut at its end.
     """
 
     def __init__(self, questions: Sequence[Question], tokenizer: WordPiece, length: int):
-        self.pad_id, self.length = tokenizer.pad_id, length
-        self.rows, self.ends = [], []
-        asked = list(tokenizer.all_pieces([each.question for each in questions]))
-        for each, first, second in zip(
-            questions, asked, tokenizer.all_pieces([each.context for each in questions]), strict=True
-        ):
-            ids = first.ids[: length // 2]
-            kept = max(0, length - 3 - len(ids))
-            self.rows.append(tokenizer.join(ids, second.ids[:kept]))
-            start, end = (
-                (0, 0)
-                if not each.answer
-                else token_span(second.spans[:kept], each.start, each.start + len(each.answer))
-            )
-            shift = len(ids) + 2 if each.answer and start >= 0 else 0
-            self.ends.append((start + shift, end + shift))
+        self.tokenizer, self.length, self.windows = tokenizer, length, []
+        asked = tokenizer.all_pieces([each.question for each in questions])
+        contexts = tokenizer.all_pieces([each.context for each in questions])
+        for each, question, context in zip(questions, asked, contexts, strict=True):
+            ids = question.ids[: length // 2]
+            width = max(1, length - 3 - len(ids))
+            start, end = token_span(context.spans, each.start, each.start + len(each.answer))
+            for first in window_starts(len(context.ids), width, shared(width)):
+                if not each.answer or start >= first + width or 0 <= end < first:
+                    ends = 0, 0
+                elif first <= start and end < first + width:
+                    ends = start - first + len(ids) + 2, end - first + len(ids) + 2
+                else:
+                    ends = IGNORED, IGNORED
+                self.windows.append((ids, context.ids[first : first + width], *ends))
 
     def __len__(self) -> int:
-        """Return the number of questions."""
-        return len(self.rows)
+        """Return the number of windows."""
+        return len(self.windows)
 
     def __getitem__(self, index: int) -> QuestionAnsweringBatch:
-        """Return question ``index``."""
-        batch: Any = padded_row(self.rows[int(index)], self.pad_id, self.length)
-        return {
-            **batch,
-            **{name: np.int32(where) for name, where in zip(POSITIONS, self.ends[int(index)], strict=True)},
-        }
+        """Return window ``index``."""
+        question, context, *ends = self.windows[int(index)]
+        batch: Any = padded_row(self.tokenizer.join(question, context), self.tokenizer.pad_id, self.length)
+        return {**batch, **{name: np.int32(where) for name, where in zip(POSITIONS, ends, strict=True)}}
+
+
+def shared(width: int) -> int:
+    """Return how many tokens neighbouring windows of ``width`` tokens share."""
+    return min(OVERLAP, width // 2)
+
+
+def window_starts(tokens: int, width: int, stride: int) -> range:
+    """Return the first token of each window of ``width`` tokens over ``tokens`` tokens; neighbours share ``stride``."""
+    return range(0, tokens - stride, width - stride) if tokens > width else range(1)
 
 
 def token_span(spans: np.ndarray, start: int, end: int) -> tuple[int, int]:
-    """Return the first and the last token of the characters ``start`` to ``end``, or -100 twice if one is cut off."""
+    """Return the first and the last token of the characters ``start`` to ``end``.
+
+    Returns -100 twice if no token begins at or before ``start``, or none ends at or after ``end``.
+    """
     inside = np.flatnonzero((spans[:, 0] < end) & (spans[:, 1] > start))
     if not len(inside) or spans[inside[-1], 1] < end or spans[inside[0], 0] > start:
         return IGNORED, IGNORED
@@ -204,16 +240,17 @@ def answer_all(
     *,
     top: int = 1,
     max_answer_tokens: int = 15,
-    stride: int = 128,
+    stride: int | None = None,
     max_tokens: int = 384,
     no_answer: bool = False,
 ) -> list[list[Answer]]:
     """Return the ``top`` likeliest answers to each question from its context, likeliest first, without overlaps.
 
-    A long context is read in windows of ``max_tokens`` tokens, including the question; neighbouring windows share
-    ``stride`` tokens. The probability of an answer in a window is that of its first token times that of its last, each
-    among [CLS] and the tokens of the window's context. With ``no_answer``, [CLS] ("no answer") competes; its score is
-    the lowest over all windows. Raises DataError for an empty context, ConfigError if a question fills the window.
+    A long context is read in windows of ``max_tokens`` tokens, including the question. Neighbouring windows share
+    ``stride`` tokens (None: those of :func:`shared`). The probability of an answer in a window is that of its first
+    token times that of its last, each among [CLS] and the tokens of the window's context. With ``no_answer``, [CLS]
+    ("no answer") competes; its score is the lowest over all windows. Raises DataError for an empty context,
+    ConfigError if a question fills the window.
     """
     tokenizer = tokenizer_of(model)
     asked_ids = [each.ids for each in tokenizer.all_pieces([question for question, _ in asked])]
@@ -223,13 +260,13 @@ def answer_all(
         if not len(read.ids):
             raise DataError(f"the context {context!r} holds no token: give a text")
         width = min(max_tokens - 3, room(model, 3)) - len(question_ids)
-        if width <= stride and width < len(read.ids):
+        overlap = shared(max(width, 0)) if stride is None else stride
+        if width <= overlap and width < len(read.ids):
             raise ConfigError(
                 f"the question's {len(question_ids)} tokens leave {width} tokens of a window to the context, and "
-                f"stride={stride} of them are shared: shorten the question, or choose a smaller stride"
+                f"{overlap} of them are shared: shorten the question, or choose larger windows or a smaller stride"
             )
-        step = max(width - stride, 1)
-        windows.append(range(0, max(len(read.ids) - stride, 1), step) if width < len(read.ids) else range(1))
+        windows.append(window_starts(len(read.ids), width, overlap))
         rows += [tokenizer.join(question_ids, read.ids[first : first + width]) for first in windows[-1]]
     outputs, found = iter(zip(rows, run(model, rows), strict=True)), []
     for question_ids, read, (_, context), firsts in zip(asked_ids, contexts, asked, windows, strict=True):

@@ -37,7 +37,7 @@ class EncoderOptions(RowOptions):
     """A folder with a tokenizer.json or a vocab.txt. By default, a tokenizer is learned from the training data; with
     --start, the checkpoint's own is used."""
     sequence_length: int = 128
-    """Tokens per example, including [CLS] and [SEP]."""
+    """Tokens per example, including [CLS] and [SEP]. Question answering reads a longer text in windows that overlap."""
     evaluation_examples: int = 1000
     """Largest number of held-out examples for the final figures."""
 

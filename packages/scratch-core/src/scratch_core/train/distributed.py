@@ -30,12 +30,12 @@ MEETING_SECONDS = 300.0
 """How long `start` waits for the other processes."""
 PREPARING_SECONDS = 3600.0
 """How long `wait_for_all` waits. It is long because one process may read a large text more slowly than another."""
-RESTART = "look at what the others print, and start all of them again, with --resume if the run has begun"
 STATUS = re.compile(r"[A-Z_]{5,}: ")
 """Matches the start of a JAX runtime error, such as "UNAVAILABLE: "."""
 
 _kept: list[Any] = []  # keeps the C callback for SIGABRT alive
 _started = _lost = False
+_remedy = "look at what the others print, and start all of them again"
 
 
 def start(
@@ -108,14 +108,18 @@ def _check_address(coordinator: str, processes: int | None, process_id: int | No
 def _end_when_aborted() -> None:
     """When JAX aborts, print what to do and exit with code 2.
 
-    JAX aborts without a message for the user when process 0 has gone, or when two processes have the same id. Python's
-    own signal handlers do not run then, so this handler is called from C.
+    JAX aborts when process 0 has gone, or when two processes have the same id. It prints its own stack before, unless
+    TF_CPP_MIN_LOG_LEVEL is 4, and offers no other way to handle this. Python's own signal handlers do not run then, so
+    this handler is called from C.
     """
     if os.name != "posix":
         return
 
     def end(number: int) -> None:
-        os.write(2, f"\nscratch: error: another process has gone, or came twice: {RESTART}\n".encode())
+        if _lost:  # the main thread has noticed too: let it print its more exact error, and exit
+            time.sleep(10)
+        reason = "another process has gone, or two have the same --process-id"
+        os.write(2, f"\nscratch: error: {reason}: {_remedy}\n".encode())
         os._exit(2)
 
     _kept.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(end))
@@ -133,13 +137,19 @@ def _then_leave(hook: Any) -> Any:
 def leave(code: int) -> None:
     """End this process at once if it is one of several, so that the others notice that it has failed.
 
-    Otherwise this process would wait for the others at its exit, while they wait for it in their next step.
+    At a normal exit, it would wait for the others, while they wait for it in their next step.
     """
     if _started:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(code)
+
+
+def set_resume_command(command: str) -> None:
+    """Set the command that the error about a lost process names, once there is a run to resume."""
+    global _remedy
+    _remedy = f"look at what the others print, and start all of them again, this one with: {command}"
 
 
 def has_lost_process() -> bool:
@@ -184,7 +194,7 @@ def any_signal(received: str | None) -> str | None:
 
 
 @contextlib.contextmanager
-def one_voice() -> Generator[None]:
+def only_first_prints() -> Generator[None]:
     """Silence the stdout of all processes except process 0."""
     if is_first():
         yield
@@ -195,7 +205,10 @@ def one_voice() -> Generator[None]:
 
 @contextlib.contextmanager
 def written_by_first(folder: Path) -> Generator[Path]:
-    """Yield ``folder`` in process 0 and a temporary folder in the others: all of them write, one keeps the files."""
+    """Yield ``folder`` in process 0, and a temporary folder in the others, whose files are deleted afterwards.
+
+    All processes must save a sharded model together, but only one may keep the files.
+    """
     if is_first():
         yield folder
     else:
@@ -215,5 +228,5 @@ def lost_process() -> Generator[None]:
         _lost = True
         reason = (str(error).splitlines() or [""])[0][:200]
         raise TrainingError(
-            f"process {jax.process_index()} of {jax.process_count()} lost another one ({reason}): {RESTART}"
+            f"process {jax.process_index()} of {jax.process_count()} lost another one ({reason}): {_remedy}"
         ) from error

@@ -14,7 +14,7 @@ from scratch_core.train.metrics import Progress, Throughput
 class Report:
     """Reads the metrics of each step from the device and logs some steps.
 
-    Logged are the first step, every ``every``-th, the last, the skipped and the evaluated ones. ``steps`` is the
+    It logs the first step, every ``every``-th, the last, and each that was skipped or evaluated. ``steps`` is the
     number of the last step. ``unit`` names what the throughput counts. ``learning_rate`` is a schedule (None: not
     logged). ``utilisation`` is the share of the device's peak rate that one unit per second takes (None: not known).
     """

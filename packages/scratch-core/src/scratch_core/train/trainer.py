@@ -17,22 +17,19 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from scratch_core.errors import ConfigError, DataError, TrainingError
+from scratch_core.errors import ConfigError, TrainingError
 from scratch_core.folders import FolderLock
 from scratch_core.parallel import process_part, shard_model
 from scratch_core.train.batches import BatchHandling
 from scratch_core.train.checkpoints import Checkpoints
 from scratch_core.train.distributed import any_signal, has_lost_process, is_first, lost_process
 from scratch_core.train.evaluation import Best, Evaluation
+from scratch_core.train.evaluator import Evaluator
 from scratch_core.train.interrupt import Interrupt
 from scratch_core.train.loggers import Logger
 from scratch_core.train.metrics import MetricsLog, Profile, Progress, matrix_product_rate
 from scratch_core.train.report import Report
-from scratch_core.train.statistics import recompute_statistics
 from scratch_core.train.step import LossFunction, TrainingStep, model_loss
-
-STATISTICS_BATCHES = 16
-"""Running statistics are computed again over this many batches, the first of the training data."""
 
 
 def trained_parameters(optimizer_state: Any, parameters: Any) -> Any:
@@ -112,10 +109,9 @@ class Trainer:
         if keep_best < 0:
             raise ConfigError(f"keep_best={keep_best} must be at least 0")
         self.model, self.loss_fn = model, loss_fn or model_loss
-        self.handling, self.evaluation_parameters = handling or BatchHandling(), evaluation_parameters
-        self.mesh, self.learning_rate = mesh, learning_rate
+        self.handling, self.mesh, self.learning_rate = handling or BatchHandling(), mesh, learning_rate
         self.save_every, self.log_every, self.max_skipped = save_every, log_every, max_skipped
-        self.profile, self.loggers, self.keep_best, self._trainable = profile, loggers, keep_best, trainable
+        self.profile, self.loggers, self.keep_best = profile, loggers, keep_best
         self.folder = None if folder is None else Path(folder)
         own = self.folder if jax.process_index() == 0 else None
         # Process 0 alone writes; a second run in this folder would clear what this one is saving.
@@ -131,16 +127,12 @@ class Trainer:
             nnx.graphdef(model), optimizer, self.loss_fn, self.handling, trainable, accumulate=accumulate, norms=norms
         )
         model.eval()
-        self._evaluating = nnx.graphdef(model)
-        self._first_batches: Callable[[], Iterable[Any]] | None = None  # of the training data, once that is known
-        self._keeps_statistics = bool(jax.tree.leaves(nnx.state(model, nnx.BatchStat)))
-        self._statistics: nnx.State | None = None  # running statistics at the evaluation parameters of this step
+        self._evaluator = Evaluator(model, trainable, self.loss_fn, self.handling, evaluation_parameters, mesh)
         self.state, shardings = step.initial_state(model), None
         if mesh is not None:
             places = step.shardings(model, self.state, mesh)
             self.state, shardings = jax.device_put(self.state, places), (places, None)
         self._step = jax.jit(step, donate_argnums=0, out_shardings=shardings)
-        self._evaluate = jax.jit(self._evaluation_step, static_argnums=0)
 
     @property
     def step(self) -> int:
@@ -213,7 +205,7 @@ class Trainer:
         exception, its running statistics are those of training, until `update_model` is called.
         """
         step, (_, parts) = self.step, process_part(self.mesh)
-        self._first_batches = lambda: (dataset[k] for k in range(min(STATISTICS_BATCHES, until)))
+        self._evaluator.use_training_data(dataset, until)
         try:
             while step < until:
                 batch = dataset[step]
@@ -231,8 +223,8 @@ class Trainer:
         The step donates the arrays of the model, so the model is unusable until `update_model` is called. `steps` and
         `fit` call it at their end.
         """
-        self._statistics = None
-        self.state, metrics = self._step(self.state, self._placed(batch))
+        self._evaluator.forget()
+        self.state, metrics = self._step(self.state, self._evaluator.placed(batch))
         return metrics
 
     def evaluate(self, dataset: Iterable[Any], metrics: Mapping[str, LossFunction] | None = None) -> dict[str, float]:
@@ -242,19 +234,7 @@ class Trainer:
         dataset, so the sizes of the batches do not matter. With several processes, pass all of ``dataset`` to each; it
         reads its part of each batch. Raises DataError if no target was counted, and ConfigError like `update_model`.
         """
-        functions = {"loss": self.loss_fn, **(metrics or {})}
-        totals = {name: [0.0, 0.0] for name in functions}
-        parameters, rest = self._parameters_to_evaluate(), self._rest_to_evaluate()
-        part = process_part(self.mesh)
-        for batch in dataset:
-            placed = self._placed(self.handling.part(batch, *part))
-            result = self._evaluate(tuple(functions.items()), parameters, rest, placed)
-            for name, (total, weight) in jax.device_get(result).items():
-                totals[name][0] += float(total)
-                totals[name][1] += float(weight)
-        if empty := [name for name, (_, weight) in totals.items() if weight == 0]:
-            raise DataError(f"nothing to evaluate: the dataset holds no target for {', '.join(empty)}")
-        return {name: total / weight for name, (total, weight) in totals.items()}
+        return self._evaluator.evaluate(self.state, dataset, metrics or {})
 
     def update_model(self) -> None:
         """Put the evaluation parameters into the model, with running statistics that belong to them.
@@ -262,7 +242,7 @@ class Trainer:
         `fit` and `steps` call this at their end. Raises ConfigError if the statistics must be computed again, but
         neither `fit` nor `steps` has seen the training data yet.
         """
-        self._put_into_model(self._rest_to_evaluate())
+        self._put_into_model(self._evaluator.rest(self.state))
 
     def save(self, score: float | None = None) -> None:
         """Start to write a checkpoint of this step; ``score`` is for ``keep_best``. Does nothing without a folder."""
@@ -301,13 +281,10 @@ class Trainer:
         found = None if self.checkpoints is None else self.checkpoints.restore(self.state, best=best)
         if found is None:
             return []
-        self.state, self._statistics = found.state, None
+        self.state = found.state
+        self._evaluator.forget()
         self._put_into_model(self.state["rest"])
         return found.damaged
-
-    def _evaluation_step(self, functions: Any, parameters: Any, rest: Any, batch: Any) -> dict[str, Any]:
-        model = nnx.merge(self._evaluating, nnx.State(parameters), nnx.State(rest))
-        return {name: function(model, batch) for name, function in functions}
 
     def _read(self, report: Report, step: int, metrics: Any, held_out: Mapping[str, float] | None = None) -> float:
         loss, skipped = report.add(step, metrics, held_out)
@@ -326,30 +303,7 @@ class Trainer:
         devices = 1 if self.mesh is None else self.mesh.size
         return self._flops / (devices * matrix_product_rate(next(filter(None, dtypes), jnp.float32)))
 
-    def _parameters_to_evaluate(self) -> Any:
-        return self.evaluation_parameters(self.state["optimizer"], self.state["parameters"])
-
-    def _rest_to_evaluate(self) -> Any:
-        """Return the rest of the state for the evaluation parameters, which may need their own running statistics."""
-        rest, parameters = self.state["rest"], self._parameters_to_evaluate()
-        if not self._keeps_statistics or parameters is self.state["parameters"] or self.step == 0:
-            return rest
-        model = nnx.merge(self._evaluating, nnx.State(parameters), nnx.State(rest))
-        if self._statistics is None:
-            if self._first_batches is None:
-                raise ConfigError(
-                    "the running statistics of this model are those of the trained parameters, not of the evaluated "
-                    f"ones, and no training data is known to compute them from: call fit(dataset, {self.step}) first"
-                )
-            recompute_statistics(model, map(self._placed, self._first_batches()), self.loss_fn)
-            self._statistics = nnx.state(model, nnx.BatchStat)
-        nnx.update(model, self._statistics)
-        return nnx.to_pure_dict(nnx.split(model, self._trainable, ...)[2])
-
     def _put_into_model(self, rest: Any) -> None:
         """Put the trained arrays into the model, in evaluation mode. (Steps have donated its earlier arrays.)"""
-        nnx.update(self.model, nnx.State(self._parameters_to_evaluate()), nnx.State(rest))
+        nnx.update(self.model, nnx.State(self._evaluator.parameters(self.state)), nnx.State(rest))
         self.model.eval()
-
-    def _placed(self, batch: Any) -> Any:
-        return batch if self.mesh is None else self.handling.place(batch, self.mesh)
