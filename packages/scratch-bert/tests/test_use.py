@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from scratch_core.data.wordpiece import SPECIAL, WordPiece
 from scratch_core.errors import CheckpointError, ConfigError, DataError
 from scratch_core.testing import jitted
 
+HERE = Path(__file__).parent
 WORDS = [*SPECIAL.values(), "the", "cat", "##s", "sat", "on", "mat", "##ting", "cafe", "Cafe", "caf\u00e9"]
 WORDS += ["\u4eca", "\u5929", ".", "A", "a"]
 CONFIG = dataclasses.replace(
@@ -174,12 +176,37 @@ def test_tag_gives_the_characters_of_the_text(tokenizer):
         model.tag(text, aggregation="best")
 
 
-def test_answers_are_the_best_spans_of_all_windows(tokenizer):
-    """Against trying every span of every window."""
+def test_answers_are_those_of_transformers(tmp_path):
+    """Recorded by make_answers.py: words in pieces, windows, several answers, "no answer", the same text twice."""
+    recorded = json.loads((HERE / "answers.json").read_text(encoding="utf-8"))
+    model = BertForQuestionAnswering.from_pretrained(HERE / "golden" / "bert-question-answering")
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in recorded["vocabulary"]), encoding="utf-8")
+    model.tokenizer = WordPiece(tmp_path)
+    for case in recorded["cases"]:
+        found = model.answer(case["question"], case["context"], **case["options"])
+        assert [[each.text, each.start, each.end] for each in found] == [answer[:3] for answer in case["answers"]]
+        assert all(each.text == case["context"][each.start : each.end] for each in found)
+        scores = [answer[3] for answer in case["answers"]]
+        np.testing.assert_allclose([each.score for each in found], scores, atol=5e-5)
+
+
+def test_an_answer_has_whole_words_at_the_edge_of_a_window(tokenizer):
+    """Where transformers cuts them; and a long context is read by a model with few positions."""
     model = made(BertForQuestionAnswering, tokenizer)
-    question, context = "the cat?", "the cat sat on the mat. a cats sat. the cafe sat on a mat on the cats. sat"
+    context = "cats sat " * 30
+    found = model.answer("the", context, top=1000, stride=3, max_tokens=11, no_answer=False)
+    assert {word for each in found for word in each.text.split()} == {"cats", "sat"}
+    assert model.answer("the", context)
+
+
+def test_answers_add_up_the_spans_with_their_words(tokenizer):
+    """Against every span of every window."""
+    model = made(BertForQuestionAnswering, tokenizer)
+    question, context = "the cat?", "the cat sat on the mat. a cats sat. The cafe sat on a mat on the cats. sat"
     asked, read = tokenizer.pieces(question).ids, tokenizer.pieces(context)
-    width, stride, best, nothing = 16 - 3 - len(asked), 4, {}, 1.0
+    starts = np.array([read.spans[read.words == word, 0].min() for word in read.words])
+    ends = np.array([read.spans[read.words == word, 1].max() for word in read.words])
+    width, stride, scores, nothing = 16 - 3 - len(asked), 4, {}, 1.0
     for first in range(0, len(read.ids) - stride, width - stride):
         ids, types = tokenizer.join(asked, read.ids[first : first + width])
         start, end = (np.asarray(each)[0] for each in jitted(model)(ids[None], None, types[None]))
@@ -188,16 +215,12 @@ def test_answers_are_the_best_spans_of_all_windows(tokenizer):
         nothing = min(nothing, start[0] * end[0])
         for i in range(1, len(kept)):
             for j in range(i, min(i + 3, len(kept))):
-                span = read.spans[first + i - 1, 0], read.spans[first + j - 1, 1]
-                best[span] = max(best.get(span, 0), start[i] * end[j])
+                text = context[starts[first + i - 1] : ends[first + j - 1]].lower()
+                scores[text] = scores.get(text, 0) + start[i] * end[j]
     options = {"max_answer_tokens": 3, "stride": stride, "max_tokens": 16}
-    (found,) = model.answer(question, context, **options)
-    wanted = max(best, key=best.get)
-    assert (found.start, found.end, found.text) == (*wanted, context[slice(*wanted)])
-    assert found.score == pytest.approx(best[wanted], abs=1e-5)
-    several = model.answer(question, context, top=100, no_answer=True, **options)
-    (none,) = [each for each in several if not each.text]
-    assert none.score == pytest.approx(nothing, abs=1e-5)
+    found = model.answer(question, context, top=100, no_answer=True, **options)
+    assert {each.text.lower(): each.score for each in found} == pytest.approx({**scores, "": nothing}, abs=1e-5)
+    assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
     with pytest.raises(DataError, match="holds no token"):
         model.answer(question, " ")
     with pytest.raises(ConfigError, match="shorten the question"):
@@ -231,7 +254,7 @@ def test_a_pooling_that_is_not_implemented_is_refused(tmp_path):
         Pooling.from_folder(tmp_path)
 
 
-def test_predict_prints_the_embeddings_of_a_bare_encoder(tokenizer, tmp_path, capsys):
+def test_predict_prints_or_writes_the_embeddings_of_a_bare_encoder(tokenizer, tmp_path, capsys):
     from scratch_core.cli.predict import predict
 
     model = made(SentenceEncoder, tokenizer)
@@ -240,3 +263,14 @@ def test_predict_prints_the_embeddings_of_a_bare_encoder(tokenizer, tmp_path, ca
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["text"] for row in rows] == ["the cat", "sat"]
     np.testing.assert_allclose([row["embedding"] for row in rows], model.encode(["the cat", "sat"]), atol=1e-6)
+    rows = [{"text": "the cat", "id": 7}, {"text": "caf\u00e9"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    predict(str(tmp_path), [str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl")])
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [{name: row[name] for name in row if name != "prediction"} for row in found] == rows
+    expected = model.encode([row["text"] for row in rows])
+    np.testing.assert_allclose([row["prediction"] for row in found], expected, atol=1e-6)
+    with pytest.raises(ConfigError, match="and 2 are given"):
+        predict(str(tmp_path), ["one.jsonl", "two.jsonl", "--out", str(tmp_path / "out.jsonl")])
+    with pytest.raises(ConfigError, match="no text to embed"):
+        predict(str(tmp_path), [])

@@ -30,6 +30,16 @@ class Pieces(NamedTuple):
     spans: np.ndarray
     words: np.ndarray
 
+    def begins_word(self) -> np.ndarray:
+        """Return which pieces are the first of a word, bool [T]."""
+        return np.concatenate([[True], self.words[1:] != self.words[:-1]])[: len(self.words)]
+
+    def word_spans(self) -> np.ndarray:
+        """Return for each piece the span of its whole word, [T, 2]."""
+        first = self.begins_word()
+        last, word = np.roll(first, -1), np.cumsum(first) - 1
+        return np.stack([self.spans[first, 0][word], self.spans[last, 1][word]], axis=1)
+
 
 class WordPiece:
     """The tokenizer of a folder with tokenizer.json, or with vocab.txt.
