@@ -1,4 +1,4 @@
-"""Word pieces, and what people do with BERT: fill in, classify, tag, answer, embed. The models here are random."""
+"""Word pieces, and BERT's methods that read text: fill in, classify, tag, answer, embed. The models are random."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ from flax import nnx
 from scratch_bert import (
     BertConfig,
     BertForMaskedLM,
+    BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -19,6 +20,7 @@ from scratch_bert.sentences import POOLING, Pooling, cosine_similarity
 from scratch_core.data.tokenizers import open_fast
 from scratch_core.data.wordpiece import SPECIAL, WordPiece
 from scratch_core.errors import CheckpointError, ConfigError, DataError
+from scratch_core.tasks.token_classification import AGGREGATIONS
 from scratch_core.testing import jitted
 
 HERE = Path(__file__).parent
@@ -113,6 +115,13 @@ def test_fill_mask_gives_the_likeliest_tokens_of_each_blank(tokenizer):
     assert sum(fill.probability for fill in first) == pytest.approx(1, abs=1e-5)
     with pytest.raises(DataError, match=r"has no \[MASK\]"):
         model.fill_mask("the cat")
+    with pytest.raises(ConfigError, match="top=-1 must be at least 1"):
+        model.fill_mask("[MASK]", top=-1)
+    with pytest.raises(DataError, match="no text in Unicode"):
+        model.fill_mask("[MASK] \udcff")
+    both = made(BertForPreTraining, tokenizer)
+    logits, _ = jitted(both)(ids[None])
+    assert both.fill_mask(text, top=1)[0][0].token == WORDS[np.asarray(logits)[0, 2].argmax()]
     with pytest.raises(DataError, match="34 tokens, the model 32 positions"):
         model.fill_mask("[MASK]" * 32)
 
@@ -130,13 +139,13 @@ def test_classify_gives_probabilities_or_numbers(tokenizer):
     found = {each.label: each.score for each in several.classify("sat")}
     np.testing.assert_allclose([found[f"LABEL_{i}"] for i in range(3)], 1 / (1 + np.exp(-logits)), atol=1e-6)
     number = made(BertForSequenceClassification, tokenizer, num_classes=1)
-    (found,) = number.classify("sat " * 100)  # a text that is too long loses its end
+    (found,) = number.classify("sat " * 100)  # a text that is too long is cut at its end
     ids, _ = tokenizer.join(tokenizer.encode("sat " * 30))
     assert found.score == pytest.approx(float(jitted(number)(ids[None])[0, 0]), abs=1e-5)
 
 
 def test_parts_are_put_together_as_users_know_it():
-    """Eight tokens of four words and their scores; what transformers' pipeline makes of them."""
+    """Seven tokens of five words and their scores, combined as transformers' pipeline combines them."""
     from scratch_core.data.wordpiece import Pieces
     from scratch_core.tasks.token_classification import _entities
 
@@ -156,7 +165,7 @@ def test_parts_are_put_together_as_users_know_it():
     assert found("none") == [("B-PER", "Ann"), ("I-PER", "Le"), ("B-LOC", "Ro")]
     assert found("simple") == [("PER", "Ann Le"), ("LOC", "Ro")]
     assert found("first") == [("PER", "Ann Lee"), ("LOC", "Rome")]
-    assert found("average") == [("PER", "Ann")]  # of both other words, O is likelier on average
+    assert found("average") == [("PER", "Ann")]  # in the other two words, O is likelier on average
     assert found("max") == [("PER", "Ann")]
     (person, _) = _entities(np.log(scores), pieces, text, names, "first")
     assert (person.start, person.end) == (0, 7)
@@ -172,6 +181,7 @@ def test_tag_gives_the_characters_of_the_text(tokenizer):
     spans = tokenizer.pieces(text).spans[chosen].tolist()
     assert [[each.start, each.end] for each in found] == spans
     assert all(each.text == text[each.start : each.end] for each in found)
+    assert all(model.tag("", aggregation=each) == [] for each in AGGREGATIONS)
     with pytest.raises(ConfigError, match="aggregation='best'"):
         model.tag(text, aggregation="best")
 
@@ -191,7 +201,7 @@ def test_answers_are_those_of_transformers(tmp_path):
 
 
 def test_an_answer_has_whole_words_at_the_edge_of_a_window(tokenizer):
-    """Where transformers cuts them; and a long context is read by a model with few positions."""
+    """transformers cuts them there. A model with few positions reads a long context, too."""
     model = made(BertForQuestionAnswering, tokenizer)
     context = "cats sat " * 30
     found = model.answer("the", context, top=1000, stride=3, max_tokens=11, no_answer=False)
@@ -223,6 +233,9 @@ def test_answers_add_up_the_spans_with_their_words(tokenizer):
     assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
     with pytest.raises(DataError, match="holds no token"):
         model.answer(question, " ")
+    for wrong in ({"top": 0}, {"max_answer_tokens": 0}, {"stride": -1}):
+        with pytest.raises(ConfigError, match=rf"{next(iter(wrong))}=.* must"):
+            model.answer(question, context, **wrong)
     with pytest.raises(ConfigError, match="shorten the question"):
         model.answer("the " * 10, context, **options)
 
@@ -241,6 +254,10 @@ def test_sentences_are_pooled_as_the_folder_says(mode, tokenizer, tmp_path):
         pooled = pooled / np.linalg.norm(pooled) if model.pooling.normalize else pooled
         np.testing.assert_allclose(embedding, pooled, atol=1e-5)
     np.testing.assert_allclose(np.diag(cosine_similarity(found, found)), 1, atol=1e-5)
+    with pytest.raises(DataError, match="a list of texts"):
+        model.encode("the cat")
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        model.encode(["the cat"], batch_size=0)
     model.save_pretrained(tmp_path)
     again = SentenceEncoder.from_pretrained(tmp_path)
     assert again.pooling == model.pooling

@@ -103,8 +103,14 @@ class WordPiece:
         return next(self.all_pieces([text]))
 
     def all_pieces(self, texts: Sequence[str]) -> Iterator[Pieces]:
-        """Yield the pieces of each text; the library cuts them on all cores."""
-        for found in self._fast.encode_batch(list(texts), add_special_tokens=False):
+        """Yield the pieces of each text; the library cuts them on all cores. Raises DataError for what is no text."""
+        texts = list(texts)
+        for text in texts:
+            try:
+                text.encode()
+            except (AttributeError, UnicodeEncodeError) as error:
+                raise DataError(f"{text!r:.60} is no text in Unicode ({error}): give a valid string") from error
+        for found in self._fast.encode_batch(texts, add_special_tokens=False):
             words = np.array([-1 if word is None else word for word in found.word_ids], np.int32)
             yield Pieces(np.array(found.ids, np.int32), np.array(found.offsets, np.int32).reshape(-1, 2), words)
 

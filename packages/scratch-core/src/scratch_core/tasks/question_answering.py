@@ -23,6 +23,7 @@ from scratch_core.tasks.task import Job, Rows, Task
 from scratch_core.tasks.texts import (
     EncoderOptions,
     Evaluation,
+    at_least_one,
     build,
     fingerprint,
     run,
@@ -219,11 +220,14 @@ def answer_all(
     of their scores, and the place where it is read first. Windows that share it both count, so that the sum can exceed
     1. With ``no_answer``, [CLS] ("no answer") competes; its score is the lowest over all windows.
 
-    Raises DataError for an empty context, ConfigError if a question fills the window.
+    Raises DataError for an empty context, ConfigError if a question fills the window or an argument is out of range.
     """
     tokenizer = tokenizer_of(model)
+    at_least_one(top=top, max_answer_tokens=max_answer_tokens)
     max_tokens = min(max_tokens, model.config.max_positions)
     stride = min(128, max_tokens // 2) if stride is None else stride
+    if stride < 0:
+        raise ConfigError(f"stride={stride} must not be negative")
     asked_ids = [each.ids for each in tokenizer.all_pieces([question for question, _ in asked])]
     contexts = list(tokenizer.all_pieces([context for _, context in asked]))
     rows, windows = [], []  # all windows of all questions, and the first context token of each window by question
@@ -233,8 +237,8 @@ def answer_all(
         width = max_tokens - 3 - len(question_ids)
         if width <= stride and width < len(read.ids):
             raise ConfigError(
-                f"the question's {len(question_ids)} tokens leave {width} tokens of a window to the context, and "
-                f"stride={stride} of them are shared: shorten the question, or choose a smaller stride"
+                f"a window has {max_tokens} tokens: the question takes {len(question_ids)}, [CLS] and [SEP] take 3, "
+                f"and stride={stride} are shared with the next window: shorten the question, or choose a smaller stride"
             )
         step = max(width - stride, 1)
         windows.append(range(0, max(len(read.ids) - stride, 1), step) if width < len(read.ids) else range(1))

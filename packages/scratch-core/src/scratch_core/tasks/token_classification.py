@@ -208,7 +208,7 @@ def _entities(logits_TC: np.ndarray, pieces: Pieces, text: str, names: list[str]
     scores_TC = exponents_TC / exponents_TC.sum(axis=-1, keepdims=True)
     alone = aggregation in ("none", "simple")
     starts = np.flatnonzero(np.ones(len(pieces.ids), bool) if alone else pieces.begins_word())
-    ends = [*starts[1:], len(pieces.ids)]
+    ends = [*starts, len(pieces.ids)][1:]
     units = []
     for start, end in zip(starts, ends, strict=True):
         scores_C = scores_TC[start]
