@@ -1,7 +1,9 @@
 """Word pieces, and BERT's methods that read text: fill in, classify, tag, answer, embed. The models are random."""
 
 import dataclasses
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from scratch_bert import (
     SentenceEncoder,
 )
 from scratch_bert.sentences import POOLING, Pooling, cosine_similarity
+from scratch_core import cli
 from scratch_core.data.tokenizers import open_fast
 from scratch_core.data.wordpiece import SPECIAL, WordPiece
 from scratch_core.errors import CheckpointError, ConfigError, DataError
@@ -291,3 +294,11 @@ def test_predict_prints_or_writes_the_embeddings_of_a_bare_encoder(tokenizer, tm
         predict(str(tmp_path), ["one.jsonl", "two.jsonl", "--out", str(tmp_path / "out.jsonl")])
     with pytest.raises(ConfigError, match="no text to embed"):
         predict(str(tmp_path), [])
+
+
+def test_predict_escapes_what_the_terminal_cannot_show(tokenizer, tmp_path, monkeypatch):
+    made(BertForQuestionAnswering, tokenizer).save_pretrained(tmp_path)
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert cli.main(["predict", str(tmp_path), "the cat", "\u4eca"]) == 0
+    assert shown.buffer.getvalue().endswith(b"  \\u4eca\n")

@@ -48,7 +48,7 @@ class SentenceEmbeddingTask(Task):
     def predict(self, folder: Path, model_class: Any, options: EmbedOptions) -> None:
         """Print {"text": ..., "embedding": [...]} for each text, pooled as the folder says."""
         for text, embedding in zip(options.texts, _embed(folder, options.texts), strict=True):
-            print(json.dumps({"text": text, "embedding": embedding}, ensure_ascii=False))
+            print(json.dumps({"text": text, "embedding": embedding}))
 
     def predict_rows(self, folder: Path, model: Any, rows: Rows, options: EmbedOptions) -> list[Any]:
         """Return the embedding of each "text", a list of numbers."""
