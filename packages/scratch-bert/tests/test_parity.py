@@ -36,7 +36,7 @@ def outputs(model, io):
 
 
 def check_outputs(model, io, name):
-    """Compare what the call returns; what belongs to one token, at real tokens."""
+    """Compare what the call returns; outputs per token only at real tokens."""
     for key, found in zip(OUTPUTS.get(name, ("logits",)), outputs(model, io), strict=True):
         if key not in io:
             continue

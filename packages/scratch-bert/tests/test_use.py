@@ -1,7 +1,10 @@
-"""Word pieces, and what people do with BERT: fill in, classify, tag, answer, embed. The models here are random."""
+"""Word pieces, and BERT's methods that read text: fill in, classify, tag, answer, embed. The models are random."""
 
 import dataclasses
+import io
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,17 +12,21 @@ from flax import nnx
 from scratch_bert import (
     BertConfig,
     BertForMaskedLM,
+    BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     SentenceEncoder,
 )
 from scratch_bert.sentences import POOLING, Pooling, cosine_similarity
+from scratch_core import cli
 from scratch_core.data.tokenizers import open_fast
 from scratch_core.data.wordpiece import SPECIAL, WordPiece
 from scratch_core.errors import CheckpointError, ConfigError, DataError
+from scratch_core.tasks.token_classification import AGGREGATIONS
 from scratch_core.testing import jitted
 
+HERE = Path(__file__).parent
 WORDS = [*SPECIAL.values(), "the", "cat", "##s", "sat", "on", "mat", "##ting", "cafe", "Cafe", "caf\u00e9"]
 WORDS += ["\u4eca", "\u5929", ".", "A", "a"]
 CONFIG = dataclasses.replace(
@@ -111,6 +118,13 @@ def test_fill_mask_gives_the_likeliest_tokens_of_each_blank(tokenizer):
     assert sum(fill.probability for fill in first) == pytest.approx(1, abs=1e-5)
     with pytest.raises(DataError, match=r"has no \[MASK\]"):
         model.fill_mask("the cat")
+    with pytest.raises(ConfigError, match="top=-1 must be at least 1"):
+        model.fill_mask("[MASK]", top=-1)
+    with pytest.raises(DataError, match="no text in Unicode"):
+        model.fill_mask("[MASK] \udcff")
+    both = made(BertForPreTraining, tokenizer)
+    logits, _ = jitted(both)(ids[None])
+    assert both.fill_mask(text, top=1)[0][0].token == WORDS[np.asarray(logits)[0, 2].argmax()]
     with pytest.raises(DataError, match="34 tokens, the model 32 positions"):
         model.fill_mask("[MASK]" * 32)
 
@@ -128,13 +142,13 @@ def test_classify_gives_probabilities_or_numbers(tokenizer):
     found = {each.label: each.score for each in several.classify("sat")}
     np.testing.assert_allclose([found[f"LABEL_{i}"] for i in range(3)], 1 / (1 + np.exp(-logits)), atol=1e-6)
     number = made(BertForSequenceClassification, tokenizer, num_classes=1)
-    (found,) = number.classify("sat " * 100)  # a text that is too long loses its end
+    (found,) = number.classify("sat " * 100)  # a text that is too long is cut at its end
     ids, _ = tokenizer.join(tokenizer.encode("sat " * 30))
     assert found.score == pytest.approx(float(jitted(number)(ids[None])[0, 0]), abs=1e-5)
 
 
 def test_parts_are_put_together_as_users_know_it():
-    """Eight tokens of four words and their scores; what transformers' pipeline makes of them."""
+    """Seven tokens of five words and their scores, combined as transformers' pipeline combines them."""
     from scratch_core.data.wordpiece import Pieces
     from scratch_core.tasks.token_classification import _entities
 
@@ -154,7 +168,7 @@ def test_parts_are_put_together_as_users_know_it():
     assert found("none") == [("B-PER", "Ann"), ("I-PER", "Le"), ("B-LOC", "Ro")]
     assert found("simple") == [("PER", "Ann Le"), ("LOC", "Ro")]
     assert found("first") == [("PER", "Ann Lee"), ("LOC", "Rome")]
-    assert found("average") == [("PER", "Ann")]  # of both other words, O is likelier on average
+    assert found("average") == [("PER", "Ann")]  # in the other two words, O is likelier on average
     assert found("max") == [("PER", "Ann")]
     (person, _) = _entities(np.log(scores), pieces, text, names, "first")
     assert (person.start, person.end) == (0, 7)
@@ -170,16 +184,42 @@ def test_tag_gives_the_characters_of_the_text(tokenizer):
     spans = tokenizer.pieces(text).spans[chosen].tolist()
     assert [[each.start, each.end] for each in found] == spans
     assert all(each.text == text[each.start : each.end] for each in found)
+    assert all(model.tag("", aggregation=each) == [] for each in AGGREGATIONS)
     with pytest.raises(ConfigError, match="aggregation='best'"):
         model.tag(text, aggregation="best")
 
 
-def test_answers_are_the_best_spans_of_all_windows(tokenizer):
-    """Against trying every span of every window."""
+def test_answers_are_those_of_transformers(tmp_path):
+    """Recorded by make_answers.py: words in pieces, windows, several answers, "no answer", the same text twice."""
+    recorded = json.loads((HERE / "answers.json").read_text(encoding="utf-8"))
+    model = BertForQuestionAnswering.from_pretrained(HERE / "golden" / "bert-question-answering")
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in recorded["vocabulary"]), encoding="utf-8")
+    model.tokenizer = WordPiece(tmp_path)
+    for case in recorded["cases"]:
+        found = model.answer(case["question"], case["context"], **case["options"])
+        assert [[each.text, each.start, each.end] for each in found] == [answer[:3] for answer in case["answers"]]
+        assert all(each.text == case["context"][each.start : each.end] for each in found)
+        scores = [answer[3] for answer in case["answers"]]
+        np.testing.assert_allclose([each.score for each in found], scores, atol=5e-5)
+
+
+def test_an_answer_has_whole_words_at_the_edge_of_a_window(tokenizer):
+    """transformers cuts them there. A model with few positions reads a long context, too."""
     model = made(BertForQuestionAnswering, tokenizer)
-    question, context = "the cat?", "the cat sat on the mat. a cats sat. the cafe sat on a mat on the cats. sat"
+    context = "cats sat " * 30
+    found = model.answer("the", context, top=1000, stride=3, max_tokens=11, no_answer=False)
+    assert {word for each in found for word in each.text.split()} == {"cats", "sat"}
+    assert model.answer("the", context)
+
+
+def test_answers_add_up_the_spans_with_their_words(tokenizer):
+    """Against every span of every window."""
+    model = made(BertForQuestionAnswering, tokenizer)
+    question, context = "the cat?", "the cat sat on the mat. a cats sat. The cafe sat on a mat on the cats. sat"
     asked, read = tokenizer.pieces(question).ids, tokenizer.pieces(context)
-    width, stride, best, nothing = 16 - 3 - len(asked), 4, {}, 1.0
+    starts = np.array([read.spans[read.words == word, 0].min() for word in read.words])
+    ends = np.array([read.spans[read.words == word, 1].max() for word in read.words])
+    width, stride, scores, nothing = 16 - 3 - len(asked), 4, {}, 1.0
     for first in range(0, len(read.ids) - stride, width - stride):
         ids, types = tokenizer.join(asked, read.ids[first : first + width])
         start, end = (np.asarray(each)[0] for each in jitted(model)(ids[None], None, types[None]))
@@ -188,18 +228,17 @@ def test_answers_are_the_best_spans_of_all_windows(tokenizer):
         nothing = min(nothing, start[0] * end[0])
         for i in range(1, len(kept)):
             for j in range(i, min(i + 3, len(kept))):
-                span = read.spans[first + i - 1, 0], read.spans[first + j - 1, 1]
-                best[span] = max(best.get(span, 0), start[i] * end[j])
+                text = context[starts[first + i - 1] : ends[first + j - 1]].lower()
+                scores[text] = scores.get(text, 0) + start[i] * end[j]
     options = {"max_answer_tokens": 3, "stride": stride, "max_tokens": 16}
-    (found,) = model.answer(question, context, **options)
-    wanted = max(best, key=best.get)
-    assert (found.start, found.end, found.text) == (*wanted, context[slice(*wanted)])
-    assert found.score == pytest.approx(best[wanted], abs=1e-5)
-    several = model.answer(question, context, top=100, no_answer=True, **options)
-    (none,) = [each for each in several if not each.text]
-    assert none.score == pytest.approx(nothing, abs=1e-5)
+    found = model.answer(question, context, top=100, no_answer=True, **options)
+    assert {each.text.lower(): each.score for each in found} == pytest.approx({**scores, "": nothing}, abs=1e-5)
+    assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)
     with pytest.raises(DataError, match="holds no token"):
         model.answer(question, " ")
+    for wrong in ({"top": 0}, {"max_answer_tokens": 0}, {"stride": -1}):
+        with pytest.raises(ConfigError, match=rf"{next(iter(wrong))}=.* must"):
+            model.answer(question, context, **wrong)
     with pytest.raises(ConfigError, match="shorten the question"):
         model.answer("the " * 10, context, **options)
 
@@ -218,6 +257,10 @@ def test_sentences_are_pooled_as_the_folder_says(mode, tokenizer, tmp_path):
         pooled = pooled / np.linalg.norm(pooled) if model.pooling.normalize else pooled
         np.testing.assert_allclose(embedding, pooled, atol=1e-5)
     np.testing.assert_allclose(np.diag(cosine_similarity(found, found)), 1, atol=1e-5)
+    with pytest.raises(DataError, match="a list of texts"):
+        model.encode("the cat")
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        model.encode(["the cat"], batch_size=0)
     model.save_pretrained(tmp_path)
     again = SentenceEncoder.from_pretrained(tmp_path)
     assert again.pooling == model.pooling
@@ -231,7 +274,7 @@ def test_a_pooling_that_is_not_implemented_is_refused(tmp_path):
         Pooling.from_folder(tmp_path)
 
 
-def test_predict_prints_the_embeddings_of_a_bare_encoder(tokenizer, tmp_path, capsys):
+def test_predict_prints_or_writes_the_embeddings_of_a_bare_encoder(tokenizer, tmp_path, capsys):
     from scratch_core.cli.predict import predict
 
     model = made(SentenceEncoder, tokenizer)
@@ -240,3 +283,22 @@ def test_predict_prints_the_embeddings_of_a_bare_encoder(tokenizer, tmp_path, ca
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["text"] for row in rows] == ["the cat", "sat"]
     np.testing.assert_allclose([row["embedding"] for row in rows], model.encode(["the cat", "sat"]), atol=1e-6)
+    rows = [{"text": "the cat", "id": 7}, {"text": "caf\u00e9"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    predict(str(tmp_path), [str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl")])
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [{name: row[name] for name in row if name != "prediction"} for row in found] == rows
+    expected = model.encode([row["text"] for row in rows])
+    np.testing.assert_allclose([row["prediction"] for row in found], expected, atol=1e-6)
+    with pytest.raises(ConfigError, match="and 2 are given"):
+        predict(str(tmp_path), ["one.jsonl", "two.jsonl", "--out", str(tmp_path / "out.jsonl")])
+    with pytest.raises(ConfigError, match="no text to embed"):
+        predict(str(tmp_path), [])
+
+
+def test_predict_escapes_what_the_terminal_cannot_show(tokenizer, tmp_path, monkeypatch):
+    made(BertForQuestionAnswering, tokenizer).save_pretrained(tmp_path)
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert cli.main(["predict", str(tmp_path), "the cat", "\u4eca"]) == 0
+    assert shown.buffer.getvalue().endswith(b"  \\u4eca\n")

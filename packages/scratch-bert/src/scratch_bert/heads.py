@@ -1,11 +1,11 @@
-r"""The heads of BERT: what is computed from the encoder's last layer $x_L$, and from the pooled $p$ (model.py, eq. 4).
+r"""The heads of BERT, which read the encoder's last layer $x_L$ or the pooled $p$ (model.py, eq. 4).
 
 Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805:
 
 * masked LM (section 3.1, task 1): $\mathrm{LN}(\mathrm{GELU}(W_t\, x_L))\, E_\mathrm{token}^\top + b$ (eq. 5);
 * next sentence (task 2) and classes of texts: a linear layer on $p$;
 * classes of tokens: a linear layer on each $x_L$ (section 5.3, without the CRF);
-* question answering (section 4.2): two numbers for each token, by which it starts or ends the answer.
+* question answering (section 4.2): two logits for each token, that it starts and that it ends the answer.
 
 Each class owns its loss. Shapes: B batch, T tokens, D model width, V vocabulary, C classes.
 """
@@ -29,7 +29,7 @@ from scratch_bert.model import ACTIVATIONS, Encoder, Pooled, linear
 
 
 class MaskedLMHead(nnx.Module):
-    """Eq. 5. The embedding is the last matrix, and belongs to the encoder."""
+    """Eq. 5. The last matrix is the encoder's embedding."""
 
     def __init__(self, config: BertConfig, *, dtype, rngs: nnx.Rngs):
         if not config.tie_embeddings:
@@ -101,6 +101,10 @@ class BertForPreTraining(Pooled):
         follows, pairs = cross_entropy(next_BC, batch["next_sentence_label"])
         return words + count * follows / jnp.maximum(pairs, 1), count
 
+    def fill_mask(self, text: str, top: int = 5) -> list[list[Fill]]:
+        """Return the likeliest tokens for each [MASK]; see :func:`scratch_core.tasks.masked_lm.fill_mask`."""
+        return fill_mask(self, text, top)
+
 
 class BertForSequenceClassification(Pooled):
     """BERT with a linear layer on the pooled [CLS]. Call it for logits [B, C]."""
@@ -159,7 +163,7 @@ class BertForTokenClassification(Encoder):
 
 
 class BertForQuestionAnswering(Encoder):
-    """BERT that finds the answer in a text. Call it for ``(start_logits [B, T], end_logits [B, T])``."""
+    """BERT that finds the answer to a question in a text. Call it for ``(start_logits [B, T], end_logits [B, T])``."""
 
     task: ClassVar[str] = "question_answering"
     architectures = ("BertForQuestionAnswering",)

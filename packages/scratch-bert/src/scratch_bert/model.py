@@ -1,17 +1,17 @@
-r"""BERT: a Transformer encoder that reads a text both ways. The heads that are trained on it are in heads.py.
+r"""BERT: a Transformer encoder whose tokens attend to both sides. Its heads are in heads.py.
 
 Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 3; the layer is that of Vaswani et al. 2017,
-https://arxiv.org/abs/1706.03762, section 3.1, with the norm behind each branch. With the embeddings of the token, of
-its place and of the text (first or second) that it belongs to,
+https://arxiv.org/abs/1706.03762, section 3.1, with the norm after each branch. The input is the sum of the embeddings
+of the token, of its position, and of its type (whether it is in the first or the second text):
 
 $$ x_0 = \mathrm{LN}(E_\mathrm{token} + E_\mathrm{position} + E_\mathrm{type}) \tag{1} $$
 $$ x'_l = \mathrm{LN}(x_{l-1} + \mathrm{MHA}(x_{l-1})) \tag{2} $$
 $$ x_l = \mathrm{LN}(x'_l + W_d\, \mathrm{GELU}(W_u x'_l)) \tag{3} $$
 $$ p = \tanh(W_p\, x_L^{\mathrm{[CLS]}}) \tag{4} $$
 
-Every token reads every real token. GELU is the exact one (erf).
+Every token attends to every token that is not padding. GELU is the exact form (erf).
 
-Shapes: B batch, T tokens (S where they are read), D model width, N heads, H head width, F feed-forward width.
+Shapes: B batch, T query tokens, S key tokens, D model width, N heads, H head width, F feed-forward width.
 """
 
 from collections.abc import Callable
@@ -33,6 +33,7 @@ from scratch_core.layers import (
     padding_mask,
     run_blocks,
 )
+from scratch_core.parallel import constrain
 from scratch_core.pretrained import PretrainedModel
 
 from scratch_bert import convert
@@ -67,7 +68,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Eq. 2 and 3: each norm is applied to the sum of a branch and what it read."""
+    """Eq. 2 and 3: each norm is applied to the sum of a branch and its input."""
 
     def __init__(self, config: BertConfig, *, dtype, rngs: nnx.Rngs):
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
@@ -92,16 +93,23 @@ class Block(nnx.Module):
 class Encoder(PretrainedModel):
     """What all BERT models share: ``hidden(input_ids, attention_mask, token_type_ids) -> x_BTD``.
 
-    Padding may be on either side: places are counted from the first real token of a row, and no token reads padding.
-    A subclass (heads.py) adds a head, and calls it ``classifier`` if it is one linear layer.
+    Padding may be on either side: positions count from the first real token of a row, and no token attends to padding.
+    A subclass (heads.py) adds a head. A head of one linear layer is named ``classifier``.
     """
 
     Config = BertConfig
     trunks: ClassVar = {"BertModel": "bert."}
     unread = ("bert.pooler.*", "cls.seq_relationship.*")
     buffers = (r"(bert\.)?embeddings\.position_ids",)
+    axes: ClassVar = {  # each bias is split as the features that it is added to
+        **dict.fromkeys(("*query.bias", "*key.bias", "*value.bias"), ("heads", None)),
+        "*up.bias": ("feed_forward",),
+        "head.bias": ("vocab",),
+    }
     remat_layers: bool = False
     """Keep only each layer's input for the backward pass, and compute the layer again there."""
+    mesh: Any = None
+    """Set by :func:`scratch_core.parallel.use_mesh`: what the layers read and write is split by its batch alone."""
     tokenizer: WordPiece | None = None
     """Turns texts into tokens; loading reads it from tokenizer.json or vocab.txt, and saving writes it."""
 
@@ -120,7 +128,7 @@ class Encoder(PretrainedModel):
 
     @classmethod
     def rename(cls, key: str) -> str:
-        """Return the table's spelling of a key: the first files, converted from TensorFlow, say gamma and beta."""
+        """Return the table's spelling of a key: files converted from TensorFlow have gamma and beta."""
         return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
     def read_companions(self, folder: Path) -> None:
@@ -139,17 +147,17 @@ class Encoder(PretrainedModel):
         attention_mask: jax.Array | None = None,
         token_type_ids: jax.Array | None = None,
     ) -> jax.Array:
-        """Return the last layer's output x_BTD; what it holds at padding is finite and means nothing.
+        """Return the last layer's output x_BTD. At padding its values are finite and have no meaning.
 
         input_ids int [B, T]; attention_mask [B, T] is 1 at real tokens (None: everywhere); token_type_ids int [B, T]
         is 0 in the first text and 1 in the second (None: 0). Raises DataError for a text longer than the positions.
         """
-        places_BT = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
-        if attention_mask is not None:  # padding behind a text is counted on, as in transformers
-            places_BT = jnp.maximum(places_BT - first_real(attention_mask)[:, None], 0)
+        positions_BT = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
+        if attention_mask is not None:  # padding after a text has the next positions, as in transformers
+            positions_BT = jnp.maximum(positions_BT - first_real(attention_mask)[:, None], 0)
         types_BT = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        x_BTD = self.embedding(input_ids) + self.token_types(types_BT) + self.positions(places_BT)
-        x_BTD = self.dropout(self.embedding_norm(x_BTD))  # eq. 1
+        x_BTD = self.embedding(input_ids) + self.token_types(types_BT) + self.positions(positions_BT)
+        x_BTD = constrain(self.dropout(self.embedding_norm(x_BTD)), self.mesh)  # eq. 1
         mask = None if attention_mask is None else padding_mask(attention_mask)
         x_BTD, _ = run_blocks(
             self.layers,
@@ -157,6 +165,7 @@ class Encoder(PretrainedModel):
             x_BTD,
             [None] * len(self.layers),
             remat=self.remat_layers,
+            mesh=self.mesh,
         )
         return x_BTD
 
@@ -171,7 +180,7 @@ class Pooled(Encoder):
         self.pooler = linear(config, config.d_model, dtype, rngs)
 
     def pooled(self, x_BTD: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
-        """Return p_BD of eq. 4, which reads the first real token, [CLS]."""
+        """Return p_BD of eq. 4, computed from the first real token, [CLS]."""
         return jnp.tanh(self.pooler(first_token(x_BTD, attention_mask)))
 
 
@@ -185,7 +194,7 @@ class BertModel(Pooled):
 
     @classmethod
     def rename(cls, key: str) -> str:
-        """Return the table's spelling of a key; some files keep the prefix of the model they were cut from."""
+        """Return the table's spelling of a key; some files keep the prefix of a model with a head."""
         return super().rename(key).removeprefix("bert.")
 
     def __call__(self, input_ids, attention_mask=None, token_type_ids=None) -> tuple[jax.Array, jax.Array]:
@@ -195,16 +204,17 @@ class BertModel(Pooled):
 
 
 def sinusoids(scale: float) -> Callable[..., jax.Array]:
-    r"""Return the initialiser of the places: waves of root mean square ``scale``, which training changes.
+    r"""Return the initialiser of the positions: sinusoids of root mean square ``scale``, which training changes.
 
-    Column i is a sine, and column i + D/2 a cosine, of wavelength $2 \pi n^{2i/D}$ for n places (Vaswani et al. 2017,
-    section 3.5, where n is 10,000). From random numbers a model must learn for each place what its neighbours are;
-    here one rotation finds them everywhere, and a small model learns to read them in fewer steps.
+    Column i is a sine, and column i + D/2 a cosine, of wavelength $2 \pi n^{2i/D}$ for n positions (Vaswani et al.
+    2017, section 3.5, where n is 10,000). From random numbers a model must learn the neighbours of each position
+    separately. Here the same rotation leads from every position to its neighbour, so that a small model learns it in
+    fewer steps.
     """
 
     def initial(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
-        places, D = shape
-        angles = jnp.arange(places)[:, None] / places ** (jnp.arange(0, D, 2) / D)
+        positions, D = shape
+        angles = jnp.arange(positions)[:, None] / positions ** (jnp.arange(0, D, 2) / D)
         waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)[:, :D]
         return (2**0.5 * scale * waves).astype(dtype)
 
@@ -224,6 +234,6 @@ def first_real(attention_mask: jax.Array) -> jax.Array:
 
 
 def linear(config: BertConfig, out_features: int, dtype: Any, rngs: nnx.Rngs) -> Linear:
-    """Return a linear layer from D features that starts as small as those of the encoder."""
+    """Return a linear layer from D features, initialised as those of the encoder."""
     init = nnx.initializers.truncated_normal(config.initial_scale)
     return Linear(config.d_model, out_features, kernel_init=init, dtype=dtype, rngs=rngs)

@@ -1,11 +1,11 @@
 r"""Sentence embeddings: one vector for each text, such that texts of similar meaning have similar vectors.
 
-Source: Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084, section 3. The last layer's tokens are pooled, and
-the vector may be divided by its length, so that a product of two vectors is the cosine of their angle:
+Source: Reimers and Gurevych 2019, https://arxiv.org/abs/1908.10084, section 3. The last layer's tokens are pooled. The
+vector may be divided by its length; then the product of two vectors is the cosine of their angle:
 
 $$ u = \mathrm{pool}(x_L), \qquad \hat u = u / \max(|u|, 10^{-12}), \qquad \cos(u, v) = \hat u \cdot \hat v \tag{1} $$
 
-A folder of sentence-transformers says in 1_Pooling/config.json how to pool, and in modules.json whether to normalise.
+In a folder of sentence-transformers, 1_Pooling/config.json gives the pooling, and modules.json whether to normalise.
 
 Shapes: B texts, T tokens, D model width; M and K texts of two sets.
 """
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scratch_core.config import read_json
-from scratch_core.errors import CheckpointError, ConfigError
+from scratch_core.errors import CheckpointError, ConfigError, DataError
 from scratch_core.tasks.texts import run, tokenizer_of
 
 from scratch_bert.model import BertModel, first_token
@@ -44,7 +44,7 @@ class Pooling:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """Return what a folder of sentence-transformers says; the default where it has no 1_Pooling/config.json.
+        """Return the pooling of a folder of sentence-transformers; the default without a 1_Pooling/config.json.
 
         Raises ConfigError for a pooling that is not implemented, CheckpointError for a file that cannot be read.
         """
@@ -95,8 +95,11 @@ class SentenceEncoder(BertModel):
         """Return the embeddings of texts, float32 [B, D], in their order.
 
         Texts of similar length are computed together. A text that is too long for the model, or for the folder's
-        max_seq_length, loses its end. Raises CheckpointError for a model without a tokenizer.
+        max_seq_length, is cut at its end. Raises CheckpointError for a model without a tokenizer, DataError for one
+        text in place of a list.
         """
+        if isinstance(texts, str):
+            raise DataError(f"encode takes a list of texts, not one text: encode([{texts[:40]!r}])")
         tokenizer = tokenizer_of(self)
         longest = min(self.pooling.max_tokens or self.config.max_positions, self.config.max_positions)
         rows = [tokenizer.join(pieces.ids[: longest - 2]) for pieces in tokenizer.all_pieces(texts)]

@@ -8,6 +8,7 @@ it).
 
 import errno
 import functools
+import io
 import os
 import signal
 import sys
@@ -223,6 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # print characters that its encoding lacks as escapes, as stderr does
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if arguments[:1] in (["train"], ["predict"]) and arguments[1:2] not in ([], ["-h"], ["--help"]):
             command, subject, *rest = arguments

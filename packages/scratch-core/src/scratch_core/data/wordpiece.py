@@ -30,6 +30,16 @@ class Pieces(NamedTuple):
     spans: np.ndarray
     words: np.ndarray
 
+    def begins_word(self) -> np.ndarray:
+        """Return which pieces are the first of a word, bool [T]."""
+        return np.concatenate([[True], self.words[1:] != self.words[:-1]])[: len(self.words)]
+
+    def word_spans(self) -> np.ndarray:
+        """Return for each piece the span of its whole word, [T, 2]."""
+        first = self.begins_word()
+        last, word = np.roll(first, -1), np.cumsum(first) - 1
+        return np.stack([self.spans[first, 0][word], self.spans[last, 1][word]], axis=1)
+
 
 class WordPiece:
     """The tokenizer of a folder with tokenizer.json, or with vocab.txt.
@@ -93,8 +103,14 @@ class WordPiece:
         return next(self.all_pieces([text]))
 
     def all_pieces(self, texts: Sequence[str]) -> Iterator[Pieces]:
-        """Yield the pieces of each text; the library cuts them on all cores."""
-        for found in self._fast.encode_batch(list(texts), add_special_tokens=False):
+        """Yield the pieces of each text; the library cuts them on all cores. Raises DataError for what is no text."""
+        texts = list(texts)
+        for text in texts:
+            try:
+                text.encode()
+            except (AttributeError, UnicodeEncodeError) as error:
+                raise DataError(f"{text!r:.60} is no text in Unicode ({error}): give a valid string") from error
+        for found in self._fast.encode_batch(texts, add_special_tokens=False):
             words = np.array([-1 if word is None else word for word in found.word_ids], np.int32)
             yield Pieces(np.array(found.ids, np.int32), np.array(found.offsets, np.int32).reshape(-1, 2), words)
 

@@ -20,7 +20,7 @@ from scratch_core.losses import IGNORED, encoder_outputs
 from scratch_core.registry import ModelSpec
 from scratch_core.tasks.options import RunOptions
 from scratch_core.tasks.task import Job, Rows, Task
-from scratch_core.tasks.texts import EncoderOptions, Evaluation, build, fingerprint, run, tokenizer_of
+from scratch_core.tasks.texts import EncoderOptions, Evaluation, at_least_one, build, fingerprint, run, tokenizer_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +159,10 @@ def fill_mask(model: Any, text: str, top: int = 5) -> list[list[Fill]]:
 def fill_masks(model: Any, texts: Sequence[str], top: int = 5) -> list[list[list[Fill]]]:
     """Return the ``top`` likeliest tokens for each [MASK] of each text, likeliest first.
 
-    Raises DataError for a text without [MASK], and for a text with more tokens than the model has positions.
+    Raises DataError for a text without [MASK], and for a text with more tokens than the model has positions. Raises
+    ConfigError for a ``top`` below 1.
     """
+    at_least_one(top=top)
     tokenizer, found = tokenizer_of(model), []
     pieces = list(tokenizer.all_pieces(texts))
     rows = [tokenizer.join(each.ids) for each in pieces]
@@ -171,7 +173,8 @@ def fill_masks(model: Any, texts: Sequence[str], top: int = 5) -> list[list[list
             raise DataError(
                 f"the text has {len(ids)} tokens, the model {model.config.max_positions} positions: shorten the text"
             )
-    for text, each, (ids, _), logits_TV in zip(texts, pieces, rows, run(model, rows), strict=True):
+    for text, each, (ids, _), outputs in zip(texts, pieces, rows, run(model, rows), strict=True):
+        logits_TV = outputs[0] if isinstance(outputs, tuple) else outputs  # a model with both heads of pre-training
         blanks = []
         for place in np.flatnonzero(ids == tokenizer.mask_id):
             probabilities_V = np.asarray(jax.nn.softmax(logits_TV[place]))

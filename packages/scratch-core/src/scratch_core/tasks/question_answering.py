@@ -27,9 +27,9 @@ from scratch_core.tasks.task import Job, Rows, Task
 from scratch_core.tasks.texts import (
     EncoderOptions,
     Evaluation,
+    at_least_one,
     build,
     fingerprint,
-    room,
     run,
     split,
     text_shapes,
@@ -243,34 +243,45 @@ def answer_all(
     stride: int | None = None,
     max_tokens: int = 384,
     no_answer: bool = False,
+    align_to_words: bool = True,
 ) -> list[list[Answer]]:
-    """Return the ``top`` likeliest answers to each question from its context, likeliest first, without overlaps.
+    """Return the ``top`` likeliest answers to each question from its context, likeliest first.
 
-    A long context is read in windows of ``max_tokens`` tokens, including the question. Neighbouring windows share
-    ``stride`` tokens (None: those of :func:`shared`). The probability of an answer in a window is that of its first
-    token times that of its last, each among [CLS] and the tokens of the window's context. With ``no_answer``, [CLS]
-    ("no answer") competes; its score is the lowest over all windows. Raises DataError for an empty context,
-    ConfigError if a question fills the window.
+    They are those of the question-answering pipeline of transformers 4.56. A long context is read in windows of at most
+    ``max_tokens`` tokens, including the question; neighbouring windows share ``stride`` tokens (None: those of
+    :func:`shared`). The score of a span of at most ``max_answer_tokens`` tokens is the probability of its first
+    token times that of its last, each among [CLS] and the tokens of the window's context. Of each window, the best
+    ``2 * top + 10`` spans count; each is widened to whole words unless ``align_to_words`` is False, which suits
+    languages that put no spaces between words. Spans with the same text, ignoring case, are one answer: it has the sum
+    of their scores, and the place where it is read first. Windows that share it both count, so that the sum can exceed
+    1. With ``no_answer``, [CLS] ("no answer") competes; its score is the lowest over all windows.
+
+    Raises DataError for an empty context, ConfigError if a question fills the window or an argument is out of range.
     """
     tokenizer = tokenizer_of(model)
+    at_least_one(top=top, max_answer_tokens=max_answer_tokens)
+    max_tokens = min(max_tokens, model.config.max_positions)
+    if stride is not None and stride < 0:
+        raise ConfigError(f"stride={stride} must not be negative")
     asked_ids = [each.ids for each in tokenizer.all_pieces([question for question, _ in asked])]
     contexts = list(tokenizer.all_pieces([context for _, context in asked]))
     rows, windows = [], []  # all windows of all questions, and the first context token of each window by question
     for question_ids, read, (_, context) in zip(asked_ids, contexts, asked, strict=True):
         if not len(read.ids):
             raise DataError(f"the context {context!r} holds no token: give a text")
-        width = min(max_tokens - 3, room(model, 3)) - len(question_ids)
+        width = max_tokens - 3 - len(question_ids)
         overlap = shared(max(width, 0)) if stride is None else stride
         if width <= overlap and width < len(read.ids):
             raise ConfigError(
-                f"the question's {len(question_ids)} tokens leave {width} tokens of a window to the context, and "
-                f"{overlap} of them are shared: shorten the question, or choose larger windows or a smaller stride"
+                f"a window has {max_tokens} tokens: the question takes {len(question_ids)}, [CLS] and [SEP] take 3, "
+                f"and {overlap} are shared with the next window: shorten the question, or choose a smaller stride"
             )
         windows.append(window_starts(len(read.ids), width, overlap))
         rows += [tokenizer.join(question_ids, read.ids[first : first + width]) for first in windows[-1]]
     outputs, found = iter(zip(rows, run(model, rows), strict=True)), []
     for question_ids, read, (_, context), firsts in zip(asked_ids, contexts, asked, windows, strict=True):
-        candidates, nothing = [], 1.0
+        spans, nothing = read.word_spans() if align_to_words else read.spans, 1.0
+        answers: dict[str, Answer] = {}
         for first in firsts:
             row, logits = next(outputs)
             size = len(row[0]) - len(question_ids) - 3
@@ -278,18 +289,15 @@ def answer_all(
             start_S, end_S = (_softmax(each[where]) for each in logits)
             nothing = min(nothing, float(start_S[0] * end_S[0]))
             scores = np.tril(np.triu(np.outer(start_S[1:], end_S[1:])), max_answer_tokens - 1)
-            for flat in np.argsort(-scores, axis=None, kind="stable")[: 20 * top]:
-                start, end = np.unravel_index(flat, scores.shape)
-                span = int(read.spans[first + start, 0]), int(read.spans[first + end, 1])
-                if scores[start, end] > 0:
-                    candidates.append(Answer(context[slice(*span)], float(scores[start, end]), *span))
-        chosen: list[Answer] = []
-        for each in sorted(candidates, key=lambda each: -each.score):
-            if all(each.end <= other.start or each.start >= other.end for other in chosen):
-                chosen.append(each)
-        if no_answer:
-            chosen.append(Answer("", nothing, 0, 0))
-        found.append(sorted(chosen, key=lambda each: -each.score)[:top])
+            best = np.argsort(-scores, axis=None, kind="stable")[: 2 * top + 10 if align_to_words else top]
+            for start, end in zip(*np.unravel_index(best, scores.shape), strict=True):
+                if score := float(scores[start, end]):
+                    span = int(spans[first + start, 0]), int(spans[first + end, 1])
+                    text = context[slice(*span)]
+                    same = answers.get(text.lower(), Answer(text, 0.0, *span))
+                    answers[text.lower()] = dataclasses.replace(same, score=same.score + score)
+        every = [*answers.values(), *([Answer("", nothing, 0, 0)] if no_answer else [])]
+        found.append(sorted(every, key=lambda each: -each.score)[:top])
     return found
 
 

@@ -23,6 +23,7 @@ from scratch_core.tasks.task import Job, Rows, Task
 from scratch_core.tasks.texts import (
     EncoderOptions,
     Evaluation,
+    at_least_one,
     build,
     fingerprint,
     room,
@@ -106,12 +107,14 @@ class SequenceClassificationTask(Task):
 
     def predict(self, folder: Path, model_class: Any, options: ClassifyOptions) -> None:
         """Print the classes of a text, likeliest first."""
+        at_least_one(top=options.top)
         (found,) = classify(model_class.from_pretrained(folder), [options.text])
         for each in found[: options.top]:
             print(f"{each.score:8.4f}  {each.label}")
 
     def predict_rows(self, folder: Path, model: Any, rows: Rows, options: ClassifyOptions) -> list[Any]:
         """Return the ``top`` classes of each "text", each {"label", "score"}, likeliest first."""
+        at_least_one(top=options.top)
         found = classify(model, [row["text"] for row in rows])
         return [[dataclasses.asdict(each) for each in classes[: options.top]] for classes in found]
 

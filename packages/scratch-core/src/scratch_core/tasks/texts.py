@@ -99,6 +99,13 @@ def tokenizer_of(model: Any) -> WordPiece:
     return model.tokenizer
 
 
+def at_least_one(**numbers: int) -> None:
+    """Raise ConfigError unless each of the arguments is 1 or more."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise ConfigError(f"{name}={number} must be at least 1")
+
+
 def room(model: Any, special: int) -> int:
     """Return how many tokens of a text fit into the model's positions beside ``special`` special tokens."""
     return model.config.max_positions - special
@@ -114,8 +121,9 @@ def run(
     """Return the model's output for each joined text (ids, token types), as numpy arrays without padding rows.
 
     Texts of similar length run together, the longest first. Batches have few different shapes, to compile few programs.
-    Outputs per token keep the padding after the text.
+    Outputs per token keep the padding after the text. Raises ConfigError for a batch_size below 1.
     """
+    at_least_one(batch_size=batch_size)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
     results: list[Any] = [None] * len(rows)
     starts: Iterable[int] = range(0, len(order), batch_size)

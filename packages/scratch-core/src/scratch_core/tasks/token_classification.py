@@ -167,7 +167,7 @@ class TaggedTexts:
             for first, end, kind in each.spans:
                 kinds[first:end] = labels.index(CONTINUES + kind)
                 kinds[first] = labels.index(BEGINS + kind)
-            targets = np.where(_starts(pieces.words), kinds[pieces.spans[:, 0]], IGNORED)[: length - 2]
+            targets = np.where(pieces.begins_word(), kinds[pieces.spans[:, 0]], IGNORED)[: length - 2]
             targets = np.pad(targets, (1, length - 1 - len(targets)), constant_values=IGNORED)
             self.labels.append(targets.astype(np.int32))
 
@@ -207,8 +207,8 @@ def _entities(logits_TC: np.ndarray, pieces: Pieces, text: str, names: list[str]
     exponents_TC = np.exp(logits_TC - logits_TC.max(axis=-1, keepdims=True))
     scores_TC = exponents_TC / exponents_TC.sum(axis=-1, keepdims=True)
     alone = aggregation in ("none", "simple")
-    starts = np.flatnonzero(np.ones(len(pieces.ids), bool) if alone else _starts(pieces.words))
-    ends = [*starts[1:], len(pieces.ids)]
+    starts = np.flatnonzero(np.ones(len(pieces.ids), bool) if alone else pieces.begins_word())
+    ends = [*starts, len(pieces.ids)][1:]
     units = []
     for start, end in zip(starts, ends, strict=True):
         scores_C = scores_TC[start]
@@ -241,8 +241,3 @@ def _joins(before: str, name: str) -> bool:
 
 def _kind(name: str) -> str:
     return name[2:] if name.startswith((BEGINS, CONTINUES)) else name
-
-
-def _starts(words: np.ndarray) -> np.ndarray:
-    """Return which pieces begin a word, bool [T]."""
-    return np.concatenate([[True], words[1:] != words[:-1]])[: len(words)]
