@@ -235,6 +235,7 @@ class T5(PretrainedModel):
     # Files of v1.0 hold a table for the first cross-attention, which no version of the model reads.
     buffers = (r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",)
     rules = staticmethod(convert.rules)
+    axes: ClassVar = {"*position_bias.embedding": (None, "heads")}
     remat_layers: bool = False
     """Keep only each layer's input for the backward pass, and compute the layer again there."""
     mesh: Any = None

@@ -22,6 +22,7 @@ from scratch_core.data.text import load_text
 from scratch_core.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from scratch_core.errors import ConfigError, DataError
 from scratch_core.generation import beam_search
+from scratch_core.layers import scan_layers
 from scratch_core.parallel import born_sharded, process_part
 from scratch_core.registry import ModelSpec
 from scratch_core.tasks.options import RowOptions, RunOptions, flag
@@ -53,6 +54,10 @@ class PairOptions(RowOptions):
     """Largest number of tokens of a target. For texts with gaps, the length follows from the gaps instead."""
     evaluation_examples: int = 1000
     """Largest number of held-out examples for the final figures."""
+    scan: bool = False
+    """Compile one layer of each stack and run all its layers with it. Deep models compile several times faster."""
+    remat: bool = False
+    """Keep only the input of each layer for the backward pass and compute the rest again: less memory, more time."""
 
     def check(self) -> None:
         """Raise ConfigError for a number that makes no sense."""
@@ -97,6 +102,9 @@ class SequenceToSequenceTask(Task):
     def prepare(self, spec: ModelSpec, options: PairOptions) -> "PairJob":
         """Return the job of a run. Raises ConfigError or DataError if model, tokenizer and data do not fit."""
         model, tokenizer = build(spec, options)
+        model.remat_layers = options.remat
+        if options.scan:
+            scan_layers(model)
         lengths = options.source_length, options.target_length
         reading, change = options.reading(), None
         if options.data is not None and is_rows(options.data) and _has_pairs(options.data, reading):
