@@ -129,7 +129,7 @@ class QuestionAnsweringTask(Task):
     def predict_rows(self, folder: Path, model: Any, rows: Rows, options: AnswerOptions) -> list[Any]:
         """Return the ``top`` answers to each "question", each {"text", "score", "start", "end"}."""
         asked = [(row["question"], row["context"]) for row in rows]
-        allowed = {"top": options.top, "no_answer": options.no_answer, "max_tokens": options.max_tokens}
+        allowed: dict[str, Any] = {"top": options.top, "no_answer": options.no_answer, "max_tokens": options.max_tokens}
         found = answer_all(model, asked, **allowed)
         return [[dataclasses.asdict(each) for each in answers] for answers in found]
 
