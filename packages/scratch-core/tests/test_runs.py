@@ -349,6 +349,13 @@ def test_a_record_without_a_field_is_refused(place, fails, name):
     assert f"run.json is damaged, or of another version: it has no {name}. Restore it, or start a new run" in message
 
 
+def test_fewer_steps_than_the_run_has_made_are_refused(place, fails):
+    before = Path("run/run.json").read_text()
+    message = fails("train", "toy", "--resume", "run", "--steps", "3")
+    assert "--steps 3 is the total number of updates, and run has already made 4: choose a larger one" in message
+    assert Path("run/run.json").read_text() == before
+
+
 def test_a_record_of_another_version_or_machine_gives_a_warning(place, fails, capsys):
     record = json.loads(Path("run/run.json").read_text())
     del record["options"]["save_every"]

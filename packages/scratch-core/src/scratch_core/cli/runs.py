@@ -241,12 +241,20 @@ def check_start(folder: Path, record: dict[str, Any]) -> None:
             )
 
 
-def check_checkpoints(folder: Path) -> None:
-    """Raise CheckpointError if the run has trained but its checkpoints are gone, because it would start at step 0."""
+def check_checkpoints(folder: Path, steps: int) -> None:
+    """Raise CheckpointError if the run has trained but its checkpoints are gone, because it would start at step 0.
+
+    Raises ConfigError if a checkpoint is of a later step than ``steps``, the last that the run is to take.
+    """
     there = folder / "checkpoints"
-    steps = any(path.name.isdigit() or path.name.startswith("damaged-") for path in there.glob("*"))
+    last = max((int(path.name) for path in there.glob("*") if path.name.isdigit()), default=0)
+    if last > steps:
+        raise ConfigError(
+            f"--steps {steps} is the total number of updates, and {folder} has already made {last}: choose a larger one"
+        )
+    saved = last > 0 or any(there.glob("damaged-*"))
     trained = (folder / "config.json").exists() or (not there.exists() and (folder / "metrics.jsonl").exists())
-    if trained and not steps:
+    if trained and not saved:
         raise CheckpointError(
             f"{folder} has been trained, but {there} holds no step, so training would begin again: restore that "
             f"folder, or start a new run (from the trained model: --start {folder})"

@@ -102,7 +102,7 @@ def _resume(spec: ModelSpec, run: str, arguments: Sequence[str], interrupt: Inte
         if first:
             remove_abandoned(folder, SAVING, all_of_them=True)
         runs.check_start(folder, record)
-        runs.check_checkpoints(folder)
+        runs.check_checkpoints(folder, options.steps)
         prepared = prepare(spec, task, options, record["horizon"])
         runs.check_data(folder, record, prepared.job.description, prepared.job.fingerprint)
         interrupt.check()
