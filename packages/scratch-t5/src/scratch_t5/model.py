@@ -7,8 +7,8 @@ $$ h = x + \mathrm{Attention}(\mathrm{RMSNorm}(x)) \tag{1} $$
 $$ c = h + \mathrm{Attention}(\mathrm{RMSNorm}(h), \text{encoder's output}) \quad \text{(decoder alone)} \tag{2} $$
 $$ y = c + \mathrm{FF}(\mathrm{RMSNorm}(c)) \tag{3} $$
 
-Attention has no $1 / \sqrt{H}$, which the initial query kernels make up for, and no positions but a learned number for
-each head and each bucket b of the distance between key s and query t:
+Scores are not divided by $\sqrt{H}$; instead, the initial query kernels are smaller by that factor. Positions enter as
+a learned number for each head and each bucket b of the distance between key s and query t:
 
 $$ a_{nts} = q_{nt} \cdot k_{ns} + B_{b(s - t),\, n} \tag{4} $$
 
@@ -45,6 +45,7 @@ from scratch_core.parallel import constrain
 from scratch_core.pretrained import PretrainedModel
 
 from scratch_t5 import convert
+from scratch_t5.cache import LayerCache, T5Cache
 from scratch_t5.config import T5Config
 from scratch_t5.position_bias import PositionBias
 
@@ -129,7 +130,7 @@ class DecoderLayer(nnx.Module):
         self.feed_forward = FeedForward(config, dtype=dtype, rngs=rngs)
         self.dropout = dropout(config.dropout, rngs)
 
-    def init_cache(self, encoded_BSD: jax.Array, capacity: int) -> "LayerCache":
+    def init_cache(self, encoded_BSD: jax.Array, capacity: int) -> LayerCache:
         """Return the cache to write up to ``capacity`` tokens for the sources that the encoder has read."""
         key_BSNH, value_BSNH = self.cross_attention.read(encoded_BSD)
         B, _, N, H = key_BSNH.shape
@@ -157,20 +158,6 @@ class DecoderLayer(nnx.Module):
         read_BTD = self.cross_attention(self.cross_attention_norm(x_BTD), source_key, source_value, source_mask)
         x_BTD = add(x_BTD, self.dropout(read_BTD))  # eq. 2
         return add(x_BTD, self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))), cache  # eq. 3
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["target", "key_BNSH", "value_BNHS"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
-class LayerCache:
-    """What decoding keeps for a layer: the target's keys and values so far, and the source's, computed once.
-
-    The source's are in the order in which XLA's CPU compiler multiplies them: of any other it makes a copy for every
-    token.
-    """
-
-    target: KeyValueCache
-    key_BNSH: jax.Array
-    value_BNHS: jax.Array
 
 
 class Encoder(nnx.Module):
@@ -217,15 +204,6 @@ class Decoder(nnx.Module):
         return self.dropout(self.norm(x_BTD)), caches
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["decoder", "source_mask_BS"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
-class T5Cache:
-    """What decoding keeps: the decoder's own cache, and which tokens of the source are real."""
-
-    decoder: DecoderCache
-    source_mask_BS: jax.Array
-
-
 class T5(PretrainedModel):
     """T5 as a sequence-to-sequence model. ``dtype`` is what the layers compute in; logits are float32."""
 
@@ -255,9 +233,9 @@ class T5(PretrainedModel):
     def __call__(self, input_ids, decoder_input_ids, attention_mask=None, decoder_attention_mask=None) -> jax.Array:
         """Return logits [B, T, V], float32.
 
-        input_ids int [B, S] are the source, decoder_input_ids int [B, T] the target behind
+        input_ids int [B, S] are the source, decoder_input_ids int [B, T] the target after
         ``decoder_start_token_id``. Masks of the same shapes are 1 at real tokens (None: everywhere), padding on either
-        side. Logits at padding are finite and mean nothing.
+        side. Logits at padding are finite and have no meaning.
         """
         return self.logits(self.hidden(input_ids, decoder_input_ids, attention_mask, decoder_attention_mask))
 
@@ -280,7 +258,7 @@ class T5(PretrainedModel):
         return partial(run_blocks, remat=self.remat_layers, mesh=self.mesh)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Return the head's logits_BTV, float32, for the decoder's output; a tied head reads the embedding itself."""
+        """Return the head's logits_BTV, float32, for the decoder's output; a tied head is the embedding's table."""
         if self.config.scale_outputs:
             x_BTD = x_BTD * self.config.d_model**-0.5
         logits_BTV = tied_logits(self.embedding, x_BTD) if self.config.tie_embeddings else self.head(x_BTD)
@@ -291,12 +269,12 @@ class T5(PretrainedModel):
         return sequence_to_sequence_loss(self, batch)
 
     def decoder_inputs(self, labels_BT: jax.Array) -> jax.Array:
-        """Return what the decoder reads to write these labels: the same behind the start token, without -100."""
+        """Return the decoder's input for these labels: the start token, then all but the last; -100 becomes padding."""
         pad = 0 if self.config.pad_token_id is None else self.config.pad_token_id
         return shifted_right(labels_BT, self.config.decoder_start_token_id, pad)
 
     def prefix(self, input_ids: Any, attention_mask: Any) -> tuple[Any, Any]:
-        """Return what the written tokens follow, and its mask, int [B, 1]: the start token, not the source."""
+        """Return the first input of the decoder, the start token, and its mask; both int [B, 1]."""
         return jnp.full_like(input_ids[:, :1], self.config.decoder_start_token_id), jnp.ones_like(input_ids[:, :1])
 
     def init_cache(self, input_ids: jax.Array, attention_mask: jax.Array | None, capacity: int) -> T5Cache:

@@ -22,8 +22,8 @@ from scratch_t5.config import T5Config
 def buckets(config: T5Config, *, both_ways: bool) -> np.ndarray:
     """Return the bucket of each distance s - t from -max_distance to max_distance, int32 [2 max_distance + 1].
 
-    Larger distances have the bucket of the largest. ``both_ways``: half of the buckets are for keys that come later;
-    otherwise there are none for them, and they share the first.
+    Larger distances are in the bucket of the largest. With ``both_ways``, half of the buckets are for keys after the
+    query. Without it, all keys after the query share the first bucket.
     """
     distance = np.arange(-config.max_distance, config.max_distance + 1)
     count = config.num_buckets // 2 if both_ways else config.num_buckets
