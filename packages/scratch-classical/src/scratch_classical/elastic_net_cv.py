@@ -204,8 +204,8 @@ class ElasticNetCV(CrossValidated, LinearPredictor):
         for f, (train, test) in enumerate(zip(trains, tests)):
             m = _centered(train, shift_x, shift_y, fit_intercept=fit_intercept)
             largest_gap = 0.0
-            for l, (ratio, alphas_A) in enumerate(zip(ratios_L, grids_LA)):
-                found = path(m, alphas_A, ratio, np.zeros(len(shift_x), dtype))
+            for l, ratio in enumerate(ratios_L.tolist()):
+                found = path(m, grids_LA[l], ratio, np.zeros(len(shift_x), dtype))
                 coef_AD, largest_gap = found.coef, max(largest_gap, float(np.max(found.gap)))
                 errors_A, scale = _fold_errors(test, m, shift_x, shift_y, coef_AD)
                 errors_A = np.array(errors_A)

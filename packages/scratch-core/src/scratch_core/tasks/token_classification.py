@@ -207,7 +207,7 @@ def _entities(logits_TC: np.ndarray, pieces: Pieces, text: str, names: list[str]
     exponents_TC = np.exp(logits_TC - logits_TC.max(axis=-1, keepdims=True))
     scores_TC = exponents_TC / exponents_TC.sum(axis=-1, keepdims=True)
     alone = aggregation in ("none", "simple")
-    starts = np.flatnonzero(np.ones(len(pieces.ids), bool) if alone else pieces.begins_word())
+    starts = np.flatnonzero(np.ones(len(pieces.ids), bool) if alone else pieces.begins_word()).tolist()
     ends = [*starts, len(pieces.ids)][1:]
     units = []
     for start, end in zip(starts, ends, strict=True):
