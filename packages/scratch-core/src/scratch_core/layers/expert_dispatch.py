@@ -115,21 +115,29 @@ def grouped_dot(x_NRI: jax.Array, kernel_EIO: jax.Array, expert_N: jax.Array) ->
     as large as all kernels that is zero except for one kernel.
     """
     R, (E, _, O) = x_NRI.shape[1], kernel_EIO.shape
+    empty_RO = jnp.zeros((R, O), x_NRI.dtype)
 
-    def block(_, operands):
+    def few_rows(_, operands):
         x_RI, expert = operands
-        product = partial(_dot_pieces if R <= FEW_ROWS else _dot, x_RI, kernel_EIO, expert)
-        return None, jax.lax.cond(expert < E, product, lambda: jnp.zeros((R, O), x_RI.dtype))
+        return None, jax.lax.cond(expert < E, lambda: _dot_pieces(x_RI, kernel_EIO, expert), lambda: empty_RO)
 
-    return jax.lax.scan(block, None, (x_NRI, expert_N))[1]
+    def many_rows(carry, operands):
+        (kernel_IO, last), (x_RI, expert) = carry, operands
+        kernel_IO = jax.lax.cond(expert == last, lambda: kernel_IO, lambda: _kernel(kernel_EIO, expert))
+        return (kernel_IO, expert), jax.lax.cond(expert < E, lambda: x_RI @ kernel_IO, lambda: empty_RO)
+
+    if R <= FEW_ROWS:
+        return jax.lax.scan(few_rows, None, (x_NRI, expert_N))[1]
+    # XLA copies the kernel that it multiplies by. Neighbouring blocks of an expert share the copy.
+    return jax.lax.scan(many_rows, (kernel_EIO[0], jnp.int32(0)), (x_NRI, expert_N))[1]
 
 
-def _dot(x_RI: jax.Array, kernel_EIO: jax.Array, expert: jax.Array) -> jax.Array:
-    return x_RI @ jax.lax.dynamic_index_in_dim(kernel_EIO, expert, keepdims=False)
+def _kernel(kernel_EIO: jax.Array, expert: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(kernel_EIO, expert, keepdims=False)
 
 
 def _dot_pieces(x_RI: jax.Array, kernel_EIO: jax.Array, expert: jax.Array) -> jax.Array:
-    """Return the value of ``_dot``, computed as a sum over pieces of the kernel.
+    """Return x_RI times the kernel of ``expert``, computed as a sum over pieces of the kernel.
 
     XLA copies the slice of the kernel before it multiplies. For few rows, this copy takes longer than the product,
     unless it fits in the cache.
@@ -139,7 +147,7 @@ def _dot_pieces(x_RI: jax.Array, kernel_EIO: jax.Array, expert: jax.Array) -> ja
     J = next(size for size in range(min(most, I), 0, -1) if I % size == 0)
 
     if J == I:
-        return _dot(x_RI, kernel_EIO, expert)
+        return x_RI @ _kernel(kernel_EIO, expert)
 
     def piece(y_RO, start):
         kernel_JO = jax.lax.dynamic_slice(kernel_EIO, (expert, start, 0), (1, J, O))[0]
@@ -160,9 +168,9 @@ def _grouped_dot_backward(saved, dy_NRO):
         x_RI, dy_RO, expert = operands
 
         def add(dkernel_EIO):
-            kernel_IO = jax.lax.dynamic_index_in_dim(kernel_EIO, expert, keepdims=False)
+            kernel_IO = _kernel(kernel_EIO, expert)
             dx_RI = jax.lax.dot_general(dy_RO, kernel_IO, (((1,), (1,)), ((), ())))
-            before_IO = jax.lax.dynamic_index_in_dim(dkernel_EIO, expert, keepdims=False)
+            before_IO = _kernel(dkernel_EIO, expert)
             after_IO = before_IO + jax.lax.dot_general(x_RI, dy_RO, (((0,), (0,)), ((), ())))
             return jax.lax.dynamic_update_index_in_dim(dkernel_EIO, after_IO, expert, 0), dx_RI
 
