@@ -1,7 +1,7 @@
 """The effect of QK-norm on the largest stable learning rate: OLMo 2 with and without it, trained at many rates.
 
-    uv run python shared/benchmarks/olmo_stability.py
-    uv run python shared/benchmarks/olmo_stability.py --norm before
+    uv run --all-packages python shared/benchmarks/olmo_stability.py
+    uv run --all-packages python shared/benchmarks/olmo_stability.py --norm before
 
 The second command puts the norms before the layers, as in OLMo 1 and Llama, to show the effect of QK-norm alone.
 
