@@ -21,7 +21,7 @@ from scratch_bert import (
 )
 from scratch_core.errors import CheckpointError, ConfigError, DataError
 from scratch_core.fine_tuning import start_from
-from scratch_core.layers import LoRAParam, scan_layers
+from scratch_core.layers import LoRAParam
 from scratch_core.parallel import make_mesh
 from scratch_core.tasks import find_task
 from scratch_core.testing import (
@@ -29,6 +29,7 @@ from scratch_core.testing import (
     QuestionAnsweringContract,
     SequenceClassificationContract,
     TokenClassificationContract,
+    check_scanned_and_rematerialised,
     jitted,
     random_batch,
 )
@@ -115,37 +116,12 @@ def test_the_product_of_two_new_positions_depends_on_their_distance_alone():
     assert np.diag(products) == pytest.approx((2 * SMALL.initial_scale) ** 2, rel=1e-4)
 
 
-def loss_and_gradients(model, batch):
-    """Return the mean loss, and the gradients under transformers' names."""
-    graphdef, parameters, rest = nnx.split(model, nnx.Param, ...)
-    mean = jax.jit(
-        jax.value_and_grad(lambda parameters: jnp.divide(*nnx.merge(graphdef, parameters, rest).loss(batch)))
-    )
-    loss, gradients = mean(parameters)
-    return float(loss), scratch_core.to_hf(model, gradients)
-
-
 def test_scanned_and_rematerialised_layers_compute_the_same(tmp_path):
-    """Loss, gradients and the saved file."""
     model = BertForMaskedLM(dataclasses.replace(SMALL, num_layers=2), rngs=nnx.Rngs(0))
     model.eval()
     mask = np.ones((2, 24), np.int32)
     mask[1, 15:] = 0
-    batch = {**random_batch("masked_lm", SMALL, 2), "attention_mask": mask}
-    loss, gradients = loss_and_gradients(model, batch)
-    model.save_pretrained(tmp_path / "plain")
-    model.remat_layers = True
-    for scan in (False, True):
-        if scan:
-            scan_layers(model)
-        again, found = loss_and_gradients(model, batch)
-        assert again == pytest.approx(loss, abs=1e-6)
-        assert found.keys() == gradients.keys()
-        for key, gradient in gradients.items():
-            np.testing.assert_allclose(found[key], gradient, atol=1e-6, err_msg=key)
-    model.save_pretrained(tmp_path / "scanned")
-    plain, scanned = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "scanned"))
-    assert plain == scanned
+    check_scanned_and_rematerialised(model, random_batch("masked_lm", SMALL, 2) | {"attention_mask": mask}, tmp_path)
 
 
 def test_collectives_of_a_step_on_a_mesh():

@@ -2,18 +2,21 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scratch_core
 from flax import nnx
 from scratch_core import generate
 from scratch_core.errors import ConfigError
-from scratch_core.layers import ScannedBlocks, scan_layers
+from scratch_core.layers import ScannedBlocks
 from scratch_core.parallel import make_mesh
 from scratch_core.tasks import find_task
-from scratch_core.testing import SequenceToSequenceContract, jitted, random_batch
+from scratch_core.testing import (
+    SequenceToSequenceContract,
+    check_scanned_and_rematerialised,
+    jitted,
+    random_batch,
+)
 from scratch_core.train import adamw
 from scratch_core.train.plan import plan_step
 from scratch_t5 import T5, T5Config
@@ -90,39 +93,16 @@ def test_a_config_without_the_decoders_depth_has_the_encoders():
     assert T5Config.from_hf(fields).num_decoder_layers == 3
 
 
-def loss_and_gradients(model, batch):
-    """Return the mean loss, and the gradients under transformers' names."""
-    graphdef, parameters, rest = nnx.split(model, nnx.Param, ...)
-    mean = jax.jit(
-        jax.value_and_grad(lambda parameters: jnp.divide(*nnx.merge(graphdef, parameters, rest).loss(batch)))
-    )
-    loss, gradients = mean(parameters)
-    return float(loss), scratch_core.to_hf(model, gradients)
-
-
 def test_scanned_and_rematerialised_layers_compute_the_same(tmp_path):
-    """Both stacks: loss, gradients, the saved file, and what the model writes from its cache."""
+    """Both stacks; and the model writes the same from its cache."""
     model = T5(dataclasses.replace(T5Config.tiny(), num_layers=2, num_decoder_layers=3), rngs=nnx.Rngs(0))
     model.eval()
     batch = random_batch("seq2seq", model.config, 2)
-    loss, gradients = loss_and_gradients(model, batch)
     written = generate(model, batch["input_ids"], max_new_tokens=4)
-    model.save_pretrained(tmp_path / "plain")
-    model.remat_layers = True
-    for scan in (False, True):
-        if scan:
-            scan_layers(model)
-            assert isinstance(model.encoder.layers, ScannedBlocks)
-            assert isinstance(model.decoder.layers, ScannedBlocks)
-        again, found = loss_and_gradients(model, batch)
-        assert again == pytest.approx(loss, abs=1e-5)
-        assert found.keys() == gradients.keys()
-        for key, gradient in gradients.items():
-            np.testing.assert_allclose(found[key], gradient, atol=1e-5, err_msg=key)
+    check_scanned_and_rematerialised(model, batch, tmp_path)
+    assert isinstance(model.encoder.layers, ScannedBlocks)
+    assert isinstance(model.decoder.layers, ScannedBlocks)
     np.testing.assert_array_equal(generate(model, batch["input_ids"], max_new_tokens=4), written)
-    model.save_pretrained(tmp_path / "scanned")
-    plain, scanned = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "scanned"))
-    assert plain == scanned
 
 
 def test_collectives_of_a_step_on_a_mesh():

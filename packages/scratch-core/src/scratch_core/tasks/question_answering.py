@@ -247,14 +247,16 @@ def answer_all(
 ) -> list[list[Answer]]:
     """Return the ``top`` likeliest answers to each question from its context, likeliest first.
 
-    They are those of the question-answering pipeline of transformers 4.56. A long context is read in windows of at most
-    ``max_tokens`` tokens, including the question; neighbouring windows share ``stride`` tokens (None: those of
-    :func:`shared`). The score of a span of at most ``max_answer_tokens`` tokens is the probability of its first
-    token times that of its last, each among [CLS] and the tokens of the window's context. Of each window, the best
-    ``2 * top + 10`` spans count; each is widened to whole words unless ``align_to_words`` is False, which suits
-    languages that put no spaces between words. Spans with the same text, ignoring case, are one answer: it has the sum
-    of their scores, and the place where it is read first. Windows that share it both count, so that the sum can exceed
-    1. With ``no_answer``, [CLS] ("no answer") competes; its score is the lowest over all windows.
+    A long context is read in windows of at most ``max_tokens`` tokens, including the question; neighbouring windows
+    share ``stride`` tokens (None: those of :func:`shared`). With the same windows, the answers are those of the
+    question-answering pipeline of transformers 4.56.
+
+    The score of a span of at most ``max_answer_tokens`` tokens is the probability of its first token times that of its
+    last, each among [CLS] and the tokens of the window's context. Of each window, the best ``2 * top + 10`` spans
+    count; each is widened to whole words unless ``align_to_words`` is False, which suits languages that put no spaces
+    between words. Spans with the same text, ignoring case, are one answer: it has the sum of their scores, and the
+    place where it is read first. Windows that share it both count, so that the sum can exceed 1. With ``no_answer``,
+    [CLS] ("no answer") competes; its score is the lowest over all windows.
 
     Raises DataError for an empty context, ConfigError if a question fills the window or an argument is out of range.
     """

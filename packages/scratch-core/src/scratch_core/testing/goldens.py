@@ -58,13 +58,18 @@ def jitted(model: nnx.Module, method: str = "__call__") -> Callable[..., Any]:
     return partial(call, state)
 
 
-def check_gradients(model: Any, loss: Callable[[Any], jax.Array], io: dict[str, np.ndarray]) -> None:
-    """Compare the loss, and its gradients under the reference's names, with ``loss`` and ``grad.*``."""
+def loss_and_gradients(model: Any, loss: Callable[[Any], jax.Array]) -> tuple[jax.Array, dict[str, np.ndarray]]:
+    """Return ``loss(model)``, and its gradients under the reference's names."""
     graphdef, parameters, rest = nnx.split(model, nnx.Param, ...)
     value_and_grad = jax.value_and_grad(lambda parameters: loss(nnx.merge(graphdef, parameters, rest)))
     value, gradients = jax.jit(value_and_grad)(parameters)
+    return value, to_hf(model, gradients)
+
+
+def check_gradients(model: Any, loss: Callable[[Any], jax.Array], io: dict[str, np.ndarray]) -> None:
+    """Compare the loss, and its gradients under the reference's names, with ``loss`` and ``grad.*``."""
+    value, theirs = loss_and_gradients(model, loss)
     assert_close(value, io["loss"], LOSS, "loss")
-    theirs = to_hf(model, gradients)
     names = [name for name in io if name.startswith("grad.")]
     assert names
     for name in names:

@@ -1,16 +1,19 @@
-"""Training of any model: it overfits one batch, and a mesh of devices gives the losses of one device."""
+"""Training of any model: it overfits one batch, and scanned layers or a mesh of devices give the same losses."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
+from scratch_core.layers import scan_layers
 from scratch_core.parallel import make_mesh
 from scratch_core.tasks import find_task
-from scratch_core.testing.goldens import assert_close
+from scratch_core.testing.goldens import assert_close, loss_and_gradients
 from scratch_core.train.trainer import Trainer
 
 MESHES = {"1x1": (1, 1), "8x1": (8, 1), "1x4": (1, 4), "4x2": (4, 2)}
@@ -24,6 +27,31 @@ def overfit_one_batch(model: Any, batch: Any, *, steps: int = 60, rate: float = 
     after = trainer.evaluate([batch])["loss"]
     assert after < 0.1 * before, f"loss {before:.3f} fell only to {after:.3f} in {steps} steps"
     return after
+
+
+def check_scanned_and_rematerialised(model: Any, batch: Any, folder: Path) -> None:
+    """Check that the model's layers, rematerialised and then also scanned, give its loss, gradients and saved file.
+
+    ``folder`` is for the files. The model's layers stay scanned.
+    """
+
+    def measure() -> tuple[jax.Array, dict[str, np.ndarray]]:
+        return loss_and_gradients(model, lambda model: jnp.divide(*model.loss(batch)))
+
+    loss, gradients = measure()
+    model.save_pretrained(folder / "plain")
+    model.remat_layers = True
+    for scan in (False, True):
+        if scan:
+            scan_layers(model)
+        again, found = measure()
+        assert_close(again, np.asarray(loss), 1e-6, "loss")
+        assert found.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            assert_close(found[name], np.asarray(gradient), 1e-6, name)
+    model.save_pretrained(folder / "scanned")
+    plain, scanned = ((folder / name / "model.safetensors").read_bytes() for name in ("plain", "scanned"))
+    assert plain == scanned, "the saved files differ"
 
 
 def check_meshes(model_class: Any, config: Any, meshes: Sequence[str] = ("8x1", "1x4", "4x2")) -> None:
